@@ -1,0 +1,564 @@
+/**
+ * What went wrong, as data. Every failure of this library is a {@link DatabaseError}: an `SqlError` (so that
+ * `catchTag("SqlError")` and every library written on `@effect/sql` see it) that also carries a {@link Reason}.
+ *
+ * A reason answers two separate questions: what may be retried ({@link Retry}) and what becomes of the connection
+ * ({@link Fate}). Codes are those of PostgreSQL's appendix "PostgreSQL Error Codes" (13 to 18).
+ *
+ * No message holds a parameter, a row's values or a password. What the server said in full is kept redacted in
+ * {@link ServerFields}, for the caller who asks for it by name.
+ */
+import { SqlError } from "@effect/sql/SqlError"
+import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+import * as Predicate from "effect/Predicate"
+import * as Redacted from "effect/Redacted"
+
+// -----------------------------------------------------------------------------
+// model
+// -----------------------------------------------------------------------------
+
+/**
+ * What may be run again after an error.
+ *
+ * - `transaction`: the whole outermost transaction; the server guarantees that nothing of it was kept.
+ * - `unsent`: only what had not been sent to the server yet.
+ * - `unknown`: nothing, before it is known whether the transaction committed.
+ * - `never`: nothing; the same work fails in the same way.
+ */
+export type Retry = "transaction" | "unsent" | "unknown" | "never"
+
+/**
+ * What becomes of the connection that reported an error.
+ *
+ * - `keep`: it is healthy and goes back to the pool.
+ * - `destroy`: it is closed.
+ * - `invalidate`: it is closed, and so is every connection that is older than the error.
+ */
+export type Fate = "keep" | "destroy" | "invalidate"
+
+/** The moment of a connection's life at which it was lost. */
+export type Phase = "dial" | "acquire" | "sent" | "commit"
+
+/** The fields of PostgreSQL's ErrorResponse message (documentation, chapter "Error and Notice Message Fields"). */
+export interface ServerFields {
+  /** The SQLSTATE, five characters. */
+  readonly code: string
+  readonly severity: string
+  readonly schema: string | undefined
+  readonly table: string | undefined
+  readonly column: string | undefined
+  readonly constraint: string | undefined
+  readonly dataType: string | undefined
+  /** The server's text. It can hold values ("invalid input syntax for type uuid: ..."), so it is redacted. */
+  readonly serverMessage: Redacted.Redacted
+  /** The server's detail, which often holds the values of a row. */
+  readonly detail: Redacted.Redacted | undefined
+  /** The server's hint. */
+  readonly hint: Redacted.Redacted | undefined
+}
+
+/** Why a connection could not be opened. */
+export type ConnectProblem =
+  | "host not found"
+  | "refused"
+  | "unreachable"
+  | "timeout"
+  | "closed by the server"
+  | "tls"
+  | "protocol"
+
+interface ServerReason<Tag extends string> extends ServerFields {
+  readonly _tag: Tag
+}
+
+/** How many connections a pool had, and what they did, at the moment of an error. */
+export interface PoolState {
+  readonly total: number
+  readonly idle: number
+  readonly busy: number
+  /** Callers that wait for a connection. */
+  readonly waiting: number
+  readonly max: number
+}
+
+/** What the server can answer, by the name that {@link classify} gives it. */
+export type ServerTag =
+  | "SerializationFailure"
+  | "DeadlockDetected"
+  | "LockTimeout"
+  | "StatementTimeout"
+  | "StatementCancelled"
+  | "IdleInTransactionTimeout"
+  | "TransactionTimeout"
+  | "IdleSessionTimeout"
+  | "ServerShutdown"
+  | "ServerStarting"
+  | "DatabaseUnavailable"
+  | "TooManyConnections"
+  | "ServerResources"
+  | "ServerSystemError"
+  | "AuthenticationFailed"
+  | "ReadOnlyTransaction"
+  | "InvalidTransactionState"
+  | "StalePreparedStatement"
+  | "ProtocolViolation"
+  | "ServerConnectionException"
+  | "UniqueViolation"
+  | "ForeignKeyViolation"
+  | "NotNullViolation"
+  | "CheckViolation"
+  | "ExclusionViolation"
+  | "IntegrityViolation"
+  | "ValueTooLong"
+  | "OutOfRange"
+  | "InvalidInput"
+  | "DataException"
+  | "PermissionDenied"
+  | "UndefinedObject"
+  | "DuplicateObject"
+  | "SyntaxError"
+  | "InvalidStatement"
+  | "ObjectState"
+  | "FeatureNotSupported"
+  | "RaisedException"
+  | "ServerError"
+
+/** Why something failed. The tags are stable; match on them. */
+export type Reason =
+  | { [Tag in ServerTag]: ServerReason<Tag> }[ServerTag]
+  /** No connection could be opened. `target` is host and port, never a user or a password. */
+  | {
+      readonly _tag: "ConnectFailed"
+      readonly problem: ConnectProblem
+      readonly target: string
+      /** The operating system's or TLS library's code, such as `ECONNREFUSED`. */
+      readonly systemCode: string | undefined
+    }
+  /** An open connection was lost. */
+  | { readonly _tag: "ConnectionLost"; readonly phase: Phase; readonly systemCode: string | undefined }
+  /** No connection became free within the acquire timeout (milliseconds). */
+  | { readonly _tag: "AcquireTimeout"; readonly timeoutMillis: number; readonly pool: PoolState }
+  /** The waiting queue of the pool is full. */
+  | { readonly _tag: "Overloaded"; readonly pool: PoolState }
+  /** The pool was closed. */
+  | { readonly _tag: "PoolClosed" }
+  /** A caller waited for a second connection while it held one, and so did whoever held the others. */
+  | { readonly _tag: "NestedAcquire"; readonly holders: ReadonlyArray<string>; readonly pool: PoolState }
+  /** A statement was sent in a transaction that an earlier error had aborted (25P02). */
+  | { readonly _tag: "TransactionAborted"; readonly first: Reason | undefined }
+  /** The body succeeded, but the server answered COMMIT with ROLLBACK because a statement had failed. */
+  | { readonly _tag: "TransactionRolledBack"; readonly first: Reason | undefined }
+  /** The connection was lost after COMMIT was sent; `transactionId` is the server's id of it, if it had one. */
+  | {
+      readonly _tag: "CommitOutcomeUnknown"
+      readonly transactionId: string | undefined
+      readonly systemCode: string | undefined
+    }
+  /** A connection or a transaction was used after its end. */
+  | { readonly _tag: "TransactionEnded" }
+  /** The statement was never sent, because the client cannot express it (a NUL byte, too many parameters). */
+  | { readonly _tag: "InvalidRequest"; readonly problem: string }
+
+/** The tag of a {@link Reason}. */
+export type ReasonTag = Reason["_tag"]
+
+// -----------------------------------------------------------------------------
+// errors
+// -----------------------------------------------------------------------------
+
+/** An `SqlError` that says why. Its `_tag` is `SqlError`; `reason._tag` names the reason. */
+export class DatabaseError extends SqlError {
+  readonly reason: Reason
+  constructor(props: {
+    readonly reason: Reason
+    /** Where it happened, such as `execute`, `commit`, `connect`. */
+    readonly operation: string
+    readonly cause?: unknown
+  }) {
+    super({
+      message: `${props.operation}: ${describe(props.reason)}`,
+      ...(props.cause === undefined ? {} : { cause: props.cause })
+    })
+    this.reason = props.reason
+  }
+
+  /** What may be retried after this error. */
+  get retry(): Retry {
+    return policy(this.reason).retry
+  }
+
+  /** What becomes of the connection after this error. */
+  get fate(): Fate {
+    return policy(this.reason).fate
+  }
+
+  static is(error: unknown): error is DatabaseError {
+    return error instanceof DatabaseError
+  }
+}
+
+// -----------------------------------------------------------------------------
+// constructors
+// -----------------------------------------------------------------------------
+
+/** The reason of any error: its own if it is a {@link DatabaseError} or wraps one, or else read from its `code`. */
+export const reasonOf = (error: unknown): Reason | undefined => {
+  if (DatabaseError.is(error)) return error.reason
+  if (!Predicate.isObject(error)) return undefined
+  if (isServerError(error)) return classify(error)
+  return "cause" in error && error.cause !== error ? reasonOf(error.cause) : undefined
+}
+
+/** Reads PostgreSQL's ErrorResponse, as `pg` gives it, into a {@link Reason}. */
+export const classify = (error: ServerErrorLike): Reason => {
+  const tag = byCode.get(error.code) ?? byClass.get(error.code.slice(0, 2)) ?? "ServerError"
+  const text = error.message ?? ""
+  const fields: ServerReason<ServerTag> = {
+    _tag: tag === "StatementCancelled" && isStatementTimeout(text) ? "StatementTimeout" : refine(tag, text),
+    code: error.code,
+    severity: error.severity ?? "ERROR",
+    schema: error.schema,
+    table: error.table,
+    column: error.column,
+    constraint: error.constraint,
+    dataType: error.dataType,
+    serverMessage: Redacted.make(text),
+    detail: error.detail === undefined ? undefined : Redacted.make(error.detail),
+    hint: error.hint === undefined ? undefined : Redacted.make(error.hint)
+  }
+  return fields as Reason
+}
+
+/** The fields of an ErrorResponse that {@link classify} reads. */
+export interface ServerErrorLike {
+  readonly code: string
+  readonly message?: string | undefined
+  readonly severity?: string | undefined
+  readonly schema?: string | undefined
+  readonly table?: string | undefined
+  readonly column?: string | undefined
+  readonly constraint?: string | undefined
+  readonly dataType?: string | undefined
+  readonly detail?: string | undefined
+  readonly hint?: string | undefined
+}
+
+/** Whether a value is an ErrorResponse of PostgreSQL: it has a SQLSTATE and a severity. */
+export const isServerError = (error: unknown): error is ServerErrorLike =>
+  Predicate.isObject(error) &&
+  "code" in error &&
+  typeof error.code === "string" &&
+  /^[0-9A-Z]{5}$/.test(error.code) &&
+  "severity" in error
+
+/** What may be retried and what becomes of the connection. */
+export const policy = (reason: Reason): { readonly retry: Retry; readonly fate: Fate } => {
+  const base = policies[reason._tag]
+  const lostInTransit = reason._tag === "ConnectionLost" && reason.phase === "commit"
+  const retry = lostInTransit ? "unknown" : base.retry
+  return isFatal(reason) && base.fate === "keep" ? { retry, fate: "destroy" } : { retry, fate: base.fate }
+}
+
+// -----------------------------------------------------------------------------
+// combinators
+// -----------------------------------------------------------------------------
+
+type ReasonOf<Tag extends ReasonTag> = Extract<Reason, { readonly _tag: Tag }>
+
+/** Handles the errors of one reason; every other error passes. */
+export const catchReason: {
+  <const Tag extends ReasonTag, A2, E2, R2>(
+    tag: Tag,
+    handle: (reason: ReasonOf<Tag>, error: SqlError) => Effect.Effect<A2, E2, R2>
+  ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A | A2, E | E2, R | R2>
+  <A, E, R, const Tag extends ReasonTag, A2, E2, R2>(
+    self: Effect.Effect<A, E, R>,
+    tag: Tag,
+    handle: (reason: ReasonOf<Tag>, error: SqlError) => Effect.Effect<A2, E2, R2>
+  ): Effect.Effect<A | A2, E | E2, R | R2>
+} = dual(
+  3,
+  <A, E, R, const Tag extends ReasonTag, A2, E2, R2>(
+    self: Effect.Effect<A, E, R>,
+    tag: Tag,
+    handle: (reason: ReasonOf<Tag>, error: SqlError) => Effect.Effect<A2, E2, R2>
+  ): Effect.Effect<A | A2, E | E2, R | R2> =>
+    Effect.catchAll(self, (error): Effect.Effect<A2, E | E2, R2> => {
+      const reason = error instanceof SqlError ? reasonOf(error) : undefined
+      return reason?._tag === tag
+        ? handle(reason as ReasonOf<Tag>, error as E & SqlError)
+        : Effect.fail(error)
+    })
+)
+
+type ConstraintTag =
+  | "UniqueViolation"
+  | "ForeignKeyViolation"
+  | "CheckViolation"
+  | "NotNullViolation"
+  | "ExclusionViolation"
+
+interface CatchConstraint<Tag extends ConstraintTag> {
+  <E2>(
+    name: string,
+    toError: (reason: ReasonOf<Tag>) => E2
+  ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | E2, R>
+  <A, E, R, E2>(
+    self: Effect.Effect<A, E, R>,
+    name: string,
+    toError: (reason: ReasonOf<Tag>) => E2
+  ): Effect.Effect<A, E | E2, R>
+}
+
+const catchConstraint = <Tag extends ConstraintTag>(
+  tag: Tag,
+  nameOf: (reason: ReasonOf<Tag>) => string | undefined
+): CatchConstraint<Tag> =>
+  dual(
+    3,
+    <A, E, R, E2>(
+      self: Effect.Effect<A, E, R>,
+      name: string,
+      toError: (reason: ReasonOf<Tag>) => E2
+    ): Effect.Effect<A, E | E2, R> =>
+      catchReason(self, tag, (reason, error): Effect.Effect<never, E | E2> =>
+        Effect.fail(nameOf(reason) === name ? toError(reason) : (error as E & SqlError))
+      )
+  )
+
+/** Turns the violation of the unique constraint or index with exactly this name into an error of your own. */
+export const catchUniqueViolation = catchConstraint("UniqueViolation", (reason) => reason.constraint)
+
+/** Turns the violation (23503, or 23001 from RESTRICT on 18) of the foreign key with exactly this name into an error. */
+export const catchForeignKeyViolation = catchConstraint("ForeignKeyViolation", (reason) => reason.constraint)
+
+/** Turns the violation of the check constraint with exactly this name into an error of your own. */
+export const catchCheckViolation = catchConstraint("CheckViolation", (reason) => reason.constraint)
+
+/** Turns the violation of the exclusion constraint with exactly this name into an error of your own. */
+export const catchExclusionViolation = catchConstraint("ExclusionViolation", (reason) => reason.constraint)
+
+/** Turns a null in the column with exactly this name into an error of your own (PostgreSQL names the column only). */
+export const catchNotNullViolation = catchConstraint("NotNullViolation", (reason) => reason.column)
+
+// -----------------------------------------------------------------------------
+// the tables
+// -----------------------------------------------------------------------------
+
+const byCode = new Map<string, ServerTag>([
+  ["40001", "SerializationFailure"],
+  ["40000", "SerializationFailure"],
+  ["OC000", "SerializationFailure"],
+  ["OC001", "SerializationFailure"],
+  ["40P01", "DeadlockDetected"],
+  ["40002", "IntegrityViolation"],
+  ["40003", "ServerConnectionException"],
+  ["55P03", "LockTimeout"],
+  ["57014", "StatementCancelled"],
+  ["25P03", "IdleInTransactionTimeout"],
+  ["25P04", "TransactionTimeout"],
+  ["57P05", "IdleSessionTimeout"],
+  ["57P01", "ServerShutdown"],
+  ["57P02", "ServerShutdown"],
+  ["57P03", "ServerStarting"],
+  ["57P04", "DatabaseUnavailable"],
+  ["3D000", "DatabaseUnavailable"],
+  ["53300", "TooManyConnections"],
+  ["53400", "TooManyConnections"],
+  ["25006", "ReadOnlyTransaction"],
+  ["26000", "StalePreparedStatement"],
+  ["42P05", "StalePreparedStatement"],
+  ["0A000", "FeatureNotSupported"],
+  ["08P01", "ProtocolViolation"],
+  ["23505", "UniqueViolation"],
+  ["23503", "ForeignKeyViolation"],
+  ["23001", "ForeignKeyViolation"],
+  ["23502", "NotNullViolation"],
+  ["23514", "CheckViolation"],
+  ["23P01", "ExclusionViolation"],
+  ["22001", "ValueTooLong"],
+  ["22003", "OutOfRange"],
+  ["22P02", "InvalidInput"],
+  ["42501", "PermissionDenied"],
+  ["42601", "SyntaxError"],
+  ["42P01", "UndefinedObject"],
+  ["42703", "UndefinedObject"],
+  ["42704", "UndefinedObject"],
+  ["42883", "UndefinedObject"],
+  ["42P02", "UndefinedObject"],
+  ["3F000", "UndefinedObject"],
+  ["42P07", "DuplicateObject"],
+  ["42P06", "DuplicateObject"],
+  ["42P04", "DuplicateObject"],
+  ["42701", "DuplicateObject"],
+  ["42710", "DuplicateObject"],
+  ["42723", "DuplicateObject"]
+])
+
+const byClass = new Map<string, ServerTag>([
+  ["08", "ServerConnectionException"],
+  ["0A", "FeatureNotSupported"],
+  ["22", "DataException"],
+  ["23", "IntegrityViolation"],
+  ["25", "InvalidTransactionState"],
+  ["2D", "InvalidTransactionState"],
+  ["3B", "InvalidTransactionState"],
+  ["28", "AuthenticationFailed"],
+  ["40", "SerializationFailure"],
+  ["42", "InvalidStatement"],
+  ["44", "CheckViolation"],
+  ["53", "ServerResources"],
+  ["54", "InvalidStatement"],
+  ["55", "ObjectState"],
+  ["57", "ServerShutdown"],
+  ["58", "ServerSystemError"],
+  ["F0", "ServerSystemError"],
+  ["P0", "RaisedException"]
+])
+
+const policies: { readonly [Tag in ReasonTag]: { readonly retry: Retry; readonly fate: Fate } } = {
+  SerializationFailure: { retry: "transaction", fate: "keep" },
+  DeadlockDetected: { retry: "transaction", fate: "keep" },
+  LockTimeout: { retry: "never", fate: "keep" },
+  StatementTimeout: { retry: "never", fate: "keep" },
+  StatementCancelled: { retry: "never", fate: "keep" },
+  IdleInTransactionTimeout: { retry: "never", fate: "destroy" },
+  TransactionTimeout: { retry: "never", fate: "destroy" },
+  IdleSessionTimeout: { retry: "unsent", fate: "destroy" },
+  ServerShutdown: { retry: "unsent", fate: "invalidate" },
+  ServerStarting: { retry: "unsent", fate: "destroy" },
+  DatabaseUnavailable: { retry: "never", fate: "invalidate" },
+  TooManyConnections: { retry: "unsent", fate: "destroy" },
+  ServerResources: { retry: "never", fate: "invalidate" },
+  ServerSystemError: { retry: "never", fate: "invalidate" },
+  AuthenticationFailed: { retry: "never", fate: "destroy" },
+  ReadOnlyTransaction: { retry: "never", fate: "invalidate" },
+  InvalidTransactionState: { retry: "never", fate: "keep" },
+  StalePreparedStatement: { retry: "never", fate: "keep" },
+  ProtocolViolation: { retry: "never", fate: "destroy" },
+  ServerConnectionException: { retry: "unsent", fate: "destroy" },
+  UniqueViolation: { retry: "never", fate: "keep" },
+  ForeignKeyViolation: { retry: "never", fate: "keep" },
+  NotNullViolation: { retry: "never", fate: "keep" },
+  CheckViolation: { retry: "never", fate: "keep" },
+  ExclusionViolation: { retry: "never", fate: "keep" },
+  IntegrityViolation: { retry: "never", fate: "keep" },
+  ValueTooLong: { retry: "never", fate: "keep" },
+  OutOfRange: { retry: "never", fate: "keep" },
+  InvalidInput: { retry: "never", fate: "keep" },
+  DataException: { retry: "never", fate: "keep" },
+  PermissionDenied: { retry: "never", fate: "keep" },
+  UndefinedObject: { retry: "never", fate: "keep" },
+  DuplicateObject: { retry: "never", fate: "keep" },
+  SyntaxError: { retry: "never", fate: "keep" },
+  InvalidStatement: { retry: "never", fate: "keep" },
+  ObjectState: { retry: "never", fate: "keep" },
+  FeatureNotSupported: { retry: "never", fate: "keep" },
+  RaisedException: { retry: "never", fate: "keep" },
+  ServerError: { retry: "never", fate: "keep" },
+  ConnectFailed: { retry: "unsent", fate: "destroy" },
+  ConnectionLost: { retry: "unsent", fate: "destroy" },
+  AcquireTimeout: { retry: "unsent", fate: "keep" },
+  Overloaded: { retry: "unsent", fate: "keep" },
+  PoolClosed: { retry: "never", fate: "keep" },
+  NestedAcquire: { retry: "never", fate: "keep" },
+  TransactionAborted: { retry: "never", fate: "keep" },
+  TransactionRolledBack: { retry: "never", fate: "keep" },
+  CommitOutcomeUnknown: { retry: "unknown", fate: "destroy" },
+  TransactionEnded: { retry: "never", fate: "keep" },
+  InvalidRequest: { retry: "never", fate: "keep" }
+}
+
+/** Errors whose server text names objects only; every other text can hold values and is left out of messages. */
+const textNamesObjectsOnly: ReadonlySet<ReasonTag> = new Set<ReasonTag>([
+  "SerializationFailure",
+  "DeadlockDetected",
+  "LockTimeout",
+  "StatementTimeout",
+  "StatementCancelled",
+  "IdleInTransactionTimeout",
+  "TransactionTimeout",
+  "IdleSessionTimeout",
+  "ServerShutdown",
+  "ServerStarting",
+  "DatabaseUnavailable",
+  "TooManyConnections",
+  "AuthenticationFailed",
+  "ReadOnlyTransaction",
+  "InvalidTransactionState",
+  "StalePreparedStatement",
+  "UniqueViolation",
+  "ForeignKeyViolation",
+  "NotNullViolation",
+  "ExclusionViolation",
+  "PermissionDenied",
+  "UndefinedObject",
+  "DuplicateObject",
+  "SyntaxError",
+  "InvalidStatement",
+  "ObjectState"
+])
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+const isStatementTimeout = (text: string) => /statement timeout/i.test(text)
+
+/** PostgreSQL reports a plan that no longer fits with the code of every unsupported feature. */
+const refine = (tag: ServerTag, text: string): ServerTag =>
+  tag === "FeatureNotSupported" && text === "cached plan must not change result type"
+    ? "StalePreparedStatement"
+    : tag
+
+const isFatal = (reason: Reason) =>
+  "severity" in reason && (reason.severity === "FATAL" || reason.severity === "PANIC")
+
+const describePool = (pool: PoolState) =>
+  `${pool.busy} of ${pool.max} connections busy, ${pool.idle} idle, ${pool.waiting} waiting`
+
+/** One line that says what happened, without any value. */
+const describe = (reason: Reason): string => {
+  switch (reason._tag) {
+    case "ConnectFailed":
+      return `cannot connect to ${reason.target}: ${reason.problem}${
+        reason.systemCode === undefined ? "" : ` (${reason.systemCode})`
+      }`
+    case "ConnectionLost":
+      return `the connection was lost (${reason.phase}${reason.systemCode === undefined ? "" : `, ${reason.systemCode}`})`
+    case "AcquireTimeout":
+      return `no connection became free within ${reason.timeoutMillis} ms (${describePool(reason.pool)})`
+    case "Overloaded":
+      return `too many callers wait for a connection (${describePool(reason.pool)})`
+    case "PoolClosed":
+      return "the pool is closed"
+    case "NestedAcquire":
+      return `a second connection was asked for while holding one, and no other will become free (${describePool(
+        reason.pool
+      )}; held by ${reason.holders.join(", ")}): run the inner statements on the transaction that is open`
+    case "TransactionAborted":
+      return `the transaction was aborted by an earlier error${
+        reason.first === undefined ? "" : `: ${describe(reason.first)}`
+      }`
+    case "TransactionRolledBack":
+      return `the server rolled the transaction back instead of committing it${
+        reason.first === undefined ? "" : `, because of an earlier error: ${describe(reason.first)}`
+      }`
+    case "CommitOutcomeUnknown":
+      return "the connection was lost while committing; the transaction may or may not have been committed"
+    case "TransactionEnded":
+      return "the transaction or reservation that this connection belonged to has ended"
+    case "InvalidRequest":
+      return reason.problem
+    default: {
+      const where = [reason.schema, reason.table, reason.column]
+        .filter((part) => part !== undefined)
+        .join(".")
+      const text = textNamesObjectsOnly.has(reason._tag) ? `: ${Redacted.value(reason.serverMessage)}` : ""
+      return `${reason._tag} (${reason.code})${where === "" ? "" : ` at ${where}`}${
+        reason.constraint === undefined ? "" : `, constraint ${reason.constraint}`
+      }${text}`
+    }
+  }
+}
