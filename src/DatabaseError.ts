@@ -65,8 +65,9 @@ export type ConnectProblem =
   | "unreachable"
   | "timeout"
   | "closed by the server"
-  | "tls"
-  | "protocol"
+  | "TLS not offered by the server"
+  | "TLS refused"
+  | "not a PostgreSQL server"
 
 interface ServerReason<Tag extends string> extends ServerFields {
   readonly _tag: Tag
@@ -515,6 +516,18 @@ const refine = (tag: ServerTag, text: string): ServerTag =>
 const isFatal = (reason: Reason) =>
   "severity" in reason && (reason.severity === "FATAL" || reason.severity === "PANIC")
 
+const adviceFor: { readonly [Problem in ConnectProblem]: string } = {
+  "host not found": "Check the host of the url.",
+  refused: "Check that the server runs, and the port (or the socket directory) of the url.",
+  unreachable: "Check the host of the url and the network.",
+  timeout: "The server did not answer in time: check host and port, or raise connectTimeout.",
+  "closed by the server": "The server closed the connection before it was ready: look into its log.",
+  "TLS not offered by the server": "Switch TLS on there, or use sslmode=disable in the url.",
+  "TLS refused": "Check the server's certificate, its name, and sslmode and sslrootcert in the url.",
+  "not a PostgreSQL server":
+    "What answers there does not speak PostgreSQL's protocol: check the port of the url."
+}
+
 const describePool = (pool: PoolState) =>
   `${pool.busy} of ${pool.max} connections busy, ${pool.idle} idle, ${pool.waiting} waiting`
 
@@ -524,7 +537,7 @@ const describe = (reason: Reason): string => {
     case "ConnectFailed":
       return `cannot connect to ${reason.target}: ${reason.problem}${
         reason.systemCode === undefined ? "" : ` (${reason.systemCode})`
-      }`
+      }. ${adviceFor[reason.problem]}`
     case "ConnectionLost":
       return `the connection was lost (${reason.phase}${reason.systemCode === undefined ? "" : `, ${reason.systemCode}`})`
     case "AcquireTimeout":

@@ -1,5 +1,9 @@
-import type * as Effect from "effect/Effect"
-import type { DatabaseError } from "../DatabaseError.js"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { DatabaseError } from "../DatabaseError.js"
+import { Backend, type DialOptions, type Response } from "./Backend.js"
+import { endedError } from "./connections.js"
+import { statementError } from "./errors.js"
 
 /**
  * A dedicated PostgreSQL session: one connection outside the pool that belongs to the scope it was opened in and to nobody
@@ -13,10 +17,76 @@ export interface Session {
   /**
    * Runs one statement and gives its rows as objects. Without parameters the text may hold several statements separated by
    * semicolons (the rows of the last one are given). An interruption cancels the statement through PostgreSQL's cancel
-   * protocol and waits until the backend is idle again. Statements of one session run one after the other.
+   * protocol; the next statement waits until the backend is idle again. Statements of one session run one after the other.
    */
   readonly query: <Row extends object = Record<string, unknown>>(
     sql: string,
     params?: ReadonlyArray<unknown>
   ) => Effect.Effect<ReadonlyArray<Row>, DatabaseError>
+
+  /** Calls `listener` with each notification of the channels that the session listens to, until the scope closes. */
+  readonly onNotification: (
+    listener: (notification: Notification) => void
+  ) => Effect.Effect<void, never, Scope.Scope>
+
+  /** Fails when the connection is lost; never succeeds. */
+  readonly lost: Effect.Effect<never, DatabaseError>
+}
+
+/** A message of NOTIFY. */
+export interface Notification {
+  readonly channel: string
+  /** Empty when NOTIFY had no payload. */
+  readonly payload: string
+  /** The backend that sent it. */
+  readonly processId: number
+}
+
+/** Opens a session; it ends with the scope. */
+export const open = (options: DialOptions): Effect.Effect<Session, DatabaseError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const backend = yield* Effect.uninterruptibleMask((restore) =>
+      Effect.tap(restore(Backend.dial(options)), (backend) => Effect.addFinalizer(() => backend.close))
+    )
+    const lock = yield* Effect.makeSemaphore(1)
+    let ended = false
+    yield* Effect.addFinalizer(() =>
+      Effect.sync(() => {
+        ended = true
+      })
+    )
+    return {
+      processId: backend.processId,
+      query: <Row extends object>(text: string, values: ReadonlyArray<unknown> = []) =>
+        lock.withPermits(1)(
+          Effect.suspend(() =>
+            ended
+              ? Effect.fail(endedError)
+              : Effect.map(backend.run({ text, values }), (response) => lastRows<Row>(response))
+          )
+        ),
+      onNotification: (listener) =>
+        Effect.asVoid(
+          Effect.acquireRelease(
+            Effect.sync(() =>
+              backend.onNotification((message) =>
+                listener({
+                  channel: message.channel,
+                  payload: message.payload ?? "",
+                  processId: message.processId
+                })
+              )
+            ),
+            (stop) => Effect.sync(stop)
+          )
+        ),
+      lost: Effect.async<never, DatabaseError>((resume) => {
+        backend.onClose((error) => resume(Effect.fail(statementError(error, "acquire"))))
+      })
+    }
+  })
+
+const lastRows = <Row extends object>(response: Response): ReadonlyArray<Row> => {
+  const result = "rows" in response ? response : response.at(-1)
+  return (result?.rows ?? []) as ReadonlyArray<Row>
 }

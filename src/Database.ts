@@ -1,0 +1,132 @@
+/**
+ * The database as a service: a Layer that takes settings and provides {@link Database}, `PgClient` and `SqlClient`.
+ *
+ * Every statement goes through one pool of PostgreSQL connections with limits, recycling and server-side timeouts;
+ * `sql.withTransaction` is {@link "./Transaction"}`.run`. There is no module state: two Layers are two databases.
+ */
+import * as Reactivity from "@effect/experimental/Reactivity"
+import * as PgClient from "@effect/sql-pg/PgClient"
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import * as Crypto from "node:crypto"
+import * as DatabaseConfig from "./DatabaseConfig.js"
+import type { DatabaseError, PoolState } from "./DatabaseError.js"
+import { type DialOptions, serverMillis } from "./driver/Backend.js"
+import { makeClient } from "./driver/Client.js"
+import * as Pool from "./driver/Pool.js"
+import * as Session from "./driver/Session.js"
+import * as Transact from "./driver/Transact.js"
+
+// -----------------------------------------------------------------------------
+// tag
+// -----------------------------------------------------------------------------
+
+/** The database of a program. */
+export class Database extends Context.Tag("promptgrimoire-db/Database")<
+  Database,
+  {
+    /** The settings in effect; url and password are not among what is printed of them. */
+    readonly config: DatabaseConfig.DatabaseConfig
+    /** How many connections there are and what they do. */
+    readonly stats: Effect.Effect<PoolState>
+    /** Opens a dedicated session, outside the pool and past any pooler, that ends with the scope. */
+    readonly session: Effect.Effect<Session.Session, DatabaseError, Scope.Scope>
+    /** What {@link "./Transaction"}`.run` calls. */
+    readonly transact: Transact.Transact
+  }
+>() {}
+
+export type { Notification, Session } from "./driver/Session.js"
+
+// -----------------------------------------------------------------------------
+// layers
+// -----------------------------------------------------------------------------
+
+/** What the Layers of this module provide. */
+export type Provided = Database | PgClient.PgClient | SqlClient.SqlClient
+
+/** A database with settings from code. */
+export const layer = (
+  settings: DatabaseConfig.Settings
+): Layer.Layer<Provided, DatabaseConfig.InvalidSettings | DatabaseError> =>
+  layerFrom(DatabaseConfig.resolve(settings))
+
+/** A database with settings from the environment: `DATABASE_URL` and the others of `DatabaseConfig`. */
+export const layerConfig: Layer.Layer<Provided, DatabaseConfig.InvalidSettings | DatabaseError> =
+  Layer.suspend(() => layerFrom(DatabaseConfig.fromEnvironment))
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+const layerFrom = <E>(config: Effect.Effect<DatabaseConfig.DatabaseConfig, E>) =>
+  Layer.scopedContext(Effect.flatMap(config, make)).pipe(Layer.provide(Reactivity.layer))
+
+const make = Effect.fn("Database.make")(function* (
+  config: DatabaseConfig.DatabaseConfig
+): Effect.fn.Return<Context.Context<Provided>, DatabaseError, Scope.Scope | Reactivity.Reactivity> {
+  const spanAttributes = [
+    ["db.system.name", "postgresql"],
+    ["db.namespace", config.endpoint.database],
+    ["server.address", config.endpoint.host],
+    ["server.port", config.endpoint.port]
+  ] as const
+  const pooled = config.pooler === "transaction"
+  const timeouts = {
+    statementTimeout: config.statementTimeout,
+    lockTimeout: config.lockTimeout,
+    idleInTransactionTimeout: config.idleInTransactionTimeout
+  }
+  const direct: DialOptions = {
+    endpoint: config.directEndpoint,
+    connectTimeout: config.connectTimeout,
+    applicationName: config.applicationName,
+    timeouts,
+    prepare: false,
+    reuseAfterCancel: true
+  }
+  const pool = yield* Pool.make({
+    dial: {
+      ...direct,
+      endpoint: config.endpoint,
+      timeouts: pooled ? undefined : timeouts,
+      prepare: config.prepare,
+      reuseAfterCancel: !pooled
+    },
+    min: config.minConnections,
+    max: config.maxConnections,
+    acquireTimeout: config.acquireTimeout,
+    idleTimeout: config.idleTimeout,
+    connectionTTL: config.connectionTTL,
+    validateAfterIdle: config.validateAfterIdle
+  })
+  const transactions = Transact.make(pool, Crypto.randomUUID(), {
+    spanAttributes,
+    limits: timeouts,
+    session: pooled ? sessionLimits(timeouts) : []
+  })
+  const session = Session.open(direct)
+  const client = yield* makeClient({ config, pool, transactions, session, spanAttributes })
+  return Context.make(Database, {
+    config,
+    stats: pool.state,
+    session,
+    transact: transactions.transact
+  }).pipe(Context.add(PgClient.PgClient, client), Context.add(SqlClient.SqlClient, client))
+})
+
+/** Behind a transaction pooler a limit can be set for one transaction only. */
+const sessionLimits = (timeouts: { readonly [Name in keyof Limits]: Duration.Duration }) => [
+  `SET LOCAL statement_timeout = ${serverMillis(timeouts.statementTimeout)}`,
+  `SET LOCAL lock_timeout = ${serverMillis(timeouts.lockTimeout)}`,
+  `SET LOCAL idle_in_transaction_session_timeout = ${serverMillis(timeouts.idleInTransactionTimeout)}`
+]
+
+type Limits = Pick<
+  DatabaseConfig.DatabaseConfig,
+  "statementTimeout" | "lockTimeout" | "idleInTransactionTimeout"
+>

@@ -1,0 +1,300 @@
+/**
+ * The settings of the data layer: names, defaults, environment variables, rules.
+ *
+ * Settings come from code ({@link resolve}) or from the environment ({@link fromEnvironment}). Every problem of a bad
+ * configuration is reported in one {@link InvalidSettings} error, never with a secret in it.
+ */
+import * as Config from "effect/Config"
+import * as Data from "effect/Data"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import { type Endpoint, parseEndpoint } from "./driver/Endpoint.js"
+
+// -----------------------------------------------------------------------------
+// model
+// -----------------------------------------------------------------------------
+
+/**
+ * A duration as `Duration` takes it, such as `"30 seconds"` or a `Duration`; `"off"` (or `Duration.infinity`) where the
+ * setting may be switched off.
+ */
+export type DurationSetting = Duration.DurationInput | "off"
+
+/** What a caller may set. Every setting but `url` has a default ({@link defaults}). */
+export interface Settings {
+  /**
+   * Where the database is: `postgresql://user:password@host:5432/database`, or with a socket directory
+   * `postgresql://user@/database?host=/var/run/postgresql`. `sslmode` is one of `disable`, `require` (encrypted, not
+   * verified), `verify-ca` and `verify-full`; `sslrootcert`, `sslcert` and `sslkey` name files.
+   */
+  readonly url: Redacted.Redacted | string
+  /** The same database without a transaction pooler in between: for LISTEN, session advisory locks and migrations. */
+  readonly directUrl?: Redacted.Redacted | string | undefined
+  /** Connections that are opened at start and kept. */
+  readonly minConnections?: number | undefined
+  /** The most connections that this Layer ever opens in its pool. */
+  readonly maxConnections?: number | undefined
+  /** How long a caller waits for a free connection before it fails with `AcquireTimeout`. */
+  readonly acquireTimeout?: DurationSetting | undefined
+  /** How long opening a connection may take, TLS and authentication included. */
+  readonly connectTimeout?: DurationSetting | undefined
+  /** A connection above the minimum that was idle for so long is closed. */
+  readonly idleTimeout?: DurationSetting | undefined
+  /** A connection this old is closed when it is not in use, less a random 0 to 10 percent. */
+  readonly connectionTTL?: DurationSetting | undefined
+  /** A connection that was idle for so long is asked whether it is alive before it is lent. Zero asks every time. */
+  readonly validateAfterIdle?: DurationSetting | undefined
+  /** The server's `statement_timeout`. */
+  readonly statementTimeout?: DurationSetting | undefined
+  /** The server's `lock_timeout`. */
+  readonly lockTimeout?: DurationSetting | undefined
+  /** The server's `idle_in_transaction_session_timeout`. */
+  readonly idleInTransactionTimeout?: DurationSetting | undefined
+  /** Whether statements that come again are prepared on the server. Off behind poolers that cannot follow them. */
+  readonly prepare?: boolean | undefined
+  /** What stands between this Layer and the server: `transaction` for PgBouncer's transaction mode and its like. */
+  readonly pooler?: Pooler | undefined
+  /** `application_name`, as `pg_stat_activity` shows it; 63 bytes of printable ASCII at most. */
+  readonly applicationName?: string | undefined
+  /** Logs each statement's text at DEBUG, without parameters. */
+  readonly echo?: boolean | undefined
+}
+
+/** What stands between the Layer and the server. */
+export type Pooler = "none" | "transaction"
+
+/** Settings with every default filled in and every rule checked. A switched-off duration is `Duration.infinity`. */
+export interface DatabaseConfig {
+  readonly endpoint: Endpoint
+  readonly directEndpoint: Endpoint
+  readonly minConnections: number
+  readonly maxConnections: number
+  readonly acquireTimeout: Duration.Duration
+  readonly connectTimeout: Duration.Duration
+  readonly idleTimeout: Duration.Duration
+  readonly connectionTTL: Duration.Duration
+  readonly validateAfterIdle: Duration.Duration
+  readonly statementTimeout: Duration.Duration
+  readonly lockTimeout: Duration.Duration
+  readonly idleInTransactionTimeout: Duration.Duration
+  readonly prepare: boolean
+  readonly pooler: Pooler
+  readonly applicationName: string
+  readonly echo: boolean
+}
+
+/** The defaults of every setting but `url`. */
+export const defaults = {
+  minConnections: 5,
+  maxConnections: 15,
+  acquireTimeout: "5 seconds",
+  connectTimeout: "10 seconds",
+  idleTimeout: "10 minutes",
+  connectionTTL: "1 hour",
+  validateAfterIdle: "1 second",
+  statementTimeout: "30 seconds",
+  lockTimeout: "5 seconds",
+  idleInTransactionTimeout: "60 seconds",
+  prepare: true,
+  pooler: "none",
+  applicationName: "promptgrimoire-db",
+  echo: false
+} as const satisfies Omit<Settings, "url">
+
+/** The environment variable of each setting. */
+export const environmentVariables = {
+  url: "DATABASE_URL",
+  directUrl: "DATABASE_DIRECT_URL",
+  minConnections: "DATABASE_MIN_CONNECTIONS",
+  maxConnections: "DATABASE_MAX_CONNECTIONS",
+  acquireTimeout: "DATABASE_ACQUIRE_TIMEOUT",
+  connectTimeout: "DATABASE_CONNECT_TIMEOUT",
+  idleTimeout: "DATABASE_IDLE_TIMEOUT",
+  connectionTTL: "DATABASE_CONNECTION_TTL",
+  validateAfterIdle: "DATABASE_VALIDATE_AFTER_IDLE",
+  statementTimeout: "DATABASE_STATEMENT_TIMEOUT",
+  lockTimeout: "DATABASE_LOCK_TIMEOUT",
+  idleInTransactionTimeout: "DATABASE_IDLE_IN_TRANSACTION_TIMEOUT",
+  prepare: "DATABASE_PREPARE",
+  pooler: "DATABASE_POOLER",
+  applicationName: "DATABASE_APPLICATION_NAME",
+  echo: "DATABASE_ECHO"
+} as const satisfies Record<keyof Settings, string>
+
+// -----------------------------------------------------------------------------
+// errors
+// -----------------------------------------------------------------------------
+
+/** One thing that is wrong with the settings. */
+export interface Problem {
+  readonly setting: keyof Settings
+  /** The value as given; `<redacted>` for a url. */
+  readonly value: string
+  /** The rule that it breaks. */
+  readonly rule: string
+}
+
+/** The settings are wrong; `problems` lists everything that is. */
+export class InvalidSettings extends Data.TaggedError("InvalidSettings")<{
+  readonly problems: ReadonlyArray<Problem>
+}> {
+  override get message(): string {
+    const lines = this.problems.map(
+      ({ rule, setting, value }) =>
+        `  ${setting} (${environmentVariables[setting]}) is ${value}: it must be ${rule}`
+    )
+    return `The database settings are wrong:\n${lines.join("\n")}`
+  }
+}
+
+// -----------------------------------------------------------------------------
+// constructors
+// -----------------------------------------------------------------------------
+
+/** Fills in the defaults and checks every rule. */
+export const resolve = (settings: Settings): Effect.Effect<DatabaseConfig, InvalidSettings> =>
+  resolveRaw(settings)
+
+/** Reads every setting from the environment (through the `ConfigProvider`) and checks every rule. */
+export const fromEnvironment: Effect.Effect<DatabaseConfig, InvalidSettings> = Effect.gen(function* () {
+  const raw: { -readonly [Name in keyof Settings]?: unknown } = {}
+  for (const [name, variable] of Object.entries(environmentVariables)) {
+    const value = yield* Effect.option(Config.option(Config.nonEmptyString(variable)))
+    Option.map(Option.flatten(value), (text) => {
+      raw[name as keyof Settings] = text
+    })
+  }
+  return yield* resolveRaw(raw)
+})
+
+// -----------------------------------------------------------------------------
+// rules
+// -----------------------------------------------------------------------------
+
+const durationRule = (off: boolean) =>
+  `a duration such as "30 seconds" or "500 millis"${off ? ', or "off"' : ""}`
+
+const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effect.Effect<
+  DatabaseConfig,
+  InvalidSettings
+> =>
+  Effect.suspend(() => {
+    const problems: Array<Problem> = []
+    const reject = (setting: keyof Settings, value: unknown, rule: string) =>
+      void problems.push({ setting, value: show(setting, value), rule })
+    const given = (name: keyof typeof defaults): unknown => raw[name] ?? defaults[name]
+
+    const integer = (name: "minConnections" | "maxConnections", least: number): number => {
+      const value = given(name)
+      const number = typeof value === "string" && /^\d+$/.test(value) ? Number(value) : value
+      if (typeof number === "number" && Number.isInteger(number) && number >= least && number <= 10_000) {
+        return number
+      }
+      reject(name, value, `a whole number from ${least} to 10000`)
+      return Number.NaN
+    }
+    const duration = (
+      name: Extract<keyof typeof defaults, `${string}${"Timeout" | "TTL" | "Idle"}`>,
+      rule: { readonly zero: boolean; readonly off: boolean }
+    ): Duration.Duration => {
+      const value = given(name)
+      const decoded = value === "off" ? Duration.infinity : decodeDuration(value)
+      if (decoded === undefined || (!Duration.isFinite(decoded) && !rule.off)) {
+        reject(name, value, durationRule(rule.off))
+        return Duration.zero
+      }
+      const millis = Duration.toMillis(decoded)
+      if (millis < 1 && !(rule.zero && millis === 0)) reject(name, value, "at least 1 millisecond")
+      if (Duration.isFinite(decoded) && millis > maxMillis) reject(name, value, "at most 24 days")
+      return decoded
+    }
+    const boolean = (name: "prepare" | "echo"): boolean => {
+      const value = given(name)
+      if (typeof value === "boolean") return value
+      if (value === "true" || value === "1") return true
+      if (value !== "false" && value !== "0") reject(name, value, "true or false")
+      return false
+    }
+    const endpoint = (name: "url" | "directUrl", value: unknown): Endpoint | undefined => {
+      const text = Redacted.isRedacted(value) ? Redacted.value(value) : value
+      const parsed =
+        typeof text === "string"
+          ? parseEndpoint(text)
+          : Either.left("set, for example postgresql://user:password@localhost:5432/database")
+      return Either.getOrElse(parsed, (rule) => {
+        reject(name, value, rule)
+        return undefined
+      })
+    }
+
+    const url = endpoint("url", raw.url)
+    const directUrl = raw.directUrl === undefined ? url : endpoint("directUrl", raw.directUrl)
+    const minConnections = integer("minConnections", 0)
+    const maxConnections = integer("maxConnections", 1)
+    const acquireTimeout = duration("acquireTimeout", { zero: false, off: false })
+    const connectTimeout = duration("connectTimeout", { zero: false, off: false })
+    const idleTimeout = duration("idleTimeout", { zero: false, off: true })
+    const connectionTTL = duration("connectionTTL", { zero: false, off: true })
+    const validateAfterIdle = duration("validateAfterIdle", { zero: true, off: true })
+    const statementTimeout = duration("statementTimeout", { zero: false, off: true })
+    const lockTimeout = duration("lockTimeout", { zero: false, off: true })
+    const idleInTransactionTimeout = duration("idleInTransactionTimeout", { zero: false, off: true })
+    const prepare = boolean("prepare")
+    const echo = boolean("echo")
+    const pooler = given("pooler")
+    if (pooler !== "none" && pooler !== "transaction") reject("pooler", pooler, '"none" or "transaction"')
+    const applicationName = given("applicationName")
+    if (typeof applicationName !== "string" || !/^[\x20-\x7e]{1,63}$/.test(applicationName)) {
+      reject("applicationName", applicationName, "1 to 63 characters of printable ASCII")
+    }
+
+    if (minConnections > maxConnections) {
+      reject("minConnections", minConnections, `at most maxConnections, which is ${maxConnections}`)
+    }
+    if (Duration.isFinite(idleTimeout) && Duration.greaterThan(idleTimeout, connectionTTL)) {
+      reject("idleTimeout", idleTimeout, `at most connectionTTL, which is ${Duration.format(connectionTTL)}`)
+    }
+    if (Duration.isFinite(lockTimeout) && Duration.greaterThan(lockTimeout, statementTimeout)) {
+      reject(
+        "lockTimeout",
+        lockTimeout,
+        `at most statementTimeout, which is ${Duration.format(statementTimeout)}`
+      )
+    }
+
+    return problems.length > 0 || url === undefined || directUrl === undefined
+      ? Effect.fail(new InvalidSettings({ problems }))
+      : Effect.succeed<DatabaseConfig>({
+          endpoint: url,
+          directEndpoint: directUrl,
+          minConnections,
+          maxConnections,
+          acquireTimeout,
+          connectTimeout,
+          idleTimeout,
+          connectionTTL,
+          validateAfterIdle,
+          statementTimeout,
+          lockTimeout,
+          idleInTransactionTimeout,
+          prepare,
+          pooler: pooler as Pooler,
+          applicationName: applicationName as string,
+          echo
+        })
+  })
+
+/** The longest time that both Node's timers and PostgreSQL's timeouts (milliseconds in 31 bits) can hold. */
+const maxMillis = 2 ** 31 - 1
+
+const decodeDuration = (value: unknown): Duration.Duration | undefined =>
+  value === "0" ? Duration.zero : Option.getOrUndefined(Duration.decodeUnknown(value))
+
+const show = (setting: keyof Settings, value: unknown): string => {
+  if (value === undefined) return "not set"
+  if (setting === "url" || setting === "directUrl") return "<redacted>"
+  return Duration.isDuration(value) ? Duration.format(value) : JSON.stringify(value)
+}

@@ -1,0 +1,66 @@
+import * as Either from "effect/Either"
+import * as Redacted from "effect/Redacted"
+import type { ConnectionOptions } from "node:tls"
+import * as PgConnectionString from "pg-connection-string"
+
+/** Where a server is and who asks: what a `postgresql://` url says. */
+export interface Endpoint {
+  /** A host name, an address, or the directory of a Unix socket. */
+  readonly host: string
+  readonly port: number
+  readonly database: string
+  readonly user: string
+  readonly password: Redacted.Redacted | undefined
+  /** `false` for a plain connection; TLS options otherwise, redacted because they can hold the client's key. */
+  readonly ssl: false | Redacted.Redacted<ConnectionOptions>
+  /** The `options` parameter: command-line options for the backend, such as `-c search_path=app`. */
+  readonly options: string | undefined
+}
+
+/** Host and port, or the socket's path: what a message may show. */
+export const target = (endpoint: Endpoint): string =>
+  endpoint.host.startsWith("/")
+    ? `${endpoint.host}/.s.PGSQL.${endpoint.port}`
+    : `${endpoint.host}:${endpoint.port}`
+
+/**
+ * Reads a url. The left side is the rule that it breaks. `sslmode` means what libpq says (documentation, chapter "SSL
+ * Support"), but for `allow` and `prefer`, which fall back to plain text in silence and are refused.
+ */
+export const parseEndpoint = (url: string): Either.Either<Endpoint, string> => {
+  if (!/^postgres(ql)?:\/\//.test(url)) {
+    return Either.left("a url that begins with postgresql:// (without a driver name such as +asyncpg)")
+  }
+  const parsed = Either.try(() => PgConnectionString.parse(url, { useLibpqCompat: true }))
+  if (Either.isLeft(parsed)) {
+    const error = parsed.left
+    return Either.left(
+      error instanceof Error && "path" in error && typeof error.path === "string"
+        ? `a url whose certificate files can be read (${error.path} cannot)`
+        : "a valid url; special characters of the password are written as %XX"
+    )
+  }
+  const { database, host, options, password, port, ssl, user } = parsed.right
+  const sslmode = /[?&]sslmode=([^&]*)/.exec(url)?.[1]
+  if (sslmode !== undefined && !["disable", "require", "verify-ca", "verify-full"].includes(sslmode)) {
+    return Either.left("a url with sslmode disable, require, verify-ca or verify-full")
+  }
+  if (!host) return Either.left("a url with a host, or with ?host=/directory/of/the/socket")
+  if (!user) return Either.left("a url with a user")
+  const portNumber = port ? Number(port) : 5432
+  if (!Number.isInteger(portNumber) || portNumber < 1 || portNumber > 65_535) {
+    return Either.left("a url with a port from 1 to 65535")
+  }
+  return Either.right({
+    host,
+    port: portNumber,
+    database: database || user,
+    user,
+    password: password ? Redacted.make(password) : undefined,
+    ssl:
+      ssl === undefined || ssl === false
+        ? false
+        : Redacted.make(ssl === true ? {} : (ssl as ConnectionOptions)),
+    options: typeof options === "string" ? options : undefined
+  })
+}

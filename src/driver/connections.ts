@@ -1,0 +1,148 @@
+import type { Connection } from "@effect/sql/SqlConnection"
+import * as Chunk from "effect/Chunk"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as Stream from "effect/Stream"
+import { DatabaseError } from "../DatabaseError.js"
+import type { Backend, PortalHandle, Request, Response } from "./Backend.js"
+import * as Pool from "./Pool.js"
+
+type Run = (request: Request) => Effect.Effect<Response, DatabaseError>
+
+/** Rows that a stream fetches in one round trip. */
+const batchRows = 128
+
+/** The `Connection` of `@effect/sql` over anything that runs statements. */
+export const makeConnection = (
+  run: Run,
+  stream: (text: string, values: ReadonlyArray<unknown>) => Stream.Stream<object, DatabaseError>
+): Connection => ({
+  execute: (text, values, transformRows) => {
+    const rows = Effect.map(run({ text, values, prepare: true }), rowsOf)
+    return transformRows === undefined ? rows : Effect.map(rows, transformRows)
+  },
+  executeRaw: (text, values) => run({ text, values, prepare: true }),
+  executeValues: (text, values) => Effect.map(run({ text, values, prepare: true, rowMode: "array" }), rowsOf),
+  executeUnprepared: (text, values, transformRows) => {
+    const rows = Effect.map(run({ text, values }), rowsOf)
+    return transformRows === undefined ? rows : Effect.map(rows, transformRows)
+  },
+  executeStream: (text, values, transformRows) => {
+    const rows = stream(text, values)
+    return transformRows === undefined
+      ? rows
+      : Stream.mapChunks(rows, (chunk) =>
+          Chunk.unsafeFromArray(transformRows(Chunk.toReadonlyArray(chunk) as ReadonlyArray<object>))
+        )
+  }
+})
+
+/** Statements outside any transaction: each borrows a connection for itself. */
+export const autocommit = (pool: Pool.Pool): Connection =>
+  makeConnection(
+    (request) => Pool.use(pool, (backend) => runFresh(backend, request)),
+    (text, values) =>
+      Stream.unwrapScoped(
+        Effect.map(Pool.borrow(pool), (backend) => streamInOwnTransaction(backend, text, values))
+      )
+  )
+
+/** A connection of one's own, outside any transaction block that we know of. */
+export const reserved = (pool: Pool.Pool) =>
+  Effect.gen(function* () {
+    const backend = yield* Pool.borrow(pool)
+    const lock = yield* Effect.makeSemaphore(1)
+    let ended = false
+    yield* Effect.addFinalizer(() =>
+      Effect.sync(() => {
+        ended = true
+      })
+    )
+    const run: Run = (request) =>
+      lock.withPermits(1)(Effect.suspend(() => (ended ? Effect.fail(endedError) : backend.run(request))))
+    return makeConnection(run, (text, values) =>
+      Stream.suspend(() =>
+        backend.transactionStatus === "I"
+          ? streamInOwnTransaction(backend, text, values)
+          : streamPortal(backend.portal(text, values), (step) => lock.withPermits(1)(step))
+      )
+    )
+  })
+
+/** The error of a statement on a connection whose transaction or reservation is over. */
+export const endedError = new DatabaseError({ operation: "execute", reason: { _tag: "TransactionEnded" } })
+
+/** Rows of a portal, batch by batch; each step takes its turn on the connection. */
+export const streamPortal = (
+  portal: PortalHandle,
+  turn: <A>(step: Effect.Effect<A, DatabaseError>) => Effect.Effect<A, DatabaseError>
+): Stream.Stream<object, DatabaseError> =>
+  Stream.unwrapScoped(
+    Effect.gen(function* () {
+      let opened = false
+      let done = false
+      yield* Effect.addFinalizer((exit) =>
+        opened && !done && Exit.isSuccess(exit) ? Effect.ignore(turn(portal.close)) : Effect.void
+      )
+      const pull = Effect.suspend(() => {
+        if (done) return Effect.fail(Option.none<DatabaseError>())
+        const step = opened ? portal.fetch(batchRows) : portal.open(batchRows)
+        opened = true
+        return turn(step).pipe(
+          Effect.map((batch) => {
+            done = batch.done
+            return Chunk.unsafeFromArray(batch.rows)
+          }),
+          Effect.mapError(Option.some)
+        )
+      })
+      return Stream.repeatEffectChunkOption(pull)
+    })
+  )
+
+/** A portal needs a transaction block: one of its own, committed when the stream ends and rolled back when it fails. */
+const streamInOwnTransaction = (
+  backend: Backend,
+  text: string,
+  values: ReadonlyArray<unknown>
+): Stream.Stream<object, DatabaseError> =>
+  Stream.unwrapScoped(
+    Effect.gen(function* () {
+      yield* backend.run({ text: "BEGIN" })
+      let committed = false
+      yield* Effect.addFinalizer((exit) =>
+        committed || !backend.isOpen
+          ? Effect.void
+          : Effect.ignore(backend.run({ text: Exit.isSuccess(exit) ? "COMMIT" : "ROLLBACK" }))
+      )
+      const commit = Stream.drain(
+        Stream.fromEffect(
+          Effect.zipRight(
+            Effect.sync(() => {
+              committed = true
+            }),
+            backend.run({ text: "COMMIT", phase: "commit" })
+          )
+        )
+      )
+      return Stream.concat(
+        streamPortal(backend.portal(text, values), (step) => step),
+        commit
+      )
+    })
+  )
+
+/** Outside a transaction a stale plan is prepared anew, once. */
+const runFresh = (backend: Backend, request: Request): Effect.Effect<Response, DatabaseError> =>
+  Effect.catchAll(backend.run(request), (error) => {
+    if (error.reason._tag !== "StalePreparedStatement" || request.prepare !== true) return Effect.fail(error)
+    backend.forgetPrepared(request.text)
+    return backend.run({ ...request, prepare: false })
+  })
+
+const rowsOf = (response: Response) =>
+  isMany(response) ? response.map((result) => result.rows) : response.rows
+
+const isMany = (response: Response): response is Exclude<Response, { readonly rows: unknown }> =>
+  Array.isArray(response)

@@ -1,0 +1,70 @@
+import {
+  type ConnectProblem,
+  DatabaseError,
+  classify,
+  isServerError,
+  type Phase,
+  type Reason
+} from "../DatabaseError.js"
+import { type Endpoint, target } from "./Endpoint.js"
+
+/** The error of a failed dial. What `pg` or Node said is read for its code only, so that no secret gets out. */
+export const connectError = (error: unknown, endpoint: Endpoint): DatabaseError => {
+  const reason: Reason = isServerError(error)
+    ? classify(error)
+    : {
+        _tag: "ConnectFailed",
+        problem: connectProblem(error),
+        target: target(endpoint),
+        systemCode: systemCode(error)
+      }
+  return new DatabaseError({ operation: "connect", reason })
+}
+
+/**
+ * The error of a statement. `lost` is the phase in which the connection was lost, if it was; an error that is neither the
+ * server's nor the socket's comes from a parameter that could not be turned into text.
+ */
+export const statementError = (error: unknown, lost: Phase | undefined): DatabaseError => {
+  if (isServerError(error)) return new DatabaseError({ operation: "execute", reason: classify(error) })
+  const reason: Reason =
+    lost === undefined
+      ? {
+          _tag: "InvalidRequest",
+          problem: "a parameter of the statement cannot be turned into a PostgreSQL value"
+        }
+      : { _tag: "ConnectionLost", phase: lost, systemCode: systemCode(error) }
+  return new DatabaseError({ operation: "execute", reason })
+}
+
+const systemCode = (error: unknown): string | undefined =>
+  typeof error === "object" && error !== null && "code" in error && typeof error.code === "string"
+    ? error.code
+    : undefined
+
+const problemsByCode: Record<string, ConnectProblem> = {
+  ENOTFOUND: "host not found",
+  EAI_AGAIN: "host not found",
+  ECONNREFUSED: "refused",
+  ENOENT: "refused",
+  EACCES: "refused",
+  ETIMEDOUT: "unreachable",
+  EHOSTUNREACH: "unreachable",
+  ENETUNREACH: "unreachable",
+  EADDRNOTAVAIL: "unreachable",
+  ECONNRESET: "closed by the server",
+  EPIPE: "closed by the server"
+}
+
+const connectProblem = (error: unknown): ConnectProblem => {
+  const code = systemCode(error)
+  const known = code === undefined ? undefined : problemsByCode[code]
+  if (known !== undefined) return known
+  const text = error instanceof Error ? error.message : ""
+  if (text === "timeout expired") return "timeout"
+  if (text.includes("does not support SSL")) return "TLS not offered by the server"
+  if (code !== undefined && /^(ERR_TLS|ERR_SSL|CERT|DEPTH_|SELF_|UNABLE_|EPROTO)/.test(code))
+    return "TLS refused"
+  if (text.includes("SSL connection")) return "TLS refused"
+  return text.startsWith("Connection terminated") ? "closed by the server" : "not a PostgreSQL server"
+}

@@ -1,0 +1,56 @@
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
+import * as Crypto from "node:crypto"
+import * as DatabaseConfig from "../../src/DatabaseConfig.js"
+import * as Session from "../../src/driver/Session.js"
+
+/** The url of the server that the tests run on, with its superuser; see `globalSetup.ts`. */
+export const serverUrl = (): string => {
+  const url = process.env["TEST_DATABASE_URL"]
+  if (url === undefined)
+    throw new Error("TEST_DATABASE_URL is not set: run the tests through vitest.config.ts")
+  return url
+}
+
+/** The same server, another database. */
+export const urlOf = (database: string): string => {
+  const url = new URL(serverUrl())
+  url.pathname = `/${encodeURIComponent(database)}`
+  return url.toString()
+}
+
+/** A session as superuser, beside the code under test. */
+export const adminSession = (database?: string): Effect.Effect<Session.Session, never, Scope.Scope> =>
+  Effect.gen(function* () {
+    const config = yield* DatabaseConfig.resolve({
+      url: database === undefined ? serverUrl() : urlOf(database)
+    })
+    return yield* Session.open({
+      endpoint: config.directEndpoint,
+      connectTimeout: config.connectTimeout,
+      applicationName: "test-admin",
+      timeouts: {
+        statementTimeout: config.statementTimeout,
+        lockTimeout: config.lockTimeout,
+        idleInTransactionTimeout: config.idleInTransactionTimeout
+      },
+      prepare: false,
+      reuseAfterCancel: true
+    })
+  }).pipe(Effect.orDie)
+
+/** An empty database of its own, dropped with the scope. */
+export const emptyDatabase: Effect.Effect<
+  { readonly name: string; readonly url: Redacted.Redacted },
+  never,
+  Scope.Scope
+> = Effect.gen(function* () {
+  const name = `test_${Crypto.randomUUID().replaceAll("-", "")}`
+  const run = (sql: string) =>
+    Effect.scoped(Effect.flatMap(adminSession(), (admin) => Effect.orDie(admin.query(sql))))
+  yield* Effect.acquireRelease(run(`CREATE DATABASE ${name}`), () =>
+    run(`DROP DATABASE ${name} WITH (FORCE)`)
+  )
+  return { name, url: Redacted.make(urlOf(name)) }
+})
