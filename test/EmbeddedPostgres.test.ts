@@ -1,5 +1,6 @@
 import { describe, expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import { spawn } from "node:child_process"
@@ -9,6 +10,7 @@ import * as path from "node:path"
 import * as EmbeddedPostgres from "../src/EmbeddedPostgres.js"
 import * as Binaries from "../src/embeddedPostgres/Binaries.js"
 import * as Lifecycle from "../src/embeddedPostgres/Lifecycle.js"
+import * as Presence from "../src/embeddedPostgres/Presence.js"
 import * as Server from "../src/embeddedPostgres/Server.js"
 import * as ServerAccount from "../src/embeddedPostgres/ServerAccount.js"
 import { directory, eventually, query, runs, startProgram } from "./embeddedPostgres/support.js"
@@ -78,6 +80,41 @@ describe("a temporary cluster", () => {
         }),
       { concurrency: 2, discard: true }
     )
+  )
+})
+
+describe("interruption", () => {
+  const servers = (home: string) =>
+    fs
+      .readdirSync("/proc")
+      .filter((name) => /^\d+$/.test(name) && runs(Number(name)))
+      .filter((pid) =>
+        Option.exists(Presence.readText(`/proc/${pid}/cmdline`), (command) => command.includes(`${home}/`))
+      )
+
+  it.scopedLive("at any step of the start leaves no process and nothing unfinished", () =>
+    Effect.gen(function* () {
+      for (const step of ["data/global", "data/postgresql.auto.conf", "password", "databases"]) {
+        const dataDirectory = yield* directory
+        const reached = () =>
+          fs.readdirSync(dataDirectory).some((name) => fs.existsSync(path.join(dataDirectory, name, step)))
+        const fiber = yield* Effect.fork(Effect.scoped(make({ dataDirectory })))
+        yield* eventually(step, reached)
+        yield* Fiber.interrupt(fiber)
+        expect([step, servers(dataDirectory)]).toEqual([step, []])
+        expect(fs.readdirSync(dataDirectory).filter((name) => name.includes("init-"))).toEqual([])
+        expect(fs.readdirSync(path.join(dataDirectory, "users"))).toEqual([])
+        expect(fs.readdirSync(path.join(dataDirectory, "lock"))).toEqual([])
+      }
+    })
+  )
+
+  it.scoped("and starts do not depend on the clock of a test, which stands still", () =>
+    Effect.gen(function* () {
+      const server = yield* make()
+      expect(yield* query(server.url, "SELECT 1 AS one")).toEqual([{ one: 1 }])
+      yield* server.stop("fast")
+    })
   )
 })
 

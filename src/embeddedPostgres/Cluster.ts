@@ -70,7 +70,7 @@ export const create = (cluster: Cluster, database: string): Effect.Effect<void, 
   })
 
 /** Removes clusters that were not finished, of processes that died. Requires the lock. */
-export const removeUnfinished = (cluster: Cluster): Effect.Effect<void, EmbeddedPostgresError> => {
+const removeUnfinished = (cluster: Cluster): Effect.Effect<void, EmbeddedPostgresError> => {
   const parent = path.dirname(cluster.directory)
   const prefix = `${path.basename(cluster.directory)}.init-`
   return fileSystem(`remove what is left of an earlier start in ${parent}`, async () => {
@@ -285,11 +285,15 @@ const execute = (
     }
   })
 
-const initFailed = (cluster: Cluster, program: string, output: string): EmbeddedPostgresError =>
-  new EmbeddedPostgresError({
+const initFailed = (cluster: Cluster, program: string, output: string): EmbeddedPostgresError => {
+  const advice = output.includes("could not look up effective user")
+    ? "\nPostgreSQL runs only as a user that has an entry in /etc/passwd: add one, run as another user, or set DATABASE_URL"
+    : ""
+  return new EmbeddedPostgresError({
     reason: "InitFailed",
-    message: `EmbeddedPostgres could not create the cluster ${cluster.directory}: ${program} of PostgreSQL ${cluster.binaries.version} failed with\n${output.trim().split("\n").slice(-10).join("\n")}`
+    message: `EmbeddedPostgres could not create the cluster ${cluster.directory}: ${program} of PostgreSQL ${cluster.binaries.version} failed with\n${output.trim().split("\n").slice(-10).join("\n")}${advice}`
   })
+}
 
 /** A SCRAM-SHA-256 verifier as PostgreSQL keeps it (RFC 5803). The password is ASCII, so that it needs no normalisation. */
 const verifierOf = (password: string): string => {

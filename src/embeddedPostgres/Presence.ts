@@ -36,7 +36,7 @@ export const isAlive = (token: string): boolean => {
 export const isKnownDead = (token: string): boolean => token.split("-")[2] === bootId() && !isAlive(token)
 
 /** Process id in a token. */
-export const processIdOf = (token: string): number => Number(token.split("-")[0])
+const processIdOf = (token: string): number => Number(token.split("-")[0])
 
 /** Tokens of running processes in a directory of tokens. What dead processes left there is removed. Synchronous, for exit handlers. */
 export const livingSync = (directory: string): ReadonlyArray<string> =>

@@ -50,7 +50,7 @@ export const runs = (pid: number): boolean => {
 }
 
 /** What a program reports when its server is up. */
-export interface Report {
+interface Report {
   readonly processId: number
   readonly url: string
   readonly dataDirectory: string
