@@ -1,0 +1,81 @@
+/**
+ * Foreign keys of a live PostgreSQL database (13 to 18): list them, check that they do what they say, and change their ON DELETE action while
+ * applications go on reading and writing.
+ *
+ * PostgreSQL has no statement for that. {@link rebuild} adds a second key with the new action beside the original, lets it check the
+ * existing rows without stopping anybody, exchanges the two in a transaction of milliseconds, and proves before it commits that the new one equals the
+ * original in everything but the action. It can be killed anywhere and run again.
+ *
+ * @example
+ * ```ts
+ * const result = yield* ForeignKey.rebuild({
+ *   selectors: { references: [{ schema: "public", table: "user" }] },
+ *   onDelete: "cascade"
+ * })
+ * ```
+ */
+import * as Effect from "effect/Effect"
+import * as Database from "./Database.js"
+import type { DatabaseError } from "./DatabaseError.js"
+import type { Busy } from "./foreignKey/Exclusive.js"
+import * as Run from "./foreignKey/Run.js"
+import type { Selectors } from "./foreignKey/Selectors.js"
+
+export type { Action } from "./foreignKey/Action.js"
+export { all as actions } from "./foreignKey/Action.js"
+export type { Blocker } from "./foreignKey/Blocker.js"
+export { describe as describeBlocker } from "./foreignKey/Blocker.js"
+export { Busy } from "./foreignKey/Exclusive.js"
+export type { PlannedStep } from "./foreignKey/Plan.js"
+export {
+  NoMatch,
+  type ForeignKeyInfo,
+  type PlanOptions,
+  type PlanResult,
+  type Progress,
+  type RebuildOptions,
+  type RebuildResult,
+  type Rejected
+} from "./foreignKey/Run.js"
+export {
+  constraint as parseConstraint,
+  table as parseTable,
+  type ConstraintSelector,
+  type Selectors,
+  type TableSelector
+} from "./foreignKey/Selectors.js"
+export type { Target } from "./foreignKey/Target.js"
+
+/** Lists foreign keys, all of them or those that the selectors match, with what is wrong with them. Locks nothing. */
+export const list = (
+  selectors: Selectors = {}
+): Effect.Effect<ReadonlyArray<Run.ForeignKeyInfo>, DatabaseError, Database.Database> =>
+  withSessions((open) => Run.list(open, selectors))
+
+/**
+ * What {@link rebuild} would do: the statements and locks of every step, and what it would refuse. Takes no lock above ACCESS SHARE. Fails with
+ * {@link Run.NoMatch} if selectors were given and match nothing.
+ */
+export const plan = (
+  options: Run.PlanOptions
+): Effect.Effect<Run.PlanResult, DatabaseError | Run.NoMatch, Database.Database> =>
+  withSessions((open) => Run.plan(open, options))
+
+/**
+ * Changes the ON DELETE action of foreign keys, one after the other. A key that is refused or fails does not stop the others: it is in the result with
+ * its reason, and its original still protects the data. Fails with {@link Run.NoMatch} if selectors were given and match nothing, and with {@link Busy} if another
+ * process changes foreign keys of this database. Needs three connections over `directUrl`.
+ */
+export const rebuild = (
+  options: Run.RebuildOptions
+): Effect.Effect<Run.RebuildResult, DatabaseError | Run.NoMatch | Busy, Database.Database> =>
+  withSessions((open) => Run.rebuild(open, options))
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+const withSessions = <A, E>(
+  use: (open: Run.Open) => Effect.Effect<A, E>
+): Effect.Effect<A, E, Database.Database> =>
+  Effect.flatMap(Database.Database, (database) => use(database.session))

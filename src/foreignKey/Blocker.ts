@@ -1,0 +1,101 @@
+/** Who holds the locks that a step waits for. */
+import type * as Effect from "effect/Effect"
+import type { DatabaseError } from "../DatabaseError.js"
+import type { Session } from "../driver/Session.js"
+import type { Table } from "./Catalog.js"
+import * as Lock from "./Lock.js"
+
+/** A session or a prepared transaction that is in the way. It never says what the session's statement is: that can hold values. */
+export interface Blocker {
+  /** The backend's process id; null for a prepared transaction. */
+  readonly pid: number | null
+  readonly applicationName: string | null
+  /** `client backend`, `autovacuum worker`, `prepared transaction`, ... */
+  readonly kind: string
+  /** `active`, `idle in transaction`, ... */
+  readonly state: string | null
+  /** When its transaction began (ISO 8601). */
+  readonly transactionStart: string | null
+  /** When its current or last statement began (ISO 8601). */
+  readonly queryStart: string | null
+  /** The global identifier of a prepared transaction: end it with COMMIT PREPARED or ROLLBACK PREPARED. */
+  readonly preparedTransaction: string | null
+}
+
+/** A blocker in one line. */
+export const describe = (blocker: Blocker): string =>
+  blocker.pid === null
+    ? `prepared transaction ${blocker.preparedTransaction ?? "(unknown)"}`
+    : `${blocker.kind} ${blocker.pid}${
+        blocker.applicationName === null || blocker.applicationName === ""
+          ? ""
+          : ` (${blocker.applicationName})`
+      }${blocker.state === null ? "" : `, ${blocker.state}`}${
+        blocker.transactionStart === null ? "" : `, in a transaction since ${blocker.transactionStart}`
+      }`
+
+/**
+ * Who blocks a backend now. If one of them waits, directly or through others, for that very backend, the backend is cancelled in the same
+ * statement: our DDL gives way before PostgreSQL looks for a deadlock and picks an application's transaction as the victim (rule R3).
+ */
+export const watch = (
+  session: Session,
+  processId: number
+): Effect.Effect<ReadonlyArray<Blocker>, DatabaseError> =>
+  session.query<Blocker>(
+    `WITH RECURSIVE blocker (pid, direct) AS (
+      SELECT b, true FROM unnest(pg_catalog.pg_blocking_pids($1::int4)) AS b
+      UNION
+      SELECT b, false FROM blocker, unnest(pg_catalog.pg_blocking_pids(blocker.pid)) AS b
+    ),
+    cancelled AS (
+      SELECT count(pg_catalog.pg_cancel_backend($1::int4)) AS n FROM (SELECT FROM blocker WHERE pid = $1::int4 LIMIT 1) c
+    )
+    SELECT ${columns}
+    FROM (SELECT DISTINCT pid FROM blocker WHERE direct AND pid <> $1::int4) b
+    CROSS JOIN cancelled
+    LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid
+    LEFT JOIN pg_catalog.pg_prepared_xacts x ON b.pid = 0 AND x.database = pg_catalog.current_database()`,
+    [processId]
+  )
+
+/**
+ * Who holds a lock that conflicts with one of these, in a transaction older than `olderThan` milliseconds. Asking takes no lock and queues nowhere, so nobody
+ * waits behind the question, as they would behind a lock request.
+ */
+export const holders = (
+  session: Session,
+  locks: ReadonlyArray<{ readonly table: Table; readonly mode: Lock.Mode }>,
+  processIds: ReadonlyArray<number>,
+  olderThan: number
+): Effect.Effect<ReadonlyArray<Blocker>, DatabaseError> =>
+  session.query<Blocker>(
+    `SELECT ${columns}
+    FROM (
+      SELECT DISTINCT l.pid, CASE WHEN l.pid IS NULL THEN l.virtualtransaction END AS virtualtransaction
+      FROM jsonb_to_recordset($1::jsonb) AS w (relation int8, modes jsonb)
+      JOIN pg_catalog.pg_locks l ON l.relation = w.relation::oid AND w.modes ? l.mode
+      WHERE l.locktype = 'relation' AND l.granted AND (l.pid IS NULL OR l.pid <> ALL ($2::int4[]))
+        AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+    ) b
+    LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid
+    LEFT JOIN pg_catalog.pg_prepared_xacts x ON b.virtualtransaction = '-1/' || x.transaction::text
+    WHERE coalesce(a.xact_start, x.prepared, '-infinity') < clock_timestamp() - $3::float8 * interval '1 millisecond'
+    ORDER BY coalesce(a.xact_start, x.prepared)`,
+    [
+      JSON.stringify(locks.map(({ mode, table }) => ({ relation: table.oid, modes: Lock.conflicts(mode) }))),
+      processIds,
+      olderThan
+    ]
+  )
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+const iso = (column: string) => `to_char(${column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`
+
+const columns = `a.pid, a.application_name AS "applicationName",
+      coalesce(a.backend_type, CASE WHEN x.gid IS NULL THEN 'unknown session' ELSE 'prepared transaction' END) AS kind,
+      a.state, ${iso("coalesce(a.xact_start, x.prepared)")} AS "transactionStart", ${iso("a.query_start")} AS "queryStart",
+      x.gid AS "preparedTransaction"`

@@ -1,0 +1,191 @@
+/**
+ * Foreign keys as the system catalogs describe them (PostgreSQL 13 to 18, chapter "System Catalogs": pg_constraint, pg_trigger,
+ * pg_index). Reading takes ACCESS SHARE on catalogs only, never a lock on a user's table.
+ */
+import * as Effect from "effect/Effect"
+import type { DatabaseError } from "../DatabaseError.js"
+import type { Session } from "../driver/Session.js"
+import * as Action from "./Action.js"
+import { label } from "./Sql.js"
+
+/** A table at one end of a foreign key. */
+export interface Table {
+  readonly oid: number
+  readonly schema: string
+  readonly name: string
+  /** `pg_class.relkind`: `r` ordinary, `p` partitioned, `f` foreign. */
+  readonly kind: string
+  /** Whether it is a partition of another table. */
+  readonly partition: boolean
+  readonly temporary: boolean
+  /** The extension that owns it, if one does. */
+  readonly extension: string | null
+  /** Whether the current role has the rights of its owner. */
+  readonly owned: boolean
+}
+
+/** A foreign key, with everything that a change of it must keep. */
+export interface Key {
+  readonly oid: number
+  readonly name: string
+  readonly referencing: Table
+  readonly referenced: Table
+  readonly columns: ReadonlyArray<string>
+  readonly referencedColumns: ReadonlyArray<string>
+  readonly onDelete: Action.Action
+  /** The columns that ON DELETE SET NULL or SET DEFAULT is limited to (15 and later); empty means all of them. */
+  readonly onDeleteColumns: ReadonlyArray<string>
+  readonly onUpdate: Action.Action
+  readonly match: "simple" | "full" | "partial"
+  readonly deferrable: boolean
+  readonly initiallyDeferred: boolean
+  readonly validated: boolean
+  /** False for NOT ENFORCED (18 and later). */
+  readonly enforced: boolean
+  /** A temporal key with PERIOD (18 and later). */
+  readonly period: boolean
+  /** Whether it belongs to a key of a partitioned table, and so changes with that one only. */
+  readonly inherited: boolean
+  readonly comment: string | null
+  /** The unique index of the referenced table that it is bound to. */
+  readonly boundIndex: { readonly oid: number; readonly name: string; readonly primary: boolean } | null
+  /** The indexes of the referenced table that an equal key could be bound to, in the order PostgreSQL tries them. */
+  readonly candidateIndexes: ReadonlyArray<{ readonly oid: number; readonly name: string }>
+  /** The columns of the referenced table's primary key, in its order. */
+  readonly primaryKeyColumns: ReadonlyArray<string>
+  /** An index whose leading columns are the referencing columns, in any order, if there is one. */
+  readonly supportingIndex: string | null
+}
+
+/** The name of a key in messages and documents: schema, table and constraint. */
+export const nameOf = (key: Key): string => label(key.referencing.schema, key.referencing.name, key.name)
+
+/** Which keys to read. */
+export interface Filter {
+  /** One table's keys only, by its OID. */
+  readonly table?: number
+  /** Keys of partitions that belong to a key of their partitioned table are left out unless this is true. */
+  readonly inherited?: boolean
+}
+
+/** Reads the foreign keys of this database, ordered by OID, without those of the system's own schemas. */
+export const read = (
+  session: Session,
+  filter: Filter = {}
+): Effect.Effect<ReadonlyArray<Key>, DatabaseError> =>
+  session
+    .query<{ readonly key: string }>(select, [filter.table ?? null, filter.inherited ?? false])
+    .pipe(Effect.map((rows) => rows.map((row) => decode(JSON.parse(row.key) as Document))))
+
+/** `server_version_num`: 130023 is 13.23. */
+export const serverVersion = (session: Session): Effect.Effect<number, DatabaseError> =>
+  session
+    .query<{ readonly version: string }>("SELECT pg_catalog.current_setting('server_version_num') AS version")
+    .pipe(Effect.map((rows) => Number(rows[0]?.version)))
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+type Document = Omit<Key, "onDelete" | "onUpdate" | "match"> & {
+  readonly onDelete: string
+  readonly onUpdate: string
+  readonly match: string
+}
+
+const decode = (document: Document): Key => ({
+  ...document,
+  onDelete: Action.fromCode(document.onDelete),
+  onUpdate: Action.fromCode(document.onUpdate),
+  match: document.match === "f" ? "full" : document.match === "p" ? "partial" : "simple"
+})
+
+const columnNames = (relation: string, numbers: string) => `(
+  SELECT coalesce(jsonb_agg(a.attname ORDER BY u.position), '[]')
+  FROM unnest(${numbers}) WITH ORDINALITY AS u(number, position)
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = ${relation} AND a.attnum = u.number
+)`
+
+const table = (alias: string) => `(
+  SELECT jsonb_build_object(
+    'oid', t.oid::int8, 'schema', n.nspname, 'name', t.relname, 'kind', t.relkind, 'partition', t.relispartition,
+    'temporary', t.relpersistence = 't',
+    'extension', (
+      SELECT e.extname FROM pg_catalog.pg_depend d
+      JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
+      WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = t.oid AND d.objsubid = 0
+        AND d.refclassid = 'pg_catalog.pg_extension'::regclass AND d.deptype = 'e'
+    ),
+    'owned', pg_catalog.pg_has_role(t.relowner, 'USAGE')
+  )
+  FROM pg_catalog.pg_class t JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
+  WHERE t.oid = ${alias}
+)`
+
+const sorted = (array: string) => `(SELECT array_agg(x ORDER BY x) FROM unnest(${array}) AS x)`
+
+/** An index is a candidate as in transformFkeyCheckAttrs (tablecmds.c): unique, immediate, whole, exactly the key's columns. */
+const select = `
+SELECT jsonb_build_object(
+  'oid', k.oid::int8,
+  'name', k.conname,
+  'referencing', ${table("k.conrelid")},
+  'referenced', ${table("k.confrelid")},
+  'columns', ${columnNames("k.conrelid", "k.conkey")},
+  'referencedColumns', ${columnNames("k.confrelid", "k.confkey")},
+  'onDelete', k.confdeltype,
+  'onDeleteColumns', ${columnNames(
+    "k.conrelid",
+    `ARRAY(
+      SELECT c::int2 FROM jsonb_array_elements_text(
+        CASE jsonb_typeof(to_jsonb(k) -> 'confdelsetcols') WHEN 'array' THEN to_jsonb(k) -> 'confdelsetcols' ELSE '[]' END
+      ) AS c
+    )`
+  )},
+  'onUpdate', k.confupdtype,
+  'match', k.confmatchtype,
+  'deferrable', k.condeferrable,
+  'initiallyDeferred', k.condeferred,
+  'validated', k.convalidated,
+  'enforced', coalesce((to_jsonb(k) ->> 'conenforced')::boolean, true),
+  'period', coalesce((to_jsonb(k) ->> 'conperiod')::boolean, false),
+  'inherited', k.conparentid <> 0,
+  'comment', pg_catalog.obj_description(k.oid, 'pg_constraint'),
+  'boundIndex', (
+    SELECT jsonb_build_object('oid', i.indexrelid::int8, 'name', c.relname, 'primary', i.indisprimary)
+    FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+    WHERE i.indexrelid = k.conindid
+  ),
+  'candidateIndexes', (
+    SELECT coalesce(jsonb_agg(jsonb_build_object('oid', i.indexrelid::int8, 'name', c.relname) ORDER BY i.indexrelid), '[]')
+    FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+    WHERE i.indrelid = k.confrelid AND i.indisunique AND i.indimmediate AND i.indisvalid
+      AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = cardinality(k.confkey)
+      AND ${sorted("(i.indkey::int2[])[0:i.indnkeyatts - 1]")} = ${sorted("k.confkey")}
+  ),
+  'primaryKeyColumns', (
+    SELECT coalesce(jsonb_agg(a.attname ORDER BY u.position), '[]')
+    FROM pg_catalog.pg_index i
+    CROSS JOIN LATERAL unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY AS u(number, position)
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = u.number
+    WHERE i.indrelid = k.confrelid AND i.indisprimary
+  ),
+  'supportingIndex', (
+    SELECT c.relname
+    FROM pg_catalog.pg_index i
+    JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+    JOIN pg_catalog.pg_am m ON m.oid = c.relam
+    WHERE i.indrelid = k.conrelid AND i.indisvalid AND i.indisready AND i.indpred IS NULL
+      AND (m.amname = 'btree' OR (m.amname = 'hash' AND cardinality(k.conkey) = 1))
+      AND i.indnkeyatts >= cardinality(k.conkey)
+      AND ${sorted("(i.indkey::int2[])[0:cardinality(k.conkey) - 1]")} = ${sorted("k.conkey")}
+    ORDER BY i.indnkeyatts, i.indexrelid
+    LIMIT 1
+  )
+)::text AS key
+FROM pg_catalog.pg_constraint k
+WHERE k.contype = 'f'
+  AND ($1::int8 IS NULL OR k.conrelid = ($1::int8)::oid)
+  AND ($2::boolean OR k.conparentid = 0)
+  AND k.connamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+ORDER BY k.oid`

@@ -1,0 +1,105 @@
+/**
+ * Keys that do not do what their catalog entry says: somebody edited the catalogs, a bug of the server left triggers out (17.0: DETACH;
+ * 18.0 to 18.3: ALTER CONSTRAINT ENFORCED), or triggers were disabled. Enforcement is in the triggers, not in pg_constraint.
+ */
+import * as Effect from "effect/Effect"
+import type { DatabaseError } from "../DatabaseError.js"
+import type { Session } from "../driver/Session.js"
+
+/** One way in which a key and its triggers disagree. */
+export interface Problem {
+  /** The OID of the constraint: that of the topmost one, if it belongs to a partitioned table's key. */
+  readonly constraint: number
+  readonly kind: "trigger" | "deferrability" | "partitions" | "trigger state"
+  /** What is wrong, in words. */
+  readonly problem: string
+}
+
+/** Examines every enforced foreign key of the database. Locks nothing but catalogs, with ACCESS SHARE. */
+export const read = (session: Session): Effect.Effect<ReadonlyArray<Problem>, DatabaseError> =>
+  session
+    .query<Omit<Problem, "constraint"> & { readonly constraint: string }>(select)
+    .pipe(Effect.map((rows) => rows.map((row) => ({ ...row, constraint: Number(row.constraint) }))))
+
+/** Verified on 13 to 18 against healthy catalogs and four kinds of damage. */
+const select = String.raw`
+WITH RECURSIVE root AS (
+  SELECT k.oid, k.oid AS root FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' AND k.conparentid = 0
+  UNION ALL
+  SELECT k.oid, r.root FROM pg_catalog.pg_constraint k JOIN root r ON k.conparentid = r.oid
+),
+fk AS (
+  SELECT k.oid, r.root, k.conrelid, k.confrelid, k.confdeltype, k.confupdtype, k.condeferrable, k.condeferred,
+    c.relkind AS referencing_kind, p.relkind AS referenced_kind, c.oid::regclass AS relation, k.conname,
+    k.conparentid <> 0 AND NOT EXISTS (
+      SELECT FROM pg_catalog.pg_constraint q WHERE q.oid = k.conparentid AND q.conrelid <> k.conrelid
+    ) AS for_partition_of_referenced,
+    k.conparentid <> 0 AND EXISTS (
+      SELECT FROM pg_catalog.pg_constraint q WHERE q.oid = k.conparentid AND q.conrelid <> k.conrelid
+    ) AS on_partition
+  FROM pg_catalog.pg_constraint k
+  JOIN root r ON r.oid = k.oid
+  JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+  JOIN pg_catalog.pg_class p ON p.oid = k.confrelid
+  WHERE k.contype = 'f' AND coalesce((to_jsonb(k) ->> 'conenforced')::boolean, true)
+),
+want (code, deletes, updates) AS (
+  VALUES ('a'::"char", 'RI_FKey_noaction_del', 'RI_FKey_noaction_upd'),
+    ('r', 'RI_FKey_restrict_del', 'RI_FKey_restrict_upd'),
+    ('c', 'RI_FKey_cascade_del', 'RI_FKey_cascade_upd'),
+    ('n', 'RI_FKey_setnull_del', 'RI_FKey_setnull_upd'),
+    ('d', 'RI_FKey_setdefault_del', 'RI_FKey_setdefault_upd')
+),
+t AS (
+  SELECT g.tgconstraint AS oid, p.proname, g.tgrelid, g.tgdeferrable, g.tginitdeferred, g.tgenabled
+  FROM pg_catalog.pg_trigger g JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
+  WHERE g.tgconstraint <> 0
+)
+SELECT fk.root::int8::text AS "constraint", x.kind,
+  x.problem || CASE WHEN fk.oid = fk.root THEN '' ELSE ' (partition ' || fk.relation || ', ' || fk.conname || ')' END AS problem
+FROM fk
+JOIN want d ON d.code = fk.confdeltype
+JOIN want u ON u.code = fk.confupdtype
+CROSS JOIN LATERAL (
+  SELECT 'trigger' AS kind, 'ON DELETE trigger of the referenced table should be ' || d.deletes || ', is ' || coalesce(
+    (SELECT string_agg(t.proname, ', ' ORDER BY t.proname) FROM t WHERE t.oid = fk.oid AND t.tgrelid = fk.confrelid AND t.proname LIKE '%\_del'),
+    'missing') AS problem
+  WHERE NOT fk.on_partition AND (fk.referenced_kind = 'r' OR current_setting('server_version_num')::int >= 150000)
+    AND NOT EXISTS (SELECT FROM t WHERE t.oid = fk.oid AND t.tgrelid = fk.confrelid AND t.proname = d.deletes)
+  UNION ALL
+  SELECT 'trigger', 'ON UPDATE trigger of the referenced table should be ' || u.updates || ', is ' || coalesce(
+    (SELECT string_agg(t.proname, ', ' ORDER BY t.proname) FROM t WHERE t.oid = fk.oid AND t.tgrelid = fk.confrelid
+      AND t.proname ~ '(action|restrict|cascade|null|default)_upd$'),
+    'missing')
+  WHERE NOT fk.on_partition AND (fk.referenced_kind = 'r' OR current_setting('server_version_num')::int >= 150000)
+    AND NOT EXISTS (SELECT FROM t WHERE t.oid = fk.oid AND t.tgrelid = fk.confrelid AND t.proname = u.updates)
+  UNION ALL
+  SELECT 'trigger', 'the referencing table should have 2 check triggers, has ' || n.have
+  FROM (
+    SELECT count(*) AS have FROM t WHERE t.oid = fk.oid AND t.tgrelid = fk.conrelid AND t.proname LIKE 'RI\_FKey\_check\_%'
+  ) n
+  WHERE NOT fk.for_partition_of_referenced
+    AND (fk.referencing_kind = 'r' OR current_setting('server_version_num')::int >= 150000) AND n.have <> 2
+  UNION ALL
+  SELECT 'deferrability', 'the constraint is ' || ${mode("fk.condeferrable", "fk.condeferred")} || ', its trigger ' || t.proname
+    || ' is ' || ${mode("t.tgdeferrable", "t.tginitdeferred")}
+  FROM t
+  WHERE t.oid = fk.oid AND (t.proname LIKE 'RI\_FKey\_check%' OR t.proname LIKE 'RI\_FKey\_noaction%')
+    AND (t.tgdeferrable, t.tginitdeferred) <> (fk.condeferrable, fk.condeferred)
+  UNION ALL
+  SELECT 'partitions', 'the referenced table has ' || n.want || ' partitions, the key is enforced on ' || n.have
+  FROM (
+    SELECT (SELECT count(*) FROM pg_catalog.pg_inherits i WHERE i.inhparent = fk.confrelid) AS want,
+      (SELECT count(*) FROM pg_catalog.pg_constraint q WHERE q.conparentid = fk.oid AND q.conrelid = fk.conrelid) AS have
+  ) n
+  WHERE fk.referenced_kind = 'p' AND NOT fk.on_partition AND n.want <> n.have
+  UNION ALL
+  SELECT 'trigger state', 'its trigger ' || t.proname || ' on ' || t.tgrelid::regclass || CASE t.tgenabled
+    WHEN 'D' THEN ' is disabled' WHEN 'R' THEN ' fires on replicas only' ELSE ' always fires' END
+  FROM t WHERE t.oid = fk.oid AND t.tgenabled <> 'O'
+) x
+ORDER BY fk.root, x.kind, 3`
+
+function mode(deferrable: string, deferred: string) {
+  return `CASE WHEN ${deferred} THEN 'INITIALLY DEFERRED' WHEN ${deferrable} THEN 'DEFERRABLE' ELSE 'NOT DEFERRABLE' END`
+}

@@ -1,0 +1,197 @@
+/**
+ * Everything the catalogs say about a foreign key, as one JSON document that two keys can be compared by: the row of pg_constraint
+ * (all columns, so also those of versions to come), comment, dependencies, and each enforcing trigger with its name (PostgreSQL
+ * fires triggers in the order of their names), state and deferrability. A key of a partitioned table is a tree of rows.
+ */
+import * as Effect from "effect/Effect"
+import * as Struct from "effect/Struct"
+import type { DatabaseError } from "../DatabaseError.js"
+import type { Session } from "../driver/Session.js"
+import * as Action from "./Action.js"
+import { literal } from "./Sql.js"
+
+/** What a trigger of a foreign key does. */
+export type Role = "delete" | "update" | "checkInsert" | "checkUpdate"
+
+/** One of the triggers that enforce a foreign key. */
+export interface Trigger {
+  readonly role: Role
+  /** The table it is on (OID). */
+  readonly table: number
+  readonly name: string
+  readonly function: string
+  readonly deferrable: boolean
+  readonly initiallyDeferred: boolean
+  /** `pg_trigger.tgenabled`: `O` origin, `D` disabled, `R` replica, `A` always. */
+  readonly enabled: string
+  readonly [field: string]: unknown
+}
+
+/** One row of pg_constraint with what belongs to it. */
+export interface Entry {
+  readonly oid: number
+  readonly constraint: { readonly [column: string]: unknown }
+  readonly comment: string | null
+  readonly triggers: ReadonlyArray<Trigger>
+  readonly [field: string]: unknown
+}
+
+/** A key: its own row first, then those of its partitions. */
+export type Vector = readonly [Entry, ...ReadonlyArray<Entry>]
+
+/** How one field of a key differs from what it should be. */
+export interface Difference {
+  readonly field: string
+  readonly expected: unknown
+  readonly actual: unknown
+}
+
+/** Reads the vector of a key; undefined if there is no such key. */
+export const read = (
+  session: Session,
+  table: number,
+  name: string
+): Effect.Effect<Vector | undefined, DatabaseError> =>
+  session
+    .query<{ readonly vector: string | null }>(`SELECT (${expression(table, name)})::text AS vector`)
+    .pipe(Effect.map((rows) => parse(rows[0]?.vector ?? null)))
+
+/** Reads a vector back from its text. */
+export const parse = (text: string | null): Vector | undefined =>
+  text === null ? undefined : ((JSON.parse(text) as Vector | null) ?? undefined)
+
+/** The vector that a key must have after its ON DELETE action was changed: the same but for the action itself. */
+export const withAction = (vector: Vector, action: Action.Action, columns: ReadonlyArray<number>): Vector =>
+  mapEntries(vector, (entry) => ({
+    ...entry,
+    constraint: {
+      ...entry.constraint,
+      confdeltype: Action.code(action),
+      ...("confdelsetcols" in entry.constraint
+        ? { confdelsetcols: columns.length === 0 ? null : columns }
+        : {})
+    },
+    triggers: entry.triggers.map((trigger) =>
+      trigger.role === "delete"
+        ? {
+            ...trigger,
+            function: Action.deleteFunction(action),
+            deferrable: action === "no-action" && entry.constraint["condeferrable"] === true,
+            initiallyDeferred: action === "no-action" && entry.constraint["condeferred"] === true
+          }
+        : trigger
+    )
+  }))
+
+/** A vector whose triggers have the names that they have in another one. */
+export const withTriggerNames = (vector: Vector, names: Vector): Vector =>
+  mapEntries(vector, (entry, index) => ({
+    ...entry,
+    triggers: entry.triggers.map((trigger) => ({
+      ...trigger,
+      name:
+        names[index]?.triggers.find((other) => other.role === trigger.role && other.table === trigger.table)
+          ?.name ?? trigger.name
+    }))
+  }))
+
+/** The fields in which two vectors differ, OIDs of the constraints themselves aside. */
+export const compare = (expected: Vector, actual: Vector): ReadonlyArray<Difference> =>
+  differences("", withoutOids(expected), withoutOids(actual))
+
+/** A statement that fails with {@link changedCode} unless the key is exactly this one, OIDs included. */
+export const requireUnchanged = (table: number, name: string, vector: Vector): string =>
+  `vector := (${expression(table, name)});
+  IF vector IS DISTINCT FROM ${literal(JSON.stringify(vector))}::jsonb THEN
+    RAISE EXCEPTION USING ERRCODE = ${literal(changedCode)},
+      MESSAGE = 'the foreign key was changed by somebody else meanwhile', DETAIL = coalesce(vector::text, 'null');
+  END IF;`
+
+/** A statement that fails with {@link unfaithfulCode} unless the key equals this vector in every field but OIDs. */
+export const requireEqual = (table: number, name: string, vector: Vector): string =>
+  `vector := (SELECT jsonb_agg(e.entry - 'oid' ORDER BY e.position)
+    FROM jsonb_array_elements((${expression(table, name)})) WITH ORDINALITY AS e(entry, position));
+  IF vector IS DISTINCT FROM ${literal(JSON.stringify(withoutOids(vector)))}::jsonb THEN
+    RAISE EXCEPTION USING ERRCODE = ${literal(unfaithfulCode)},
+      MESSAGE = 'the rebuilt foreign key would not equal the original', DETAIL = coalesce(vector::text, 'null');
+  END IF;`
+
+/** SQLSTATE of our own: the key is not the one that was read before. */
+export const changedCode = "FKG01"
+
+/** SQLSTATE of our own: the key that was built is not equal to the original. */
+export const unfaithfulCode = "FKG02"
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+const mapEntries = (vector: Vector, change: (entry: Entry, index: number) => Entry): Vector => {
+  const [first, ...rest] = vector
+  return [change(first, 0), ...rest.map((entry, index) => change(entry, index + 1))]
+}
+
+/** A vector without the OIDs of its constraints, which a new key does not share. */
+export const withoutOids = (vector: ReadonlyArray<Entry>): ReadonlyArray<Omit<Entry, "oid">> =>
+  vector.map((entry) => Struct.omit(entry, "oid"))
+
+const differences = (field: string, expected: unknown, actual: unknown): ReadonlyArray<Difference> => {
+  if (isRecord(expected) && isRecord(actual)) {
+    const names = new Set([...Object.keys(expected), ...Object.keys(actual)])
+    return [...names].flatMap((name) =>
+      differences(field === "" ? name : `${field}.${name}`, expected[name], actual[name])
+    )
+  }
+  return JSON.stringify(expected) === JSON.stringify(actual) ? [] : [{ field, expected, actual }]
+}
+
+const isRecord = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null
+
+/**
+ * The vector of one key, as an SQL expression of type jsonb. Left out: OIDs of constraints and triggers (a new key has new ones),
+ * and connoinherit of partitions' rows, which depends on whether they were attached or made by recursion (13 to 17).
+ */
+const expression = (table: number, name: string) => `
+SELECT jsonb_agg(v.entry ORDER BY v.depth, v.conrelid, v.confrelid)
+FROM (
+  WITH RECURSIVE tree (oid, conrelid, confrelid, depth, parent) AS (
+    SELECT k.oid, k.conrelid, k.confrelid, 0, NULL::jsonb
+    FROM pg_catalog.pg_constraint k
+    WHERE k.conrelid = ${table}::oid AND k.conname = ${literal(name)} AND k.contype = 'f'
+    UNION ALL
+    SELECT k.oid, k.conrelid, k.confrelid, t.depth + 1, jsonb_build_array(t.conrelid::int8, t.confrelid::int8)
+    FROM pg_catalog.pg_constraint k JOIN tree t ON k.conparentid = t.oid
+  )
+  SELECT t.depth, t.conrelid, t.confrelid, jsonb_build_object(
+    'oid', t.oid::int8,
+    'parent', t.parent,
+    'constraint', (to_jsonb(k) - '{oid,conparentid}'::text[]) - CASE WHEN t.depth = 0 THEN '' ELSE 'connoinherit' END,
+    'comment', pg_catalog.obj_description(k.oid, 'pg_constraint'),
+    'dependencies', (
+      SELECT jsonb_agg(jsonb_build_array(d.refclassid::int8, d.refobjid::int8, d.refobjsubid, d.deptype)
+        ORDER BY d.refclassid, d.refobjid, d.refobjsubid, d.deptype)
+      FROM pg_catalog.pg_depend d
+      WHERE d.classid = 'pg_catalog.pg_constraint'::regclass AND d.objid = k.oid
+        AND d.refclassid <> 'pg_catalog.pg_constraint'::regclass
+    ),
+    'triggers', (
+      SELECT coalesce(jsonb_agg(jsonb_build_object(
+        'role', ${roleOf("p.proname")},
+        'table', g.tgrelid::int8, 'name', g.tgname, 'function', p.proname, 'type', g.tgtype, 'enabled', g.tgenabled,
+        'deferrable', g.tgdeferrable, 'initiallyDeferred', g.tginitdeferred, 'internal', g.tgisinternal,
+        'otherTable', g.tgconstrrelid::int8, 'index', g.tgconstrindid::int8
+      ) ORDER BY g.tgrelid, ${roleOf("p.proname")}), '[]')
+      FROM pg_catalog.pg_trigger g JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
+      WHERE g.tgconstraint = k.oid
+    )
+  ) AS entry
+  FROM tree t JOIN pg_catalog.pg_constraint k ON k.oid = t.oid
+) v`
+
+/** The role of a trigger, from the name of its function, as an SQL expression. */
+export function roleOf(functionName: string): string {
+  return `CASE WHEN ${functionName} = 'RI_FKey_check_ins' THEN 'checkInsert'
+    WHEN ${functionName} = 'RI_FKey_check_upd' THEN 'checkUpdate'
+    WHEN ${functionName} LIKE '%\\_del' THEN 'delete' ELSE 'update' END`
+}

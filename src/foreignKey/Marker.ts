@@ -1,0 +1,25 @@
+/**
+ * The comment on a constraint of ours: what is being changed into what, and the original in full. It is what a rerun and an undo
+ * read, and what a person sees who finds the constraint.
+ */
+import type * as Fidelity from "./Fidelity.js"
+import type { Target } from "./Target.js"
+
+/** What the marker records. */
+export interface Marker {
+  /** The name of the constraint that is being changed. */
+  readonly constraint: string
+  readonly from: Target
+  readonly to: Target
+  /** The original when the change began, comment and names of triggers included. */
+  readonly original: Fidelity.Vector
+}
+
+const prefix = "promptgrimoire-db is changing a foreign key here, rerun it to finish: "
+
+/** The text of the comment. */
+export const encode = (marker: Marker): string => prefix + JSON.stringify(marker)
+
+/** Reads a comment; undefined if it is not one of ours. */
+export const decode = (comment: string | null): Marker | undefined =>
+  comment?.startsWith(prefix) === true ? (JSON.parse(comment.slice(prefix.length)) as Marker) : undefined

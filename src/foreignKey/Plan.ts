@@ -1,0 +1,71 @@
+/** What a change will do, step by step, before anything is done. */
+import * as Action from "./Action.js"
+import { nameOf, type Key } from "./Catalog.js"
+import * as Change from "./Change.js"
+import * as Lock from "./Lock.js"
+import * as Name from "./Name.js"
+import { label } from "./Sql.js"
+
+/** One step of a plan: a transaction of its own. */
+export interface PlannedStep {
+  /** schema.table.name */
+  readonly constraint: string
+  readonly step: Change.StepName
+  /** `always`, or `contended`: taken instead of `swap` only, when its locks cannot be had together. */
+  readonly when: "always" | "contended"
+  /** The transaction, statement by statement. */
+  readonly sql: ReadonlyArray<string>
+  /** The strongest lock on each table, in the order in which they are taken; ACCESS SHARE is left out. */
+  readonly locks: ReadonlyArray<{ readonly relation: string; readonly mode: Lock.Mode }>
+  /** What other sessions cannot do while the locks are held, and for how long that is. */
+  readonly blocks: string
+}
+
+/** The steps of one change from its beginning. */
+export const steps = (change: Change.Change): ReadonlyArray<PlannedStep> => {
+  const { key, original, target } = change
+  const always = [
+    Change.add(change),
+    ...(key.validated && key.enforced ? [Change.validate(change)] : []),
+    Change.swap(change, original)
+  ]
+  const contended = Change.isSelfReference(key)
+    ? []
+    : [
+        ...(Action.raises(target.action)
+          ? []
+          : [Change.switchTriggers(change, "delete", Name.temporary(key.name), key.name)]),
+        Change.switchNames(change, original),
+        Change.switchTriggers(change, "delete", key.name, Name.aside(key.name)),
+        Change.switchTriggers(change, "update", key.name, Name.aside(key.name)),
+        Change.dropOriginal(change)
+      ]
+  return [
+    ...always.map((step) => planned(key, step, "always")),
+    ...contended.map((step) => planned(key, step, "contended"))
+  ]
+}
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+const planned = (key: Key, step: Change.Step, when: PlannedStep["when"]): PlannedStep => {
+  const tables = step.locks.map((lock) => lock.table)
+  const mode = step.locks[0]?.mode ?? "ACCESS EXCLUSIVE"
+  const lock =
+    step.name === "validate"
+      ? []
+      : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE"), Lock.statement(tables, mode)]
+  return {
+    constraint: nameOf(key),
+    step: step.name,
+    when,
+    sql: ["BEGIN", ...lock, ...step.statements, "COMMIT"],
+    locks: step.locks.map((lock) => ({
+      relation: label(lock.table.schema, lock.table.name),
+      mode: lock.mode
+    })),
+    blocks: `${Lock.blocks(mode)}${step.name === "validate" ? ", while the rows are checked" : ", for milliseconds"}`
+  }
+}

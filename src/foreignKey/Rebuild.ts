@@ -1,0 +1,251 @@
+/**
+ * Changes one key. What to do next follows from the catalogs alone: there is no log that could disagree with them, so a run that was
+ * killed anywhere is resumed by running it again.
+ *
+ * | in the catalogs                           | next step                                            |
+ * |-------------------------------------------|------------------------------------------------------|
+ * | the original only                         | add the temporary key, or done if the action is right |
+ * | original and temporary key, not validated | validate                                             |
+ * | original and temporary key                | swap; if its locks cannot be had, switch             |
+ * | original stepped aside                    | order the triggers, drop the original                |
+ * | a temporary key that is not the right one | drop it                                              |
+ */
+import * as Clock from "effect/Clock"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import { DatabaseError } from "../DatabaseError.js"
+import type { Session } from "../driver/Session.js"
+import * as Action from "./Action.js"
+import * as Attempt from "./Attempt.js"
+import * as Catalog from "./Catalog.js"
+import * as Change from "./Change.js"
+import * as Fidelity from "./Fidelity.js"
+import * as Marker from "./Marker.js"
+import * as Name from "./Name.js"
+import * as Target from "./Target.js"
+
+/** Existing rows violate the key: VALIDATE failed. The temporary key was dropped, the original is as it was. */
+export class RowsViolate extends Data.TaggedError("RowsViolate")<{ readonly constraint: string }> {
+  override get message() {
+    return `rows of the referencing table have no referenced row, although ${this.constraint} should prevent that; the original is as it was`
+  }
+}
+
+/** The key disappeared while it was being changed. */
+export class Disappeared extends Data.TaggedError("Disappeared")<{ readonly constraint: string }> {
+  override get message() {
+    return `${this.constraint} no longer exists`
+  }
+}
+
+/** The key never stayed as it was read, because others kept changing it. */
+export class Unstable extends Data.TaggedError("Unstable")<{ readonly constraint: string }> {
+  override get message() {
+    return `${this.constraint} is being changed by others; run it again later`
+  }
+}
+
+/** The original stepped aside, and the comment on the new key that recorded how it was is gone. */
+export class RecordLost extends Data.TaggedError("RecordLost")<{
+  readonly constraint: string
+  readonly aside: string
+}> {
+  override get message() {
+    return `the comment on ${this.constraint} that recorded the original is gone, so it cannot be proven equal. The new key is in force; compare it with ${this.aside} and drop that one`
+  }
+}
+
+/** Why a key could not be changed. */
+export type Failure =
+  | DatabaseError
+  | Attempt.LockBudgetExhausted
+  | Attempt.Unfaithful
+  | RowsViolate
+  | Disappeared
+  | RecordLost
+  | Unstable
+
+/** What changes a key besides the sessions. */
+export interface Task {
+  readonly key: Catalog.Key
+  readonly target: Target.Target
+  readonly version: number
+  /** Tries for the swap before the steps that lock one table each are taken. */
+  readonly swapTries: number
+  readonly onStep: (
+    step: Change.StepName,
+    run: "begins" | "done",
+    elapsedMillis: number
+  ) => Effect.Effect<void>
+  /** Which action deletes carry out from now until the swap: both keys are there, the one whose trigger fires first decides. */
+  readonly onOverlap: (live: Action.Action) => Effect.Effect<void>
+}
+
+/** Brings a key to its target. True if anything was done. */
+export const converge = (bench: Attempt.Bench, task: Task): Effect.Effect<boolean, Failure> =>
+  Effect.gen(function* () {
+    let changed = false
+    // Each round makes progress or finds that somebody else did; the limit only ends a quarrel with another program.
+    for (let round = 0; round < 100; round++) {
+      const next = yield* decide(bench.session, task)
+      if (next === undefined) return changed
+      changed = true
+      // Lost tries and a key that others changed both mean: read again, then decide again.
+      yield* perform(bench, task, next).pipe(
+        Effect.catchTags({ ChangedMeanwhile: () => Effect.void, TriesExhausted: () => Effect.void })
+      )
+    }
+    return yield* new Unstable({ constraint: Catalog.nameOf(task.key) })
+  })
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+/** What to do next. `current` is the vector of the key that has the original's name now. */
+interface Next {
+  readonly does: "add" | "validate" | "swap" | "finish" | "drop-temporary"
+  readonly change: Change.Change
+  readonly current: Fidelity.Vector
+}
+
+const decide = (
+  session: Session,
+  task: Task
+): Effect.Effect<Next | undefined, DatabaseError | Disappeared | RecordLost> =>
+  Effect.gen(function* () {
+    const { key: was, target } = task
+    const keys = yield* Catalog.read(session, { table: was.referencing.oid })
+    const find = (name: string) => keys.find((key) => key.name === name)
+    const key = find(was.name)
+    const current = yield* Fidelity.read(session, was.referencing.oid, was.name)
+    if (key === undefined || current === undefined) {
+      return yield* new Disappeared({ constraint: Catalog.nameOf(was) })
+    }
+    const temporary = find(Name.temporary(key.name))
+    const aside = find(Name.aside(key.name))
+    const recorded = Marker.decode((temporary ?? key).comment)?.original
+    const next = (does: Next["does"], original: Fidelity.Vector, to = target): Next => ({
+      does,
+      change: { key, target: to, original, version: task.version },
+      current
+    })
+
+    if (aside !== undefined) {
+      return recorded === undefined
+        ? yield* new RecordLost({ constraint: Catalog.nameOf(key), aside: Catalog.nameOf(aside) })
+        : next("finish", recorded, Target.of(key))
+    }
+    if (temporary === undefined) {
+      return Target.equals(Target.of(key), target) ? undefined : next("add", current)
+    }
+    // The names of the original's triggers may have been exchanged already; everything else it may have gained since counts as it is now.
+    const original = recorded === undefined ? current : Fidelity.withTriggerNames(current, recorded)
+    if (!Target.equals(Target.of(temporary), target) || !fits(key, temporary)) {
+      return next("drop-temporary", original)
+    }
+    return next(key.validated && !temporary.validated ? "validate" : "swap", original)
+  })
+
+/** Whether a temporary key found in the catalogs is still the one that this original needs. */
+const fits = (key: Catalog.Key, temporary: Catalog.Key) =>
+  key.referenced.oid === temporary.referenced.oid &&
+  JSON.stringify([key.columns, key.referencedColumns]) ===
+    JSON.stringify([temporary.columns, temporary.referencedColumns]) &&
+  key.onUpdate === temporary.onUpdate &&
+  key.match === temporary.match &&
+  key.deferrable === temporary.deferrable &&
+  key.enforced === temporary.enforced &&
+  key.boundIndex?.oid === temporary.boundIndex?.oid
+
+type Lost = Attempt.TriesExhausted | Attempt.ChangedMeanwhile
+
+/** Runs one step. */
+type Run = (
+  step: Change.Step,
+  options?: Attempt.Options
+) => Effect.Effect<void, DatabaseError | Attempt.LockBudgetExhausted | Attempt.Unfaithful | Lost>
+
+const perform = (
+  bench: Attempt.Bench,
+  task: Task,
+  { change, current, does }: Next
+): Effect.Effect<void, Failure | Lost> => {
+  const expected = Target.vector(change.target, change.key, change.original, Fidelity.withAction)
+  const run: Run = (step, options) => reported(task, step, Attempt.run(bench, step, { ...options, expected }))
+  const validate = Change.validate(change)
+  const ways: { readonly [Does in Next["does"]]: () => Effect.Effect<void, Failure | Lost> } = {
+    add: () => Effect.zipRight(run(Change.add(change)), overlap(bench, task)),
+    validate: () =>
+      reported(task, validate, Attempt.runBesideWrites(bench, validate)).pipe(
+        Effect.catchIf(isViolation, () =>
+          Effect.zipRight(
+            run(Change.dropTemporary(change)),
+            new RowsViolate({ constraint: Catalog.nameOf(change.key) })
+          )
+        )
+      ),
+    swap: () =>
+      Change.isSelfReference(change.key)
+        ? run(Change.swap(change, current))
+        : run(Change.swap(change, current), { maxTries: task.swapTries }).pipe(
+            Effect.catchTag("TriesExhausted", () => stepAside(bench, run, change))
+          ),
+    finish: () => finish(run, change),
+    "drop-temporary": () => run(Change.dropTemporary(change))
+  }
+  return ways[does]()
+}
+
+/**
+ * The way for tables so busy that both locks are never to be had together: each step locks one table while it holds nothing else, so it
+ * cannot be part of a circle. An action that raises no error goes live before the names are exchanged and one that does after them, so that errors keep naming
+ * the original.
+ */
+const stepAside = (bench: Attempt.Bench, run: Run, change: Change.Change) =>
+  Effect.gen(function* () {
+    const { key, target } = change
+    if (!Action.raises(target.action)) {
+      yield* run(Change.switchTriggers(change, "delete", Name.temporary(key.name), key.name))
+    }
+    const current = yield* Fidelity.read(bench.session, key.referencing.oid, key.name)
+    return yield* current === undefined
+      ? new Attempt.ChangedMeanwhile({ step: "switch-names" })
+      : run(Change.switchNames(change, current))
+  })
+
+/** The original stepped aside: the new key's triggers come to fire first, then the original is dropped. */
+const finish = (run: Run, change: Change.Change) =>
+  Effect.gen(function* () {
+    const { name } = change.key
+    yield* run(Change.switchTriggers(change, "delete", name, Name.aside(name)))
+    yield* run(Change.switchTriggers(change, "update", name, Name.aside(name)))
+    yield* run(Change.dropOriginal(change))
+  })
+
+const isViolation = (error: { readonly _tag: string }): boolean =>
+  DatabaseError.is(error) && error.reason._tag === "ForeignKeyViolation"
+
+const overlap = (bench: Attempt.Bench, task: Task) =>
+  Effect.gen(function* () {
+    const { key, target } = task
+    const deleteTrigger = (name: string) =>
+      Effect.map(
+        Fidelity.read(bench.session, key.referencing.oid, name),
+        (vector) => vector?.[0].triggers.find((trigger) => trigger.role === "delete")?.name
+      )
+    const original = yield* deleteTrigger(key.name)
+    const temporary = yield* deleteTrigger(Name.temporary(key.name))
+    if (original !== undefined && temporary !== undefined) {
+      yield* task.onOverlap(temporary < original ? target.action : key.onDelete)
+    }
+  })
+
+const reported = <A, E>(task: Task, step: Change.Step, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+  Effect.gen(function* () {
+    const start = yield* Clock.currentTimeMillis
+    yield* task.onStep(step.name, "begins", 0)
+    const result = yield* effect
+    yield* task.onStep(step.name, "done", (yield* Clock.currentTimeMillis) - start)
+    return result
+  })

@@ -1,0 +1,166 @@
+/** Why a key is left alone. Everything here is found before anything is touched, from catalogs only. */
+import * as Array from "effect/Array"
+import * as Effect from "effect/Effect"
+import type { DatabaseError } from "../DatabaseError.js"
+import type { Session } from "../driver/Session.js"
+import * as Action from "./Action.js"
+import { nameOf, type Key } from "./Catalog.js"
+import { bindsPrimaryKeyByDefault } from "./Change.js"
+import type * as Detector from "./Detector.js"
+import * as Name from "./Name.js"
+import { label } from "./Sql.js"
+import type { Target } from "./Target.js"
+
+/** A reason not to change a key. */
+export interface Refusal {
+  /** A stable word for programs. */
+  readonly code:
+    | "period"
+    | "foreign-table"
+    | "temporary-table"
+    | "extension"
+    | "partitioned"
+    | "privileges"
+    | "catalog-disagrees"
+    | "trigger-state"
+    | "bound-index"
+    | "columns"
+    | "leftover"
+    | "language"
+  /** What is wrong and what to do, for people. */
+  readonly reason: string
+}
+
+/** What the current role and server allow. */
+export interface Rights {
+  readonly superuser: boolean
+  readonly role: string
+  /** Whether PL/pgSQL is installed: steps prove themselves with it. */
+  readonly plpgsql: boolean
+}
+
+/** Reads what the current role may do. */
+export const rights = (session: Session): Effect.Effect<Rights, DatabaseError> =>
+  session
+    .query<Rights>(
+      `SELECT r.rolsuper AS superuser, r.rolname::text AS role, EXISTS (
+        SELECT FROM pg_catalog.pg_language l WHERE l.lanname = 'plpgsql' AND has_language_privilege(l.oid, 'USAGE')
+      ) AS plpgsql
+      FROM pg_catalog.pg_roles r WHERE r.rolname = current_user`
+    )
+    .pipe(Effect.map((rows) => rows[0] ?? { superuser: false, role: "unknown", plpgsql: false }))
+
+/** What the current role may not do with the tables of a key, in words. */
+export const missingPrivileges = (
+  session: Session,
+  key: Key
+): Effect.Effect<ReadonlyArray<string>, DatabaseError> =>
+  session
+    .query<{ readonly missing: string }>(
+      `SELECT m.missing FROM (VALUES
+        ($1::int8::oid, 'on the referencing table'), ($2::int8::oid, 'on the referenced table')
+      ) AS t (oid, place)
+      JOIN pg_catalog.pg_class c ON c.oid = t.oid
+      CROSS JOIN LATERAL (
+        SELECT 'ownership ' || t.place AS missing WHERE NOT pg_has_role(c.relowner, 'USAGE')
+        UNION ALL
+        SELECT 'USAGE on schema ' || c.relnamespace::regnamespace
+        WHERE NOT has_schema_privilege(c.relnamespace, 'USAGE')
+        UNION ALL
+        SELECT 'UPDATE, DELETE or TRUNCATE ' || t.place || ' (to lock it)'
+        WHERE NOT has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE')
+        UNION ALL
+        SELECT 'SELECT ' || t.place WHERE NOT has_table_privilege(c.oid, 'SELECT')
+        UNION ALL
+        SELECT 'REFERENCES ' || t.place
+        WHERE NOT has_table_privilege(c.oid, 'REFERENCES') AND c.oid = $2::int8::oid
+      ) m`,
+      [key.referencing.oid, key.referenced.oid]
+    )
+    .pipe(Effect.map((rows) => Array.dedupe(rows.map((row) => row.missing))))
+
+/** What a decision is made from. */
+export interface Evidence {
+  readonly key: Key
+  readonly target: Target
+  /** All keys of the same table. */
+  readonly siblings: ReadonlyArray<Key>
+  readonly problems: ReadonlyArray<Detector.Problem>
+  readonly rights: Rights
+  readonly missing: ReadonlyArray<string>
+  readonly version: number
+}
+
+/** Every reason not to change this key; none means that it can be changed. */
+export const all = (evidence: Evidence): ReadonlyArray<Refusal> => {
+  const { key, missing, problems, rights, siblings, target, version } = evidence
+  const found: globalThis.Array<Refusal> = []
+  const refuse = (code: Refusal["code"], reason: string) => found.push({ code, reason })
+  const ends =
+    key.referencing.oid === key.referenced.oid ? [key.referencing] : [key.referencing, key.referenced]
+  if (!rights.plpgsql)
+    refuse("language", "PL/pgSQL is missing, every step proves itself with it: CREATE EXTENSION plpgsql")
+  if (key.period) {
+    refuse("period", "it is a temporal key (PERIOD), for which PostgreSQL supports NO ACTION only")
+  }
+  for (const table of ends) {
+    const name = label(table.schema, table.name)
+    if (table.kind === "f") refuse("foreign-table", `${name} is a foreign table`)
+    if (table.temporary) refuse("temporary-table", `${name} is a temporary table, it ends with its session`)
+    if (table.extension !== null) {
+      refuse(
+        "extension",
+        `${name} belongs to extension ${table.extension}, whose updates rely on its definition`
+      )
+    }
+    if (table.kind === "p") {
+      refuse("partitioned", `${name} is partitioned, which is not supported yet`)
+    }
+  }
+  if (missing.length > 0) {
+    refuse("privileges", `role ${label(rights.role)} lacks ${missing.join(", ")}`)
+  }
+  for (const { kind, problem } of problems) {
+    if (kind !== "trigger state") {
+      refuse("catalog-disagrees", `it does not do what its catalog entry says: ${problem}`)
+    } else if (!rights.superuser) {
+      refuse(
+        "trigger-state",
+        `${problem}, and only a superuser can keep that: enable it first, or run as a superuser`
+      )
+    }
+  }
+  const [first] = key.candidateIndexes
+  if (key.boundIndex !== null && first?.oid !== key.boundIndex.oid && !bindsPrimaryKeyByDefault(key)) {
+    const rivals = key.candidateIndexes
+      .filter((index) => index.oid < (key.boundIndex?.oid ?? 0))
+      .map((index) => label(key.referenced.schema, index.name))
+    refuse(
+      "bound-index",
+      `it is bound to the unique index ${label(key.boundIndex.name)}, and a new key would be bound to another one; ` +
+        `give that one a higher OID first: ${rivals.map((name) => `REINDEX INDEX CONCURRENTLY ${name}`).join("; ")}`
+    )
+  }
+  for (const column of target.columns) {
+    if (!key.columns.includes(column)) refuse("columns", `${label(column)} is not one of its columns`)
+  }
+  if (target.columns.length > 0 && !Action.takesColumns(target.action)) {
+    refuse("columns", `ON DELETE ${Action.sql(target.action)} takes no columns`)
+  }
+  if (target.columns.length > 0 && version < 150_000) {
+    refuse("columns", "a list of columns for SET NULL or SET DEFAULT needs PostgreSQL 15 or later")
+  }
+  const leftovers = siblings.filter((other) => Name.isOurs(other.name))
+  for (const other of leftovers) {
+    const owner = siblings.find(
+      (k) => Name.temporary(k.name) === other.name || Name.aside(k.name) === other.name
+    )
+    if (owner === undefined) {
+      refuse(
+        "leftover",
+        `${nameOf(other)} is left over from a change of a constraint that is gone: drop it or rename it`
+      )
+    }
+  }
+  return found
+}

@@ -1,0 +1,39 @@
+/** What the sessions of a change run with. */
+import * as Effect from "effect/Effect"
+import type { DatabaseError } from "../DatabaseError.js"
+import type { Session } from "../driver/Session.js"
+
+/**
+ * Makes a session ours. Names resolve in pg_catalog only. The roles', database's and server's own limits are lifted where a change has to
+ * outlive them (validation can take hours, and the session with the advisory lock is idle meanwhile); a backend whose client is gone gives up within 10 s (14 and later).
+ */
+export const prepare = (session: Session, purpose: string): Effect.Effect<void, DatabaseError> =>
+  session
+    .query(
+      `SELECT pg_catalog.set_config(s.name, s.value, false)
+      FROM (VALUES
+        ('search_path', 'pg_catalog'),
+        ('application_name', $1),
+        ('statement_timeout', '30s'),
+        ('lock_timeout', '5s'),
+        ('idle_in_transaction_session_timeout', '60s'),
+        ('idle_session_timeout', '0'),
+        ('transaction_timeout', '0'),
+        ('client_connection_check_interval', '10s'),
+        ('standard_conforming_strings', 'on'),
+        ('client_min_messages', 'warning'),
+        ('default_transaction_isolation', 'read committed'),
+        ('default_transaction_read_only', 'off')
+      ) AS s (name, value)
+      JOIN pg_catalog.pg_settings known ON known.name = s.name`,
+      [`promptgrimoire-db: ${purpose}`]
+    )
+    .pipe(Effect.asVoid)
+
+/** The server's deadlock_timeout in milliseconds: after it, a waiting application's transaction can become a deadlock victim. */
+export const deadlockTimeout = (session: Session): Effect.Effect<number, DatabaseError> =>
+  session
+    .query<{ readonly milliseconds: string }>(
+      "SELECT setting AS milliseconds FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout'"
+    )
+    .pipe(Effect.map((rows) => Number(rows[0]?.milliseconds ?? 1000)))

@@ -1,0 +1,43 @@
+/** The ON DELETE action that a key is to have. */
+import * as Action from "./Action.js"
+import type { Key } from "./Catalog.js"
+import type * as Fidelity from "./Fidelity.js"
+import { identifiers } from "./Sql.js"
+
+/** An ON DELETE action; `columns` limits SET NULL and SET DEFAULT to some of the columns, empty means all. */
+export interface Target {
+  readonly action: Action.Action
+  readonly columns: ReadonlyArray<string>
+}
+
+/** The action that a key has. */
+export const of = (key: Key): Target => ({ action: key.onDelete, columns: key.onDeleteColumns })
+
+/** Whether two targets are the same; the order of columns is kept by PostgreSQL and so matters. */
+export const equals = (left: Target, right: Target): boolean =>
+  left.action === right.action &&
+  left.columns.length === right.columns.length &&
+  left.columns.every((column, index) => column === right.columns[index])
+
+/** The clause of ALTER TABLE ... ADD FOREIGN KEY. */
+export const sql = (target: Target): string =>
+  `ON DELETE ${Action.sql(target.action)}${
+    target.columns.length === 0 ? "" : ` (${identifiers(target.columns)})`
+  }`
+
+/** The vector that a key must have with this action. */
+export const vector = (
+  target: Target,
+  key: Key,
+  original: Fidelity.Vector,
+  apply: typeof Fidelity.withAction
+) =>
+  apply(
+    original,
+    target.action,
+    target.columns.flatMap((column) => {
+      const numbers = original[0].constraint["conkey"] as ReadonlyArray<number>
+      const number = numbers[key.columns.indexOf(column)]
+      return number === undefined ? [] : [number]
+    })
+  )
