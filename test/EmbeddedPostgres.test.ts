@@ -126,6 +126,7 @@ describe("a cluster with a data directory", () => {
         Effect.gen(function* () {
           const server = yield* make({ dataDirectory })
           expect(yield* query(server.url, "SHOW fsync")).toEqual([{ fsync: "on" }])
+          expect(server.dataDirectory).toBe(path.join(dataDirectory, "cluster", "data"))
           yield* query(server.url, "CREATE TABLE kept AS SELECT 1 AS id")
           return { url: Redacted.value(server.url), processId: yield* server.processId }
         })

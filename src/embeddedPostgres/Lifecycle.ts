@@ -208,6 +208,8 @@ const temporaryHome = (
 const temporaryPrefix = "promptgrimoire-db-"
 
 const makeHome = (home: string): void => {
+  // The mode is for the last one only: the server's account has to get through those above.
+  fs.mkdirSync(path.dirname(home), { recursive: true })
   if (fs.mkdirSync(home, { recursive: true, mode: 0o700 }) === undefined) return
   // For root the server is another account, which has to get to the cluster inside.
   if (process.getuid?.() === 0) fs.chmodSync(home, 0o711)
