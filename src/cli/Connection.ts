@@ -1,0 +1,65 @@
+import * as Options from "@effect/cli/Options"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import * as Database from "../Database.js"
+import { environmentVariables } from "../DatabaseConfig.js"
+import * as EmbeddedPostgres from "../EmbeddedPostgres.js"
+
+/** Which database a command works on. */
+export const url = Options.redacted("url").pipe(
+  Options.withDescription(
+    "The database, postgresql://user:password@host:5432/name. Without it DATABASE_URL is used, and without that an embedded PostgreSQL in .data/."
+  ),
+  Options.optional
+)
+
+/** Whether to print one JSON document instead of text. */
+export const json = Options.boolean("json").pipe(
+  Options.withDescription("Print one JSON document on standard output, and nothing else there.")
+)
+
+/** Where the embedded server keeps its data, below the current directory. */
+export const embeddedDirectory = ".data"
+
+/** The environment in which the settings of a command are read. */
+type Environment = Readonly<Record<string, string | undefined>>
+
+/**
+ * The database of a command. It opens connections only when it needs them, and goes past a pooler, because it holds locks of
+ * sessions.
+ */
+export const layer = (given: Option.Option<Redacted.Redacted>, environment: Environment) => {
+  const chosen = Option.map(given, Redacted.value).pipe(
+    Option.orElse(() => nonEmpty(environment[environmentVariables.directUrl])),
+    Option.orElse(() => nonEmpty(environment[environmentVariables.url]))
+  )
+  return Option.match(chosen, {
+    onSome: (target) => databaseAt(target, environment),
+    onNone: () =>
+      Layer.unwrapScoped(
+        Effect.map(EmbeddedPostgres.make({ dataDirectory: embeddedDirectory }), (server) =>
+          databaseAt(Redacted.value(server.url), environment)
+        )
+      )
+  })
+}
+
+const databaseAt = (target: string, environment: Environment) => {
+  const settings = new Map<string, string>([
+    [environmentVariables.minConnections, "0"],
+    [environmentVariables.maxConnections, "4"]
+  ])
+  for (const [name, value] of Object.entries(environment)) {
+    if (value !== undefined) settings.set(name, value)
+  }
+  settings.set(environmentVariables.url, target)
+  settings.delete(environmentVariables.directUrl)
+  settings.delete(environmentVariables.pooler)
+  return Database.layerConfig.pipe(Layer.provide(Layer.setConfigProvider(ConfigProvider.fromMap(settings))))
+}
+
+const nonEmpty = (value: string | undefined) =>
+  value === undefined || value === "" ? Option.none<string>() : Option.some(value)

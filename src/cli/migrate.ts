@@ -1,0 +1,157 @@
+import * as Args from "@effect/cli/Args"
+import * as Command from "@effect/cli/Command"
+import * as Options from "@effect/cli/Options"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import { fileURLToPath } from "node:url"
+import * as ForeignKey from "../ForeignKey.js"
+import * as Migrator from "../Migrator.js"
+import * as Connection from "./Connection.js"
+import { runCommand } from "./runCommand.js"
+import * as Report from "./Report.js"
+
+const directory = Options.directory("directory", { exists: "yes" }).pipe(
+  Options.withDescription(
+    "The directory of the migrations, files named <id>_<name>.js (or .ts where Node can load it). Without it those of this package."
+  ),
+  Options.optional
+)
+
+const options = { url: Connection.url, json: Connection.json, directory }
+
+/** The migrations of this package, next to `src` both here and in the built package. */
+const ownDirectory = fileURLToPath(new URL("../../migrations", import.meta.url))
+
+const migrations = (given: Option.Option<string>, json: boolean): Migrator.Options => ({
+  loader: Migrator.fromDirectory(Option.getOrElse(given, () => ownDirectory)),
+  onProgress: (event) => (json ? Effect.void : Report.progress(describe(event)))
+})
+
+const describe = (event: Migrator.Progress): string => {
+  switch (event._tag) {
+    case "Waiting":
+      return "Waiting for the migrator's lock ..."
+    case "Started":
+      return `${event.direction === "up" ? "Applying" : "Undoing"} ${event.id}_${event.name} ...`
+    case "Retrying":
+      return `${event.id}_${event.name} could not get its locks (try ${event.attempt}, ${event.reason}); trying again ...`
+    case "Finished":
+      return `${event.id}_${event.name} done in ${Report.duration(event.durationMs)}`
+  }
+}
+
+const migrateUp = Command.make("migrate", options, ({ directory, json, url }) =>
+  runCommand(
+    { json, url },
+    Effect.gen(function* () {
+      const result = yield* Migrator.run(migrations(directory, json))
+      const lines = [
+        ...(result.applied.length === 0
+          ? ["Nothing to do: every migration is applied."]
+          : result.applied.map(
+              ({ durationMs, id, name }) => `Applied ${id}_${name} in ${Report.duration(durationMs)}.`
+            )),
+        `Current migration: ${result.current}.`
+      ]
+      const keys = json ? [] : yield* foreignKeyLines
+      yield* Report.result(json, result, [...lines, ...keys])
+    })
+  )
+).pipe(Command.withDescription("Applies what is pending."))
+
+/** After a migration a person wants to see what a delete does now. */
+const foreignKeyLines = Effect.map(ForeignKey.list(), (keys) =>
+  keys.length === 0
+    ? []
+    : [
+        "",
+        ...Report.table(
+          ["Foreign key", "References", "On delete"],
+          keys.map((key) => [
+            `${key.schema}.${key.table}.${key.name}`,
+            `${key.referencedSchema}.${key.referencedTable}`,
+            key.onDelete.toUpperCase()
+          ])
+        )
+      ]
+)
+
+const statusLines = ({ current, migrations }: Migrator.Status): ReadonlyArray<string> => [
+  ...(migrations.length === 0
+    ? ["There are no migrations."]
+    : Report.table(
+        ["Id", "Name", "State", "Applied at"],
+        migrations.map(({ appliedAt, id, name, state }) => [
+          String(id),
+          name,
+          state,
+          appliedAt?.toISOString() ?? ""
+        ])
+      )),
+  `Current migration: ${current}.`
+]
+
+const status = Command.make("status", options, ({ directory, json, url }) =>
+  runCommand(
+    { json, url },
+    Effect.gen(function* () {
+      const status = yield* Migrator.status(migrations(directory, json))
+      const upToDate = status.migrations.every(({ state }) => state === "applied")
+      yield* Report.result(
+        json,
+        status,
+        statusLines(status),
+        upToDate ? Report.exitCodes.done : Report.exitCodes.refused
+      )
+    })
+  )
+).pipe(
+  Command.withDescription(
+    "Lists the migrations and which are applied. Exits with 3 when any is not, or was edited."
+  )
+)
+
+const stamp = Command.make(
+  "stamp",
+  { ...options, id: Args.integer({ name: "id" }) },
+  ({ directory, id, json, url }) =>
+    runCommand(
+      { json, url },
+      Effect.gen(function* () {
+        const status = yield* Migrator.stamp({ ...migrations(directory, json), id })
+        yield* Report.result(json, status, statusLines(status))
+      })
+    )
+).pipe(
+  Command.withDescription(
+    "Writes down that every migration up to an id is applied, and runs none: for a database that has its schema already."
+  )
+)
+
+const down = Command.make(
+  "down",
+  {
+    ...options,
+    to: Options.integer("to").pipe(
+      Options.withDescription("The migration to go back to; 0 undoes all of them.")
+    )
+  },
+  ({ directory, json, to, url }) =>
+    runCommand(
+      { json, url },
+      Effect.gen(function* () {
+        const { applied: undone, current } = yield* Migrator.down({ ...migrations(directory, json), to })
+        yield* Report.result(json, { undone, current }, [
+          ...(undone.length === 0
+            ? ["Nothing to do."]
+            : undone.map(
+                ({ durationMs, id, name }) => `Undid ${id}_${name} in ${Report.duration(durationMs)}.`
+              )),
+          `Current migration: ${current}.`
+        ])
+      })
+    )
+).pipe(Command.withDescription("Undoes every migration above an id, the latest first."))
+
+/** `migrate` and what belongs to it. */
+export const command = migrateUp.pipe(Command.withSubcommands([status, stamp, down]))

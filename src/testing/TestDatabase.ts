@@ -1,0 +1,167 @@
+/**
+ * The Layers that tests swap in: a program that needs `Database`, `PgClient` or `SqlClient` runs on a database of its own,
+ * cloned from a template that the migrations were applied to once.
+ */
+import type * as Migrator from "@effect/sql/Migrator"
+import * as Config from "effect/Config"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
+import * as Crypto from "node:crypto"
+import * as Database from "../Database.js"
+import type { InvalidSettings, Settings } from "../DatabaseConfig.js"
+import type { DatabaseError } from "../DatabaseError.js"
+import * as EmbeddedPostgres from "../EmbeddedPostgres.js"
+import * as Migration from "../migrator/Migration.js"
+import * as MigratorModule from "../Migrator.js"
+
+// -----------------------------------------------------------------------------
+// model
+// -----------------------------------------------------------------------------
+
+/** How a test database is made. */
+export interface Options {
+  /** The migrations that the database has been through; none when left out. */
+  readonly loader?: Migrator.Loader | undefined
+  /** Settings of the Layer besides its url. */
+  readonly settings?: Omit<Settings, "url" | "directUrl"> | undefined
+}
+
+/** No test database could be made. */
+export class TestDatabaseError extends Data.TaggedError("TestDatabaseError")<{
+  readonly message: string
+  readonly cause: unknown
+}> {}
+
+type Failure =
+  | InvalidSettings
+  | DatabaseError
+  | TestDatabaseError
+  | MigratorModule.MigratorError
+  | EmbeddedPostgres.EmbeddedPostgresError
+
+// -----------------------------------------------------------------------------
+// layers
+// -----------------------------------------------------------------------------
+
+/**
+ * A fresh database, dropped with the Layer. It is on the server of `TEST_DATABASE_URL` or `DATABASE_URL`, whose role must be
+ * allowed to create databases; without either on an embedded server that is started for it. Provide it once to a suite
+ * (`layer(TestDatabase.layer(...))` of `@effect/vitest`).
+ */
+export const layer = (options: Options = {}): Layer.Layer<Database.Provided, Failure> =>
+  Layer.unwrapScoped(
+    Effect.map(make(options), (url) =>
+      Database.layer({
+        minConnections: 1,
+        applicationName: "promptgrimoire-db-test",
+        ...options.settings,
+        url
+      })
+    )
+  )
+
+/** The url of a fresh database, for programs that are started from outside. It is dropped with the scope. */
+export const make = Effect.fn("TestDatabase.make")(function* (
+  options: Options = {}
+): Effect.fn.Return<Redacted.Redacted, Failure, Scope.Scope> {
+  const server = yield* serverUrl
+  const admin = yield* adminOf(server)
+  const source = options.loader === undefined ? "template0" : yield* template(server, admin, options.loader)
+  const name = `${prefix}_${Crypto.randomUUID().replaceAll("-", "")}`
+  yield* Effect.acquireRelease(admin(`CREATE DATABASE ${name} TEMPLATE ${source}`), () =>
+    Effect.ignore(admin(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`))
+  )
+  return withDatabase(server, name)
+})
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+const prefix = "promptgrimoire_test"
+
+type Admin = (sql: string) => Effect.Effect<ReadonlyArray<Record<string, unknown>>, DatabaseError>
+
+const serverUrl = Effect.gen(function* () {
+  const given = yield* Config.nonEmptyString("TEST_DATABASE_URL").pipe(
+    Config.orElse(() => Config.nonEmptyString("DATABASE_URL")),
+    Effect.option
+  )
+  if (Option.isSome(given)) return given.value
+  const server = yield* EmbeddedPostgres.make({ settings: { max_connections: "300" } })
+  return Redacted.value(server.url)
+})
+
+const adminOf = Effect.fnUntraced(function* (server: string) {
+  const context = yield* Layer.build(
+    Database.layer({
+      url: server,
+      minConnections: 0,
+      maxConnections: 2,
+      statementTimeout: "2 minutes",
+      lockTimeout: "1 minute",
+      applicationName: "promptgrimoire-db-test-admin"
+    })
+  )
+  const { session } = yield* Effect.provide(Database.Database, context)
+  const admin: Admin = (sql) => Effect.scoped(Effect.flatMap(session, ({ query }) => query(sql)))
+  return admin
+})
+
+const withDatabase = (server: string, name: string): Redacted.Redacted => {
+  const url = new URL(server)
+  url.pathname = `/${name}`
+  return Redacted.make(url.toString())
+}
+
+/**
+ * The database that others are cloned from, made on first use. Its name is a digest of the migrations, and it becomes a
+ * template under that name only once they all ran; an advisory lock keeps parallel test processes from making it twice.
+ */
+const template = Effect.fn("TestDatabase.template")(function* (
+  server: string,
+  admin: Admin,
+  loader: Migrator.Loader
+) {
+  const sources = yield* Migration.sources(loader)
+  const digest = Crypto.createHash("sha256")
+  for (const { checksum, id, name } of sources) digest.update(`${id}\0${name}\0${checksum ?? ""}\0`)
+  const name = `${prefix}_template_${digest.digest("hex").slice(0, 16)}`
+  const ready = Effect.map(
+    admin(`SELECT 1 FROM pg_catalog.pg_database WHERE datname = '${name}' AND datistemplate`),
+    (rows) => rows.length > 0
+  )
+  if (yield* ready) return name
+
+  const context = yield* Layer.build(
+    Database.layer({
+      url: server,
+      minConnections: 0,
+      maxConnections: 1,
+      lockTimeout: "off",
+      statementTimeout: "2 minutes"
+    })
+  )
+  const { session } = yield* Effect.provide(Database.Database, context)
+  return yield* Effect.scoped(
+    Effect.gen(function* () {
+      const lock = yield* session
+      yield* lock.query("SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended($1, 0))", [name])
+      if (yield* ready) return name
+      yield* admin(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`)
+      yield* admin(`CREATE DATABASE ${name} TEMPLATE template0`)
+      yield* MigratorModule.run({ loader }).pipe(
+        Effect.provide(
+          Database.layer({ url: withDatabase(server, name), minConnections: 0, maxConnections: 3 })
+        ),
+        Effect.scoped
+      )
+      yield* admin(`ALTER DATABASE ${name} WITH IS_TEMPLATE true ALLOW_CONNECTIONS false`)
+      return name
+    })
+  )
+})
