@@ -82,14 +82,20 @@ export const withLock =
 
 const unknownStart = "unknown"
 
-const create = (directory: string, token: string): void => {
+const makePrivateDirectory = (directory: string): void => {
+  // The mode is for the last one only: those above may be for others too.
+  fs.mkdirSync(path.dirname(directory), { recursive: true })
   fs.mkdirSync(directory, { recursive: true, mode: 0o700 })
+}
+
+const create = (directory: string, token: string): void => {
+  makePrivateDirectory(directory)
   fs.writeFileSync(path.join(directory, token), "", { flag: "wx", mode: 0o600 })
 }
 
 /** Names of the others that hold or want the lock; empty when `token` now has it. */
 const tryLock = (directory: string, token: string): ReadonlyArray<string> => {
-  fs.mkdirSync(directory, { recursive: true, mode: 0o700 })
+  makePrivateDirectory(directory)
   const before = livingSync(directory)
   if (before.length > 0) return before
   create(directory, token)
