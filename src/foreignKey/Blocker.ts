@@ -60,8 +60,9 @@ export const watch = (
   )
 
 /**
- * Who holds a lock that conflicts with one of these, in a transaction older than `olderThan` milliseconds. Asking takes no lock and queues nowhere, so nobody
- * waits behind the question, as they would behind a lock request.
+ * Who holds a lock that conflicts with one of these, in a transaction older than `olderThan` milliseconds. Asking takes no lock and queues nowhere,
+ * so nobody waits behind the question, as they would behind a lock request. Left out: autovacuum, which gives way to a lock request only, and sessions of
+ * other roles whose age this role may not see (it needs pg_read_all_stats for that).
  */
 export const holders = (
   session: Session,
@@ -80,7 +81,8 @@ export const holders = (
     ) b
     LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid
     LEFT JOIN pg_catalog.pg_prepared_xacts x ON b.virtualtransaction = '-1/' || x.transaction::text
-    WHERE coalesce(a.xact_start, x.prepared, '-infinity') < clock_timestamp() - $3::float8 * interval '1 millisecond'
+    WHERE coalesce(a.xact_start, x.prepared) < clock_timestamp() - $3::float8 * interval '1 millisecond'
+      AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
     ORDER BY coalesce(a.xact_start, x.prepared)`,
     [
       JSON.stringify(locks.map(({ mode, table }) => ({ relation: table.oid, modes: Lock.conflicts(mode) }))),
@@ -88,6 +90,27 @@ export const holders = (
       olderThan
     ]
   )
+
+/** The transactions of this database that are running now, other than those of these backends. Every role may see them. */
+export const transactions = (
+  session: Session,
+  processIds: ReadonlyArray<number>
+): Effect.Effect<ReadonlyArray<Transaction>, DatabaseError> =>
+  session.query<Transaction>(
+    `SELECT l.virtualtransaction AS "virtualTransaction", ${columns}
+    FROM pg_catalog.pg_locks l
+    JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+    JOIN pg_catalog.pg_database d ON d.oid = a.datid AND d.datname = pg_catalog.current_database()
+    LEFT JOIN pg_catalog.pg_prepared_xacts x ON false
+    WHERE l.locktype = 'virtualxid' AND l.granted AND l.virtualxid = l.virtualtransaction
+      AND l.pid <> ALL ($1::int4[]) AND a.backend_type = 'client backend'`,
+    [processIds]
+  )
+
+/** A running transaction. */
+export interface Transaction extends Blocker {
+  readonly virtualTransaction: string
+}
 
 // -----------------------------------------------------------------------------
 // internal

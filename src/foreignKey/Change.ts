@@ -22,6 +22,7 @@ export type StepName =
   | "switch-delete"
   | "switch-update"
   | "drop-original"
+  | "settle"
   | "drop-temporary"
 
 /** One step: a transaction. */
@@ -57,7 +58,7 @@ export const add = (change: Change): Step => {
     statements: [
       guard(Fidelity.requireUnchanged(key.referencing.oid, key.name, original)),
       `ALTER TABLE ${Lock.target(key.referencing)} ADD CONSTRAINT ${identifier(name)} ${definition(change)}`,
-      mark(change, name),
+      comment(key, name, marker(change)),
       ...restoreEnabled(change, name)
     ]
   }
@@ -85,7 +86,6 @@ export const swap = (change: Change, current: Fidelity.Vector): Step => {
       guard(Fidelity.requireUnchanged(key.referencing.oid, key.name, current)),
       dropConstraint(key, key.name),
       renameConstraint(key, Name.temporary(key.name), key.name),
-      ...originalDeferrability(key, change.original),
       ...finish(change)
     ]
   }
@@ -102,8 +102,7 @@ export const switchNames = (change: Change, current: Fidelity.Vector): Step => {
       guard(Fidelity.requireUnchanged(key.referencing.oid, key.name, current)),
       renameConstraint(key, key.name, aside),
       renameConstraint(key, Name.temporary(key.name), key.name),
-      mark(change, key.name),
-      ...originalDeferrability(key, change.original),
+      comment(key, key.name, marker(change)),
       ...(isDeferrable(change.original)
         ? [alterConstraint(key, aside, "DEFERRABLE INITIALLY DEFERRED")]
         : []),
@@ -130,6 +129,36 @@ export const dropOriginal = (change: Change): Step => ({
   locks: both(change, "ACCESS EXCLUSIVE"),
   statements: [dropConstraint(change.key, Name.aside(change.key.name)), ...finish(change)]
 })
+
+/**
+ * Gives the new key the original's mode, and proves the two equal. Only for a DEFERRABLE INITIALLY IMMEDIATE original, and only when every
+ * transaction has ended that began before the new key took the name: SET CONSTRAINTS keeps its state by OID, so such a transaction may have deferred the
+ * original and rely on that.
+ */
+export const settle = (change: Change): Step => {
+  const { key, original } = change
+  return {
+    name: "settle",
+    locks: [{ table: key.referencing, mode: "ACCESS EXCLUSIVE" }],
+    statements: [
+      alterConstraint(key, key.name, "DEFERRABLE INITIALLY IMMEDIATE"),
+      comment(key, key.name, original[0].comment),
+      guard(Fidelity.requireEqual(key.referencing.oid, key.name, goal(change)))
+    ]
+  }
+}
+
+/** Whether a key with this original needs {@link settle} at the end. */
+export const needsSettling = (original: Fidelity.Vector): boolean =>
+  isDeferrable(original) && original[0].constraint["condeferred"] !== true
+
+/** What the key must be like in the end: the original in everything but its action. */
+export const goal = ({ key, original, target }: Change): Fidelity.Vector =>
+  Target.vector(target, key, original, Fidelity.withAction)
+
+/** What the key must be like when the original is gone: its goal, or the state that {@link settle} ends. */
+export const almost = (change: Change): Fidelity.Vector =>
+  needsSettling(change.original) ? Fidelity.unsettled(goal(change), marker(change)) : goal(change)
 
 /** Drops the new constraint before it took the original's name: the change is given up, and the original is as it was. */
 export const dropTemporary = (change: Change): Step => ({
@@ -162,11 +191,9 @@ BEGIN
   ${statements}
 END`)
 
-/** Records the original in the comment on the new key. */
-const mark = ({ key, original, target }: Change, name: string) =>
-  `COMMENT ON CONSTRAINT ${identifier(name)} ON ${qualified(key.referencing)} IS ${literal(
-    Marker.encode({ constraint: key.name, from: Target.of(key), to: target, original })
-  )}`
+/** The comment that records the original. */
+const marker = ({ key, original, target }: Change) =>
+  Marker.encode({ constraint: key.name, from: Target.ofVector(key, original), to: target, original })
 
 const isDeferrable = (vector: Fidelity.Vector) => vector[0].constraint["condeferrable"] === true
 
@@ -195,39 +222,24 @@ const dropConstraint = (key: Key, name: string) =>
 const renameConstraint = (key: Key, from: string, to: string) =>
   `ALTER TABLE ${Lock.target(key.referencing)} RENAME CONSTRAINT ${identifier(from)} TO ${identifier(to)}`
 
+/** Both words are always spelled: a bare ALTER CONSTRAINT means NOT DEFERRABLE up to 17 and nothing from 18 on. */
 const alterConstraint = (key: Key, name: string, mode: string) =>
   `ALTER TABLE ${Lock.target(key.referencing)} ALTER CONSTRAINT ${identifier(name)} ${mode}`
 
-/** Both words are always spelled: a bare ALTER CONSTRAINT means NOT DEFERRABLE up to 17 and nothing from 18 on. */
-const originalDeferrability = (key: Key, original: Fidelity.Vector) =>
-  isDeferrable(original)
-    ? [
-        alterConstraint(
-          key,
-          key.name,
-          `DEFERRABLE INITIALLY ${original[0].constraint["condeferred"] === true ? "DEFERRED" : "IMMEDIATE"}`
-        )
-      ]
-    : []
-
 /** Comment and trigger names as the original had them, and the proof. */
 const finish = (change: Change): ReadonlyArray<string> => {
-  const { key, original, target } = change
-  const { comment } = original[0]
+  const { key, original } = change
   return [
-    `COMMENT ON CONSTRAINT ${identifier(key.name)} ON ${qualified(key.referencing)} IS ${
-      comment === null ? "NULL" : literal(comment)
-    }`,
+    comment(key, key.name, almost(change)[0].comment),
     guard(renameTriggers(key, key.name, original)),
-    guard(
-      Fidelity.requireEqual(
-        key.referencing.oid,
-        key.name,
-        Target.vector(target, key, original, Fidelity.withAction)
-      )
-    )
+    guard(Fidelity.requireEqual(key.referencing.oid, key.name, almost(change)))
   ]
 }
+
+const comment = (key: Key, name: string, text: string | null) =>
+  `COMMENT ON CONSTRAINT ${identifier(name)} ON ${qualified(key.referencing)} IS ${
+    text === null ? "NULL" : literal(text)
+  }`
 
 const constraintOid = (key: Key, name: string) => `(
     SELECT k.oid FROM pg_catalog.pg_constraint k

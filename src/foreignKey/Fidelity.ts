@@ -83,6 +83,17 @@ export const withAction = (vector: Vector, action: Action.Action, columns: Reado
     )
   }))
 
+/** The vector of a key while its checks wait for the end of the transaction, and its comment is this one. */
+export const unsettled = (vector: Vector, comment: string): Vector =>
+  mapEntries(vector, (entry, index) => ({
+    ...entry,
+    constraint: { ...entry.constraint, condeferred: true },
+    comment: index === 0 ? comment : entry.comment,
+    triggers: entry.triggers.map((trigger) =>
+      trigger.deferrable ? { ...trigger, initiallyDeferred: true } : trigger
+    )
+  }))
+
 /** A vector whose triggers have the names that they have in another one. */
 export const withTriggerNames = (vector: Vector, names: Vector): Vector =>
   mapEntries(vector, (entry, index) => ({

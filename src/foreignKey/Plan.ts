@@ -40,9 +40,11 @@ export const steps = (change: Change.Change): ReadonlyArray<PlannedStep> => {
         Change.switchTriggers(change, "update", key.name, Name.aside(key.name)),
         Change.dropOriginal(change)
       ]
+  const last = Change.needsSettling(original) ? [Change.settle(change)] : []
   return [
     ...always.map((step) => planned(key, step, "always")),
-    ...contended.map((step) => planned(key, step, "contended"))
+    ...contended.map((step) => planned(key, step, "contended")),
+    ...last.map((step) => planned(key, step, "always"))
   ]
 }
 

@@ -8,15 +8,18 @@
  * | original and temporary key, not validated | validate                                             |
  * | original and temporary key                | swap; if its locks cannot be had, switch             |
  * | original stepped aside                    | order the triggers, drop the original                |
+ * | the new key only, still INITIALLY DEFERRED | wait for the transactions of before, then settle it   |
  * | a temporary key that is not the right one | drop it                                              |
  */
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Action from "./Action.js"
 import * as Attempt from "./Attempt.js"
+import * as Blocker from "./Blocker.js"
 import * as Catalog from "./Catalog.js"
 import * as Change from "./Change.js"
 import * as Fidelity from "./Fidelity.js"
@@ -72,6 +75,8 @@ export interface Task {
   readonly version: number
   /** Tries for the swap before the steps that lock one table each are taken. */
   readonly swapTries: number
+  /** Milliseconds to wait for the transactions that may have deferred the original by name (see {@link Change.settle}). */
+  readonly settlePatience: number
   readonly onStep: (
     step: Change.StepName,
     run: "begins" | "done",
@@ -104,7 +109,7 @@ export const converge = (bench: Attempt.Bench, task: Task): Effect.Effect<boolea
 
 /** What to do next. `current` is the vector of the key that has the original's name now. */
 interface Next {
-  readonly does: "add" | "validate" | "swap" | "finish" | "drop-temporary"
+  readonly does: "add" | "validate" | "swap" | "finish" | "settle" | "drop-temporary"
   readonly change: Change.Change
   readonly current: Fidelity.Vector
 }
@@ -135,6 +140,9 @@ const decide = (
       return recorded === undefined
         ? yield* new RecordLost({ constraint: Catalog.nameOf(key), aside: Catalog.nameOf(aside) })
         : next("finish", recorded, Target.of(key))
+    }
+    if (temporary === undefined && recorded !== undefined && Change.needsSettling(recorded)) {
+      return next("settle", recorded, Target.of(key))
     }
     if (temporary === undefined) {
       return Target.equals(Target.of(key), target) ? undefined : next("add", current)
@@ -171,7 +179,7 @@ const perform = (
   task: Task,
   { change, current, does }: Next
 ): Effect.Effect<void, Failure | Lost> => {
-  const expected = Target.vector(change.target, change.key, change.original, Fidelity.withAction)
+  const expected = does === "settle" ? Change.goal(change) : Change.almost(change)
   const run: Run = (step, options) => reported(task, step, Attempt.run(bench, step, { ...options, expected }))
   const validate = Change.validate(change)
   const ways: { readonly [Does in Next["does"]]: () => Effect.Effect<void, Failure | Lost> } = {
@@ -192,6 +200,7 @@ const perform = (
             Effect.catchTag("TriesExhausted", () => stepAside(bench, run, change))
           ),
     finish: () => finish(run, change),
+    settle: () => Effect.zipRight(oldTransactions(bench, task), run(Change.settle(change))),
     "drop-temporary": () => run(Change.dropTemporary(change))
   }
   return ways[does]()
@@ -221,6 +230,27 @@ const finish = (run: Run, change: Change.Change) =>
     yield* run(Change.switchTriggers(change, "delete", name, Name.aside(name)))
     yield* run(Change.switchTriggers(change, "update", name, Name.aside(name)))
     yield* run(Change.dropOriginal(change))
+  })
+
+/** Waits, for a limited time, until every transaction has ended that was running when this was called. */
+const oldTransactions = (bench: Attempt.Bench, task: Task) =>
+  Effect.gen(function* () {
+    const ours = [bench.session.processId, bench.watcher.processId]
+    const start = yield* Clock.currentTimeMillis
+    let old = yield* Blocker.transactions(bench.session, ours)
+    for (let polls = 0; old.length > 0; polls++) {
+      const elapsedMillis = (yield* Clock.currentTimeMillis) - start
+      if (elapsedMillis >= task.settlePatience) return undefined
+      if (elapsedMillis >= 200) {
+        yield* bench.onWait({ step: "settle", tries: 0, elapsedMillis, blockers: old })
+      }
+      yield* Effect.sleep(Duration.millis(Math.min(500, 5 * 1.3 ** polls)))
+      const running = yield* Blocker.transactions(bench.session, ours)
+      old = old.filter((was) =>
+        running.some(({ virtualTransaction }) => virtualTransaction === was.virtualTransaction)
+      )
+    }
+    return undefined
   })
 
 const isViolation = (error: { readonly _tag: string }): boolean =>

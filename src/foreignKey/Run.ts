@@ -15,13 +15,13 @@ import type { StepName } from "./Change.js"
 import * as Detector from "./Detector.js"
 import * as Exclusive from "./Exclusive.js"
 import * as Fidelity from "./Fidelity.js"
+import * as Marker from "./Marker.js"
 import * as Name from "./Name.js"
 import * as Plan from "./Plan.js"
 import * as Rebuild from "./Rebuild.js"
 import * as Refusal from "./Refusal.js"
 import * as Selectors from "./Selectors.js"
 import * as Settings from "./Settings.js"
-import { label } from "./Sql.js"
 import * as Target from "./Target.js"
 
 /** How a session of its own is opened. */
@@ -67,6 +67,11 @@ export interface RebuildOptions extends PlanOptions {
   readonly budget?: Duration.DurationInput | undefined
   /** Tries to swap with both tables locked, before the steps that lock one table each. Default 60. */
   readonly swapTries?: number | undefined
+  /**
+   * How long to wait, for a DEFERRABLE INITIALLY IMMEDIATE key, until the transactions have ended that may have deferred the original by name. Its
+   * checks run at commit until then. Default 1 minute.
+   */
+  readonly settlePatience?: Duration.DurationInput | undefined
   /** How long to wait for another process that changes keys of this database. Default 10 seconds. */
   readonly patience?: Duration.DurationInput | undefined
   readonly onProgress?: ((event: Progress) => Effect.Effect<void>) | undefined
@@ -229,6 +234,10 @@ const originalOf = (ours: Catalog.Key, keys: ReadonlyArray<Catalog.Key>) =>
 const leftoversOf = (key: Catalog.Key, keys: ReadonlyArray<Catalog.Key>) =>
   keys.filter((other) => Name.isOurs(other.name) && originalOf(other, keys)?.oid === key.oid)
 
+/** Whether a change of this key was begun and not finished. */
+const isInterrupted = (key: Catalog.Key, keys: ReadonlyArray<Catalog.Key>) =>
+  leftoversOf(key, keys).length > 0 || Marker.decode(key.comment) !== undefined
+
 const info = (
   key: Catalog.Key,
   keys: ReadonlyArray<Catalog.Key>,
@@ -257,13 +266,11 @@ const info = (
       : []),
     ...(key.supportingIndex === null ? ["no index on the referencing columns"] : []),
     ...(Name.isOurs(key.name) ? ["it is left over from a change of a constraint that is gone"] : []),
-    ...leftoversOf(key, keys).map(
-      (other) => `a change was interrupted, ${label(other.name)} is left: run it again`
-    )
+    ...(isInterrupted(key, keys) ? ["a change of it was interrupted: run it again to finish it"] : [])
   ]
 })
 
-interface Selected extends Omit<Rebuild.Task, "onStep" | "onOverlap" | "swapTries"> {
+interface Selected extends Omit<Rebuild.Task, "onStep" | "onOverlap" | "swapTries" | "settlePatience"> {
   readonly refusals: ReadonlyArray<Refusal.Refusal>
   /** Whether a change of it was interrupted. */
   readonly interrupted: boolean
@@ -292,8 +299,8 @@ const select = (
         key,
         target,
         version,
-        interrupted: leftoversOf(key, keys).length > 0,
-        previous: Target.of(leftoversOf(key, keys).find(({ name }) => name === Name.aside(key.name)) ?? key),
+        interrupted: isInterrupted(key, keys),
+        previous: Marker.decode(key.comment)?.from ?? Target.of(key),
         refusals: Refusal.all({
           key,
           target,
@@ -358,6 +365,7 @@ const change = (
       return yield* Rebuild.converge(bench, {
         ...task,
         swapTries: options.swapTries ?? 60,
+        settlePatience: Duration.toMillis(Duration.decode(options.settlePatience ?? "1 minute")),
         onStep: (step, run, durationMs) =>
           emit(
             run === "begins"

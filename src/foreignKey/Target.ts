@@ -13,6 +13,19 @@ export interface Target {
 /** The action that a key has. */
 export const of = (key: Key): Target => ({ action: key.onDelete, columns: key.onDeleteColumns })
 
+/** The action that a key had when its vector was read. */
+export const ofVector = (key: Key, vector: Fidelity.Vector): Target => {
+  const { confdelsetcols, confdeltype, conkey } = vector[0].constraint
+  const numbers = conkey as ReadonlyArray<number>
+  return {
+    action: Action.fromCode(confdeltype as string),
+    columns: ((confdelsetcols ?? []) as ReadonlyArray<number>).flatMap((number) => {
+      const column = key.columns[numbers.indexOf(number)]
+      return column === undefined ? [] : [column]
+    })
+  }
+}
+
 /** Whether two targets are the same; the order of columns is kept by PostgreSQL and so matters. */
 export const equals = (left: Target, right: Target): boolean =>
   left.action === right.action &&
