@@ -244,7 +244,8 @@ const apply = Effect.fn("Migrator.apply")(function* <R>(
       Transaction.run(body, {
         name: `migration ${id}_${name}, ${direction}`,
         statementTimeout: Duration.infinity,
-        lockTimeout: options.lockTimeout ?? "2 seconds"
+        lockTimeout: options.lockTimeout ?? "2 seconds",
+        expected: (error) => isLockProblem(reasonOf(error)?._tag)
       })
     )
   yield* (

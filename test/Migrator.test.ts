@@ -1,0 +1,445 @@
+import { assert, describe, it, layer } from "@effect/vitest"
+import * as StockMigrator from "@effect/sql-pg/PgMigrator"
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as NodeContext from "@effect/platform-node/NodeContext"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Fs from "node:fs"
+import * as Os from "node:os"
+import * as Path from "node:path"
+import { fileURLToPath } from "node:url"
+import * as Database from "../src/Database.js"
+import * as Migrator from "../src/Migrator.js"
+import * as TestDatabase from "../src/testing/TestDatabase.js"
+
+const run = (statement: string) => Effect.flatMap(SqlClient.SqlClient, (sql) => sql.unsafe(statement))
+
+const one = run("CREATE TABLE one (id int)")
+const two = run("CREATE TABLE two (id int)")
+
+const tables = Effect.map(
+  Effect.flatMap(
+    SqlClient.SqlClient,
+    (sql) => sql<{ name: string }>`
+      SELECT relname AS name FROM pg_class
+      WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname NOT LIKE 'effect_sql%' ORDER BY 1
+    `
+  ),
+  (rows) => rows.map(({ name }) => name)
+)
+
+const ids = (result: Migrator.Result) => result.applied.map(({ id }) => id)
+
+/** Each test has a database of its own. */
+const migrating = (name: string, test: Effect.Effect<unknown, unknown, Database.Provided>) =>
+  it.live(name, () => Effect.provide(test, TestDatabase.layer()))
+
+const refusal = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.map(Effect.flip(effect), (error) => {
+    assert.instanceOf(error, Migrator.MigratorError)
+    return error
+  })
+
+describe("Migrator.run", () => {
+  migrating(
+    "applies what is pending in the order of the ids, and nothing the second time",
+    Effect.gen(function* () {
+      const loader = Migrator.fromRecord({ "10_two": two, "9_one": run("CREATE TABLE one (id int)") })
+      const first = yield* Migrator.run({ loader })
+      assert.deepStrictEqual([ids(first), first.current], [[9, 10], 10])
+      const second = yield* Migrator.run({ loader })
+      assert.deepStrictEqual([ids(second), second.current], [[], 10])
+      assert.deepStrictEqual(yield* tables, ["one", "two"])
+    })
+  )
+
+  migrating(
+    "refuses a migration below the latest that never ran, and touches nothing",
+    Effect.gen(function* () {
+      yield* Migrator.run({ loader: Migrator.fromRecord({ "1_one": one, "3_three": Effect.void }) })
+      const error = yield* refusal(
+        Migrator.run({
+          loader: Migrator.fromRecord({
+            "1_one": one,
+            "2_late": two,
+            "3_three": Effect.void,
+            "4_four": run("CREATE TABLE four ()")
+          })
+        })
+      )
+      assert.deepStrictEqual([error.reason, error.id], ["OutOfOrder", 2])
+      assert.deepStrictEqual(yield* tables, ["one"])
+    })
+  )
+
+  migrating(
+    "refuses two migrations of one id, naming both",
+    Effect.gen(function* () {
+      const error = yield* refusal(
+        Migrator.run({ loader: Migrator.fromRecord({ "1_one": one, "01_other": two }) })
+      )
+      assert.strictEqual(error.reason, "Duplicate")
+      assert.include(error.message, "one")
+      assert.include(error.message, "other")
+    })
+  )
+
+  migrating(
+    "refuses a migration whose name is not the one that was applied, and one that the files do not have",
+    Effect.gen(function* () {
+      yield* Migrator.run({ loader: Migrator.fromRecord({ "1_one": one, "2_two": two }) })
+      const renamed = yield* refusal(
+        Migrator.run({ loader: Migrator.fromRecord({ "1_uno": one, "2_two": two }) })
+      )
+      assert.deepStrictEqual([renamed.reason, renamed.id], ["Edited", 1])
+      const gone = yield* refusal(Migrator.run({ loader: Migrator.fromRecord({ "1_one": one }) }))
+      assert.deepStrictEqual([gone.reason, gone.id], ["Unknown", 2])
+    })
+  )
+
+  migrating(
+    "fails with a typed error that keeps the cause, undoes the failed migration and keeps the ones before it",
+    Effect.gen(function* () {
+      const loader = Migrator.fromRecord({
+        "1_one": one,
+        "2_bad": Effect.zipRight(two, run("SELECT * FROM nowhere")),
+        "3_three": run("CREATE TABLE three (id int)")
+      })
+      const error = yield* refusal(Migrator.run({ loader }))
+      assert.deepStrictEqual([error.reason, error.id, error.name], ["Failed", 2, "bad"])
+      assert.include(error.message, "nowhere")
+      assert.deepStrictEqual(yield* tables, ["one"])
+      assert.strictEqual((yield* Migrator.status({ loader })).current, 1)
+    })
+  )
+
+  migrating(
+    "reports a migration that dies, as the failure that it is",
+    Effect.gen(function* () {
+      const error = yield* refusal(
+        Migrator.run({ loader: Migrator.fromRecord({ "1_one": Effect.zipRight(one, Effect.die("boom")) }) })
+      )
+      assert.deepStrictEqual([error.reason, error.id], ["Failed", 1])
+      assert.deepStrictEqual(yield* tables, [])
+    })
+  )
+
+  migrating(
+    "runs each migration in a transaction of its own, so that the next one can use a new enum value",
+    Effect.gen(function* () {
+      const result = yield* Migrator.run({
+        loader: Migrator.fromRecord({
+          "1_enum": run("CREATE TYPE colour AS ENUM ('red')"),
+          "2_value": run("ALTER TYPE colour ADD VALUE 'blue'"),
+          "3_use": Effect.zipRight(
+            run("CREATE TABLE paint (c colour)"),
+            run("INSERT INTO paint VALUES ('blue')")
+          )
+        })
+      })
+      assert.deepStrictEqual(ids(result), [1, 2, 3])
+    })
+  )
+
+  migrating(
+    "never reports success when the ledger cannot be written",
+    Effect.gen(function* () {
+      const loader = Migrator.fromRecord({ "1_one": one })
+      yield* Migrator.run({ loader: Migrator.fromRecord({}) })
+      yield* run(`
+        CREATE FUNCTION deny() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'denied' USING ERRCODE = '42501'; END $$
+      `)
+      yield* run(
+        "CREATE TRIGGER deny BEFORE INSERT ON effect_sql_migrations FOR EACH ROW EXECUTE FUNCTION deny()"
+      )
+      const error = yield* refusal(Migrator.run({ loader }))
+      assert.deepStrictEqual([error.reason, error.id], ["Failed", 1])
+      assert.deepStrictEqual(yield* tables, [])
+    })
+  )
+
+  migrating(
+    "lets one of many migrators on a fresh database do the work, and the others find it done",
+    Effect.gen(function* () {
+      const loader = Migrator.fromRecord({ "1_one": one, "2_two": two })
+      const results = yield* Effect.all(
+        Array.from({ length: 5 }, () => Migrator.run({ loader })),
+        {
+          concurrency: "unbounded"
+        }
+      )
+      assert.deepStrictEqual(
+        results.map(ids).filter((applied) => applied.length > 0),
+        [[1, 2]]
+      )
+      assert.isTrue(results.every(({ current }) => current === 2))
+    })
+  )
+
+  migrating(
+    "does not wait longer than it may for another migrator, and says who holds the lock",
+    Effect.gen(function* () {
+      const started = yield* Deferred.make<void>()
+      const first = yield* Effect.fork(
+        Migrator.run({
+          loader: Migrator.fromRecord({
+            "1_slow": Effect.zipRight(Deferred.succeed(started, undefined), Effect.never)
+          })
+        })
+      )
+      yield* Deferred.await(started)
+      const error = yield* refusal(
+        Migrator.run({ loader: Migrator.fromRecord({ "1_slow": Effect.void }), wait: "200 millis" })
+      )
+      assert.strictEqual(error.reason, "Locked")
+      assert.match(error.message, /process \d+, promptgrimoire-db-test/)
+      yield* Fiber.interrupt(first)
+      const next = yield* Migrator.run({ loader: Migrator.fromRecord({ "1_slow": Effect.void }) })
+      assert.deepStrictEqual(ids(next), [1])
+    })
+  )
+
+  migrating(
+    "gives way when a lock cannot be had, tries again, and goes on when the lock is free",
+    Effect.gen(function* () {
+      yield* run("CREATE TABLE busy (id int)")
+      const { session } = yield* Database.Database
+      const retries: Array<Migrator.Progress> = []
+      const result = yield* Effect.scoped(
+        Effect.gen(function* () {
+          const holder = yield* session
+          yield* holder.query("BEGIN; LOCK TABLE busy IN ACCESS SHARE MODE")
+          return yield* Migrator.run({
+            loader: Migrator.fromRecord({ "1_alter": run("ALTER TABLE busy ADD COLUMN more int") }),
+            lockTimeout: "50 millis",
+            onProgress: (event) =>
+              event._tag === "Retrying" && retries.push(event) === 2
+                ? Effect.orDie(Effect.asVoid(holder.query("COMMIT")))
+                : Effect.void
+          })
+        })
+      )
+      assert.deepStrictEqual(ids(result), [1])
+      assert.isAtLeast(retries.length, 2)
+    })
+  )
+
+  migrating(
+    "stops after the tries it was given, with the lock as the reason",
+    Effect.gen(function* () {
+      yield* run("CREATE TABLE busy (id int)")
+      const { session } = yield* Database.Database
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const holder = yield* session
+          yield* holder.query("BEGIN; LOCK TABLE busy IN ACCESS SHARE MODE")
+          const error = yield* refusal(
+            Migrator.run({
+              loader: Migrator.fromRecord({ "1_alter": run("ALTER TABLE busy ADD COLUMN more int") }),
+              lockTimeout: "20 millis",
+              lockRetries: 2
+            })
+          )
+          assert.strictEqual(error.reason, "Failed")
+          assert.include(error.message, "LockTimeout")
+        })
+      )
+    })
+  )
+
+  migrating(
+    "runs an online migration outside any transaction, and again from the start when it was stopped",
+    Effect.gen(function* () {
+      yield* run("CREATE TABLE big (id int)")
+      let runs = 0
+      const loader = Migrator.fromRecord({
+        "1_index": Migrator.define({
+          online: true,
+          up: Effect.gen(function* () {
+            yield* run("CREATE INDEX CONCURRENTLY IF NOT EXISTS big_id ON big (id)")
+            if (++runs === 1) return yield* Effect.fail("stopped")
+          })
+        })
+      })
+      const error = yield* refusal(Migrator.run({ loader }))
+      assert.include(error.message, "run it again to resume")
+      assert.deepStrictEqual(ids(yield* Migrator.run({ loader })), [1])
+    })
+  )
+
+  migrating(
+    "can be interrupted, and leaves neither its lock nor half a migration",
+    Effect.gen(function* () {
+      const started = yield* Deferred.make<void>()
+      const fiber = yield* Effect.fork(
+        Migrator.run({
+          loader: Migrator.fromRecord({
+            "1_one": Effect.zipRight(one, Effect.zipRight(Deferred.succeed(started, undefined), Effect.never))
+          })
+        })
+      )
+      yield* Deferred.await(started)
+      assert.isTrue(Exit.isInterrupted(yield* Fiber.interrupt(fiber)))
+      assert.deepStrictEqual(yield* tables, [])
+      const loader = Migrator.fromRecord({ "1_one": one })
+      assert.deepStrictEqual(ids(yield* Migrator.run({ loader, wait: "5 seconds" })), [1])
+    })
+  )
+})
+
+describe("Migrator and the migrator of @effect/sql", () => {
+  const migrations = { "1_one": Effect.asVoid(one), "2_two": Effect.asVoid(two) }
+  const stock = Effect.provide(
+    StockMigrator.run({ loader: StockMigrator.fromRecord(migrations) }),
+    NodeContext.layer
+  )
+
+  migrating(
+    "agree that a database migrated by ours is up to date",
+    Effect.gen(function* () {
+      yield* Migrator.run({ loader: Migrator.fromRecord(migrations) })
+      assert.deepStrictEqual(yield* stock, [])
+    })
+  )
+
+  migrating(
+    "agree that a database migrated by theirs is up to date",
+    Effect.gen(function* () {
+      yield* stock
+      assert.deepStrictEqual(ids(yield* Migrator.run({ loader: Migrator.fromRecord(migrations) })), [])
+    })
+  )
+})
+
+describe("Migrator.stamp, status and down", () => {
+  const loader = Migrator.fromRecord({
+    "1_one": Migrator.define({ up: one, down: run("DROP TABLE one") }),
+    "2_two": Migrator.define({ up: two, down: run("DROP TABLE two") }),
+    "3_forever": Effect.void
+  })
+  const states = Effect.map(Migrator.status({ loader }), ({ migrations }) =>
+    migrations.map(({ state }) => state)
+  )
+
+  migrating(
+    "stamp marks migrations as applied and runs none",
+    Effect.gen(function* () {
+      yield* Migrator.stamp({ loader, id: 2 })
+      assert.deepStrictEqual(yield* tables, [])
+      assert.deepStrictEqual(yield* states, ["applied", "applied", "pending"])
+      assert.deepStrictEqual(ids(yield* Migrator.run({ loader })), [3])
+    })
+  )
+
+  migrating(
+    "stamp refuses an id that does not exist",
+    Effect.gen(function* () {
+      const error = yield* refusal(Migrator.stamp({ loader, id: 7 }))
+      assert.deepStrictEqual([error.reason, error.id], ["NoSuchMigration", 7])
+    })
+  )
+
+  migrating(
+    "status changes nothing, also on a database that was never migrated",
+    Effect.gen(function* () {
+      assert.deepStrictEqual(yield* states, ["pending", "pending", "pending"])
+      const sql = yield* SqlClient.SqlClient
+      assert.deepStrictEqual(yield* sql`SELECT to_regclass('effect_sql_migrations') AS ledger`, [
+        { ledger: null }
+      ])
+    })
+  )
+
+  migrating(
+    "down undoes the latest first",
+    Effect.gen(function* () {
+      yield* Migrator.stamp({ loader, id: 0 })
+      const some = Migrator.fromRecord({
+        "1_one": Migrator.define({ up: one, down: run("DROP TABLE one") }),
+        "2_two": Migrator.define({ up: two, down: run("DROP TABLE two") })
+      })
+      yield* Migrator.run({ loader: some })
+      const result = yield* Migrator.down({ loader: some, to: 0 })
+      assert.deepStrictEqual([ids(result), result.current], [[2, 1], 0])
+      assert.deepStrictEqual(yield* tables, [])
+    })
+  )
+
+  migrating(
+    "down refuses before it undoes anything when one migration has no way back",
+    Effect.gen(function* () {
+      yield* Migrator.run({ loader })
+      const error = yield* refusal(Migrator.down({ loader, to: 0 }))
+      assert.deepStrictEqual([error.reason, error.id], ["Irreversible", 3])
+      assert.deepStrictEqual(yield* tables, ["one", "two"])
+    })
+  )
+})
+
+/** A directory of migrations from which packages can be imported. */
+const directory = (files: Record<string, string>) =>
+  Effect.acquireRelease(
+    Effect.sync(() => {
+      const path = Fs.mkdtempSync(Path.join(Os.tmpdir(), "migrations-"))
+      Fs.symlinkSync(
+        fileURLToPath(new URL("../node_modules", import.meta.url)),
+        Path.join(path, "node_modules")
+      )
+      Fs.writeFileSync(Path.join(path, "package.json"), '{ "type": "module" }')
+      for (const [name, text] of Object.entries(files)) Fs.writeFileSync(Path.join(path, name), text)
+      return path
+    }),
+    (path) => Effect.sync(() => Fs.rmSync(path, { recursive: true }))
+  )
+
+const file = (statement: string) => `
+  import * as Effect from "effect/Effect"
+  import { SqlClient } from "@effect/sql/SqlClient"
+  export default Effect.flatMap(SqlClient, (sql) => sql\`${statement}\`)
+`
+
+layer(Layer.empty)("Migrator.fromDirectory", (it) => {
+  it.scoped("applies files, and refuses one that was edited after it ran", () =>
+    Effect.gen(function* () {
+      const path = yield* directory({ "0001_one.js": file("CREATE TABLE one (id int)"), "notes.txt": "" })
+      const loader = Migrator.fromDirectory(path)
+      assert.deepStrictEqual(ids(yield* Migrator.run({ loader })), [1])
+      Fs.writeFileSync(Path.join(path, "0001_one.js"), file("CREATE TABLE one (id bigint)"))
+      const error = yield* refusal(Migrator.run({ loader }))
+      assert.deepStrictEqual([error.reason, error.id], ["Edited", 1])
+      const { migrations } = yield* Migrator.status({ loader })
+      assert.deepStrictEqual(
+        migrations.map(({ state }) => state),
+        ["edited"]
+      )
+    }).pipe(Effect.provide(TestDatabase.layer()))
+  )
+
+  for (const [what, files] of [
+    ["a number and no name", { "1_one.two.js": file("SELECT 1") }],
+    ["an export that is not an Effect", { "1_one.js": "export default 42" }],
+    ["no default export", { "1_one.js": "export const other = 1" }],
+    ["a syntax error", { "1_one.js": "export default (" }]
+  ] as const) {
+    it.scoped(`refuses a file with ${what}`, () =>
+      Effect.gen(function* () {
+        const loader = Migrator.fromDirectory(yield* directory(files))
+        const error = yield* refusal(Migrator.run({ loader }))
+        assert.strictEqual(error.reason, "ImportFailed")
+        assert.include(error.message, "1_one")
+      }).pipe(Effect.provide(TestDatabase.layer()))
+    )
+  }
+
+  it.scoped("names a directory that is not there", () =>
+    Effect.gen(function* () {
+      const error = yield* refusal(Migrator.run({ loader: Migrator.fromDirectory("/nowhere/migrations") }))
+      assert.strictEqual(error.reason, "ImportFailed")
+      assert.include(error.message, "/nowhere/migrations")
+    }).pipe(Effect.provide(TestDatabase.layer()))
+  )
+})
