@@ -1,0 +1,129 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Ref from "effect/Ref"
+import type { Session } from "../../src/driver/Session.js"
+import * as ForeignKey from "../../src/ForeignKey.js"
+import { application, comparable, database, vectors } from "./support.js"
+
+const tables = `
+  CREATE TABLE parent (id int PRIMARY KEY);
+  CREATE TABLE child (
+    id int PRIMARY KEY,
+    parent_id int CONSTRAINT child_parent REFERENCES parent ON UPDATE CASCADE DEFERRABLE
+  );
+  COMMENT ON CONSTRAINT child_parent ON child IS 'kept';
+  INSERT INTO parent SELECT generate_series(1, 100);
+  INSERT INTO child SELECT id, id FROM parent`
+
+/** The server ends the session that runs the n-th DDL command from now, right after the command. */
+const bomb = `
+  CREATE SCHEMA crash;
+  CREATE SEQUENCE crash.command;
+  CREATE FUNCTION crash.explode() RETURNS event_trigger LANGUAGE plpgsql AS $$
+  BEGIN
+    IF nextval('crash.command') = current_setting('crash.at')::int THEN
+      PERFORM pg_terminate_backend(pg_backend_pid());
+      PERFORM pg_sleep(60);
+    END IF;
+  END $$;
+  CREATE EVENT TRIGGER explode ON ddl_command_end EXECUTE FUNCTION crash.explode()`
+
+const arm = (session: Session, at: number) =>
+  session.query(`
+    SELECT setval('crash.command', 1, false);
+    DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET crash.at = ${at}', current_database()); END $$`)
+
+const ways = [
+  ["in one transaction", 60],
+  ["table by table", 0]
+] as const
+
+const rebuild = (
+  onDelete: ForeignKey.Action,
+  swapTries: number,
+  onProgress?: ForeignKey.RebuildOptions["onProgress"]
+) => ForeignKey.rebuild({ selectors: {}, onDelete, swapTries, onProgress })
+
+/** The change is done, nothing of ours is left, and the key is what an uninterrupted change makes of it. */
+const converges = Effect.fnUntraced(function* (session: Session, swapTries: number, reference: unknown) {
+  const result = yield* rebuild("cascade", swapTries)
+  assert.deepStrictEqual([result.refused, result.failed], [[], []])
+  assert.deepStrictEqual(comparable(yield* vectors(session)), reference)
+})
+
+/** A database with the key, and what its vector is after an uninterrupted change. */
+const prepared = Effect.fnUntraced(function* (swapTries: number) {
+  const session = yield* application
+  yield* session.query(tables)
+  const original = comparable(yield* vectors(session))
+  yield* rebuild("cascade", swapTries)
+  const reference = comparable(yield* vectors(session))
+  const reset = Effect.gen(function* () {
+    const back = yield* rebuild("no-action", 60)
+    assert.deepStrictEqual([back.refused, back.failed], [[], []])
+    assert.deepStrictEqual(comparable(yield* vectors(session)), original)
+  })
+  yield* reset
+  return { session, reference, reset }
+})
+
+describe("a change that is stopped", () => {
+  for (const [way, swapTries] of ways) {
+    it.scopedLive(
+      `converges when run again after the server ended its session at any statement, ${way}`,
+      () =>
+        Effect.gen(function* () {
+          const { reference, reset, session } = yield* prepared(swapTries)
+          yield* session.query(bomb)
+          let stops = 0
+          for (let at = 1; ; at++) {
+            yield* arm(session, at)
+            const result = yield* rebuild("cascade", swapTries)
+            yield* arm(session, 0)
+            if (result.rebuilt.length === 1) break
+            stops += 1
+            assert.strictEqual(result.failed[0]?.code, "ServerShutdown")
+            yield* converges(session, swapTries, reference)
+            yield* reset
+          }
+          assert.isAbove(stops, 8)
+        }).pipe(Effect.provide(database))
+    )
+
+    it.scopedLive(`converges when run again after an interruption between any two steps, ${way}`, () =>
+      Effect.gen(function* () {
+        const { reference, reset, session } = yield* prepared(swapTries)
+        for (let at = 1; ; at++) {
+          const seen = yield* Ref.make(0)
+          const fiber = yield* Effect.fork(
+            rebuild("cascade", swapTries, () =>
+              Effect.flatMap(
+                Ref.updateAndGet(seen, (n) => n + 1),
+                (n) => (n === at ? Effect.interrupt : Effect.void)
+              )
+            )
+          )
+          const exit = yield* Fiber.await(fiber)
+          if (exit._tag === "Success") break
+          yield* converges(session, swapTries, reference)
+          yield* reset
+        }
+      }).pipe(Effect.provide(database))
+    )
+
+    it.scopedLive(`can be taken back from any point where it was stopped, ${way}`, () =>
+      Effect.gen(function* () {
+        const { reset, session } = yield* prepared(swapTries)
+        yield* session.query(bomb)
+        for (let at = 1; ; at++) {
+          yield* arm(session, at)
+          const result = yield* rebuild("cascade", swapTries)
+          yield* arm(session, 0)
+          if (result.rebuilt.length === 1) break
+          yield* reset
+        }
+      }).pipe(Effect.provide(database))
+    )
+  }
+})

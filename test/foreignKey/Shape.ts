@@ -1,0 +1,212 @@
+/** Foreign keys in every shape that PostgreSQL allows, generated; and the SQL that creates them. */
+import * as FastCheck from "effect/FastCheck"
+import type { Action } from "../../src/ForeignKey.js"
+import { identifier, identifiers, literal, qualified } from "../../src/foreignKey/Sql.js"
+
+export interface Shape {
+  readonly name: string
+  readonly referencing: string
+  readonly referenced: string
+  /** Names of referencing and referenced columns, pairwise, in the key's order. */
+  readonly columns: ReadonlyArray<readonly [string, string]>
+  /** The order of the columns in the parent's own key. */
+  readonly reversedKey: boolean
+  readonly selfReference: boolean
+  readonly schemas: readonly [string, string]
+  readonly onDelete: Action
+  readonly onUpdate: Action
+  /** How many of the columns ON DELETE SET NULL or SET DEFAULT names (15 and later); 0 means no list. */
+  readonly someColumns: number
+  readonly matchFull: boolean
+  readonly mode: "not deferrable" | "initially immediate" | "initially deferred"
+  readonly state: "valid" | "not valid" | "not enforced"
+  readonly comment: string | null
+  /** The unique index that the key is bound to, and another one of the same columns, if any. */
+  readonly parentKey: "primary" | "unique" | "primary, then unique" | "unique, then primary"
+  readonly triggers: "origin" | "disabled" | "always" | "replica"
+  readonly inheritance: boolean
+  readonly generatedName: boolean
+}
+
+const awkward = FastCheck.constantFrom(
+  "plain",
+  "Capital",
+  "select",
+  "user",
+  "two words",
+  'quo"te',
+  "apo'strophe",
+  "back\\slash",
+  "dollar$$tag",
+  "semi;colon",
+  "-- comment",
+  "ünïcödé",
+  "名前",
+  "🗝️",
+  "%I",
+  "a.b",
+  "e\u0301",
+  " lead",
+  "x".repeat(63),
+  "ж".repeat(31),
+  "ON DELETE CASCADE"
+)
+
+/** PostgreSQL has no NUL in texts. */
+const text = FastCheck.string({ unit: "grapheme", minLength: 1, maxLength: 15 }).map((text) =>
+  text.replaceAll("\0", "_")
+)
+
+/** At most 63 bytes, as the server keeps them, and not the same for two indexes. */
+const unique = (name: string, index: number) => {
+  const suffix = `_${index}`
+  let kept = name
+  while (Buffer.byteLength(kept) > 63 - suffix.length) kept = Array.from(kept).slice(0, -1).join("")
+  return kept + suffix
+}
+
+const action = FastCheck.constantFrom<Action>("no-action", "restrict", "cascade", "set-null", "set-default")
+
+/** Shapes that a server of this version accepts. */
+export const arbitrary = (version: number): FastCheck.Arbitrary<Shape> =>
+  FastCheck.record({
+    name: FastCheck.oneof(awkward, text),
+    referencing: awkward,
+    referenced: awkward,
+    columns: FastCheck.array(FastCheck.tuple(awkward, awkward), { minLength: 1, maxLength: 3 }),
+    reversedKey: FastCheck.boolean(),
+    selfReference: FastCheck.boolean(),
+    schemas: FastCheck.constantFrom<readonly [string, string]>(
+      ["public", "public"],
+      ["public", 'Other "schema"'],
+      ['Other "schema"', "public"]
+    ),
+    onDelete: action,
+    onUpdate: action,
+    someColumns: version >= 150_000 ? FastCheck.integer({ min: 0, max: 2 }) : FastCheck.constant(0),
+    matchFull: FastCheck.boolean(),
+    mode: FastCheck.constantFrom<Shape["mode"]>(
+      "not deferrable",
+      "initially immediate",
+      "initially deferred"
+    ),
+    state: FastCheck.constantFrom<Shape["state"]>(
+      "valid",
+      "valid",
+      "not valid",
+      version >= 180_000 ? "not enforced" : "valid"
+    ),
+    comment: FastCheck.option(
+      FastCheck.oneof(awkward, FastCheck.string({ unit: "grapheme", minLength: 1 })),
+      {
+        nil: null
+      }
+    ),
+    parentKey: FastCheck.constantFrom<Shape["parentKey"]>(
+      "primary",
+      "unique",
+      "primary, then unique",
+      "unique, then primary"
+    ),
+    triggers: FastCheck.constantFrom<Shape["triggers"]>(
+      "origin",
+      "origin",
+      "origin",
+      "disabled",
+      "always",
+      "replica"
+    ),
+    inheritance: FastCheck.boolean(),
+    generatedName: FastCheck.boolean()
+  })
+
+/** The shape with names that are valid and its own. */
+export const numbered = (shape: Shape, index: number): Shape => ({
+  ...shape,
+  name: unique(shape.name, index),
+  referencing: unique(shape.referencing, index),
+  referenced: unique(`p${shape.referenced}`, index),
+  columns: shape.columns.map(([child, parent], position) => [
+    unique(`c${child}`, position),
+    unique(`p${parent}`, position)
+  ])
+})
+
+/** Where the key is. */
+export const key = (shape: Shape) => ({
+  schema: shape.selfReference ? shape.schemas[1] : shape.schemas[0],
+  table: shape.selfReference ? shape.referenced : shape.referencing,
+  name: shape.name
+})
+
+/** The statements that create the tables and the key. */
+export const create = (shape: Shape): ReadonlyArray<string> => {
+  const parent = qualified({ schema: shape.schemas[1], name: shape.referenced })
+  const { name, schema, table } = key(shape)
+  const child = qualified({ schema, name: table })
+  const parentColumns = shape.columns.map(([, column]) => column)
+  const childColumns = shape.columns.map(([column]) => column)
+  const keyColumns = identifiers(shape.reversedKey ? parentColumns.toReversed() : parentColumns)
+  const declare = (columns: ReadonlyArray<string>) =>
+    columns.map((column) => `${identifier(column)} int DEFAULT 1`).join(", ")
+  const keys = shape.parentKey
+    .split(", then ")
+    .map(
+      (kind) => `ALTER TABLE ${parent} ADD ${kind === "primary" ? "PRIMARY KEY" : "UNIQUE"} (${keyColumns})`
+    )
+  const limited =
+    shape.someColumns > 0 && (shape.onDelete === "set-null" || shape.onDelete === "set-default")
+      ? ` (${identifiers(childColumns.slice(0, shape.someColumns))})`
+      : ""
+  const sql = (action: Action) => action.replace("-", " ").toUpperCase()
+  const target = `ALTER TABLE ${child}`
+  return [
+    'CREATE SCHEMA IF NOT EXISTS "Other ""schema"""',
+    `CREATE TABLE ${parent} (${declare(shape.selfReference ? [...parentColumns, ...childColumns] : parentColumns)})`,
+    ...keys,
+    ...(shape.selfReference ? [] : [`CREATE TABLE ${child} (${declare(childColumns)})`]),
+    `INSERT INTO ${parent} (${identifiers(parentColumns)}) VALUES (${parentColumns.map(() => "1").join(", ")})`,
+    ...(shape.selfReference ? [] : [`INSERT INTO ${child} DEFAULT VALUES`]),
+    `${target} ADD ${shape.generatedName ? "" : `CONSTRAINT ${identifier(name)} `}FOREIGN KEY (${identifiers(
+      childColumns
+    )}) REFERENCES ${parent} (${identifiers(parentColumns)})${shape.matchFull ? " MATCH FULL" : ""} ON UPDATE ${sql(
+      shape.onUpdate
+    )} ON DELETE ${sql(shape.onDelete)}${limited}${
+      shape.mode === "not deferrable" ? "" : ` DEFERRABLE ${shape.mode.toUpperCase()}`
+    }${shape.state === "valid" ? "" : ` ${shape.state.toUpperCase()}`}`,
+    ...(shape.generatedName
+      ? [
+          `DO ${literal(`DECLARE generated text := (
+            SELECT conname FROM pg_constraint WHERE conrelid = ${literal(child)}::regclass AND contype = 'f'
+          );
+          BEGIN EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', ${literal(child)}, generated, ${literal(name)}); END`)}`
+        ]
+      : []),
+    ...(shape.comment === null
+      ? []
+      : [`COMMENT ON CONSTRAINT ${identifier(name)} ON ${child} IS ${literal(shape.comment)}`]),
+    ...(shape.triggers === "origin" ? [] : [triggerStates(shape, child)]),
+    ...(shape.inheritance
+      ? [
+          `CREATE TABLE ${qualified({ schema, name: unique("heir", Number(/\d+$/.exec(table)?.[0] ?? 0)) })} () INHERITS (${child})`
+        ]
+      : [])
+  ]
+}
+
+const triggerStates = (shape: Shape, child: string) => {
+  const clause =
+    shape.triggers === "disabled"
+      ? "DISABLE"
+      : shape.triggers === "always"
+        ? "ENABLE ALWAYS"
+        : "ENABLE REPLICA"
+  return `DO ${literal(`DECLARE r record;
+    BEGIN
+      FOR r IN SELECT tgrelid::regclass AS relation, tgname FROM pg_trigger
+        WHERE tgconstraint = (SELECT oid FROM pg_constraint WHERE conrelid = ${literal(child)}::regclass AND contype = 'f')
+      LOOP
+        EXECUTE format('ALTER TABLE %s ${clause} TRIGGER %I', r.relation, r.tgname);
+      END LOOP;
+    END`)}`
+}
