@@ -8,7 +8,7 @@ export default defineConfig({
     exclude: ["test/faults/**", "test/e2e/**", "test/matrix/**"],
     globalSetup: ["test/globalSetup.ts"],
     pool: "forks",
-    maxWorkers: 3,
+    maxWorkers: 2,
     minWorkers: 1
   }
 })

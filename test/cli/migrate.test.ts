@@ -1,0 +1,157 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import * as Fs from "node:fs"
+import * as Os from "node:os"
+import * as Path from "node:path"
+import * as Database from "../../src/Database.js"
+import * as TestDatabase from "../../src/testing/TestDatabase.js"
+import { killedAt, promptgrimoireDb } from "../support/command.js"
+
+const url = Effect.map(TestDatabase.make(), Redacted.value)
+
+describe("promptgrimoire-db migrate", () => {
+  it.scopedLive(
+    "applies what is pending and says what each foreign key does now, then has nothing to do",
+    () =>
+      Effect.gen(function* () {
+        const target = yield* url
+        const pending = yield* promptgrimoireDb(["migrate", "status", "--url", target])
+        assert.strictEqual(pending.code, 3)
+        assert.match(pending.stdout, /1 +create_user_class_conversation +pending/)
+
+        const first = yield* promptgrimoireDb(["migrate", "--url", target])
+        assert.strictEqual(first.code, 0, first.stderr)
+        assert.match(first.stdout, /Applied 1_create_user_class_conversation in \d+ ms\./)
+        assert.match(first.stdout, /Current migration: 2\./)
+        assert.strictEqual(first.stdout.match(/CASCADE$/gm)?.length, 3)
+        assert.match(first.stderr, /Applying 2_cascade_foreign_keys/)
+
+        const second = yield* promptgrimoireDb(["migrate"], { env: { DATABASE_URL: target } })
+        assert.strictEqual(second.code, 0, second.stderr)
+        assert.match(second.stdout, /^Nothing to do/)
+
+        const done = yield* promptgrimoireDb(["migrate", "status", "--json", "--url", target])
+        assert.strictEqual(done.code, 0)
+        const { current, migrations } = JSON.parse(done.stdout)
+        assert.strictEqual(current, 2)
+        assert.deepStrictEqual(
+          migrations.map(({ id, state }: { readonly id: number; readonly state: string }) => [id, state]),
+          [
+            [1, "applied"],
+            [2, "applied"]
+          ]
+        )
+      })
+  )
+
+  it.scopedLive("prints one JSON document and nothing else on standard output", () =>
+    Effect.gen(function* () {
+      const target = yield* url
+      const { code, stdout } = yield* promptgrimoireDb(["migrate", "--json", "--url", target])
+      assert.strictEqual(code, 0)
+      const { applied, current } = JSON.parse(stdout)
+      assert.strictEqual(current, 2)
+      assert.deepStrictEqual(Object.keys(applied[0]), ["id", "name", "durationMs"])
+      assert.strictEqual(stdout.trimEnd().split("\n").length, 1)
+    })
+  )
+
+  it.scopedLive("stamps, migrates and goes back", () =>
+    Effect.gen(function* () {
+      const target = yield* url
+      const stamped = yield* promptgrimoireDb(["migrate", "stamp", "--json", "--url", target, "1"])
+      assert.strictEqual(stamped.code, 0, stamped.stderr)
+      assert.strictEqual(JSON.parse(stamped.stdout).current, 1)
+      const failed = yield* promptgrimoireDb(["migrate", "--json", "--url", target])
+      assert.strictEqual(failed.code, 1, "the tables are not there, so migration 2 cannot be applied")
+      assert.strictEqual(JSON.parse(failed.stdout).error.reason, "Failed")
+      const back = yield* promptgrimoireDb(["migrate", "down", "--json", "--url", target, "--to", "1"])
+      assert.strictEqual(back.code, 0, back.stderr)
+      assert.deepStrictEqual(JSON.parse(back.stdout), { undone: [], current: 1 })
+    })
+  )
+
+  it.scopedLive("ends with 3 when it refuses, 2 on bad usage, 1 when it fails, each with a reason", () =>
+    Effect.gen(function* () {
+      const target = yield* url
+      const refused = yield* promptgrimoireDb(["migrate", "stamp", "--url", target, "99"])
+      assert.strictEqual(refused.code, 3)
+      assert.include(refused.stderr, "there is none with this id")
+
+      const usage = yield* promptgrimoireDb(["migrate", "--no-such-option"])
+      assert.strictEqual(usage.code, 2)
+      const settings = yield* promptgrimoireDb([
+        "migrate",
+        "--json",
+        "--url",
+        "mysql://secret-user:s3cr3t@db/x"
+      ])
+      assert.strictEqual(settings.code, 2)
+      assert.strictEqual(JSON.parse(settings.stdout).error.reason, "InvalidSettings")
+      assert.notInclude(settings.stdout + settings.stderr, "s3cr3t")
+
+      const unreachable = yield* promptgrimoireDb([
+        "migrate",
+        "--json",
+        "--url",
+        "postgresql://user:s3cr3t@127.0.0.1:1/x"
+      ])
+      assert.strictEqual(unreachable.code, 1)
+      assert.include(JSON.parse(unreachable.stdout).error.message, "127.0.0.1:1")
+      assert.notInclude(unreachable.stdout + unreachable.stderr, "s3cr3t")
+    })
+  )
+
+  it.scopedLive("shows a helpful help", () =>
+    Effect.gen(function* () {
+      const { code, stdout } = yield* promptgrimoireDb(["migrate", "--help"])
+      assert.strictEqual(code, 0)
+      for (const word of ["--url", "--json", "--directory", "status", "stamp", "down", "DATABASE_URL"]) {
+        assert.include(stdout, word)
+      }
+    })
+  )
+
+  it.scopedLive(
+    "works on the embedded server in .data without any setting, keeps it, and leaves nothing running",
+    () =>
+      Effect.gen(function* () {
+        const cwd = yield* Effect.acquireRelease(
+          Effect.sync(() => {
+            const path = Fs.mkdtempSync(Path.join(Os.tmpdir(), "embedded-"))
+            Fs.chmodSync(path, 0o755)
+            return path
+          }),
+          (path) => Effect.sync(() => Fs.rmSync(path, { recursive: true }))
+        )
+        const first = yield* promptgrimoireDb(["migrate", "--json"], { cwd })
+        assert.strictEqual(first.code, 0, first.stderr)
+        assert.strictEqual(JSON.parse(first.stdout).applied.length, 2)
+        const second = yield* promptgrimoireDb(["migrate", "--json"], { cwd })
+        assert.deepStrictEqual(JSON.parse(second.stdout), { applied: [], current: 2 })
+      })
+  )
+
+  it.scopedLive("resumes after it was killed at any moment", () =>
+    Effect.gen(function* () {
+      const target = yield* url
+      for (const marker of ["Waiting for", "Applying 1_", "Applying 2_"]) {
+        yield* killedAt(marker, ["migrate", "--url", target])
+      }
+      const last = yield* promptgrimoireDb(["migrate", "--json", "--url", target])
+      assert.strictEqual(last.code, 0, last.stderr)
+      assert.strictEqual(JSON.parse(last.stdout).current, 2)
+      const leftovers = yield* Effect.gen(function* () {
+        const { session } = yield* Database.Database
+        const { query } = yield* session
+        return yield* query("SELECT conname, confdeltype FROM pg_constraint WHERE contype = 'f' ORDER BY 1")
+      }).pipe(Effect.provide(Database.layer({ url: target })), Effect.scoped)
+      assert.deepStrictEqual(leftovers, [
+        { conname: "class_owner_id_fkey", confdeltype: "c" },
+        { conname: "conversation_class_id_fkey", confdeltype: "c" },
+        { conname: "conversation_owner_id_fkey", confdeltype: "c" }
+      ])
+    })
+  )
+})

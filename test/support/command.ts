@@ -1,0 +1,65 @@
+import * as Effect from "effect/Effect"
+import { spawn } from "node:child_process"
+import { createRequire } from "node:module"
+import { fileURLToPath, pathToFileURL } from "node:url"
+
+/** How a program ended. */
+export interface Ended {
+  readonly code: number | null
+  readonly stdout: string
+  readonly stderr: string
+}
+
+/** The folder of this repository. */
+export const repository = fileURLToPath(new URL("../..", import.meta.url))
+
+/** Runs a program to its end; interrupting it kills the program. */
+export const program = (
+  command: string,
+  args: ReadonlyArray<string>,
+  options: { readonly cwd?: string; readonly env?: Record<string, string | undefined> } = {}
+): Effect.Effect<Ended> =>
+  Effect.async((resume) => {
+    const child = spawn(command, args, {
+      cwd: options.cwd ?? repository,
+      env: { ...process.env, ...options.env },
+      stdio: ["ignore", "pipe", "pipe"]
+    })
+    let stdout = ""
+    let stderr = ""
+    child.stdout.setEncoding("utf8").on("data", (text: string) => (stdout += text))
+    child.stderr.setEncoding("utf8").on("data", (text: string) => (stderr += text))
+    child.on("error", (error) => resume(Effect.die(error)))
+    child.on("close", (code) => resume(Effect.succeed({ code, stdout, stderr })))
+    return Effect.sync(() => child.kill("SIGKILL"))
+  })
+
+/** What Node needs to run this repository's command from its sources. */
+const fromSources = [
+  "--import",
+  pathToFileURL(createRequire(import.meta.url).resolve("tsx")).href,
+  `${repository}/src/cli/main.ts`
+]
+
+/** Runs this repository's command, from its sources. */
+export const promptgrimoireDb = (
+  args: ReadonlyArray<string>,
+  options: { readonly cwd?: string; readonly env?: Record<string, string | undefined> } = {}
+): Effect.Effect<Ended> =>
+  program(process.execPath, [...fromSources, ...args], {
+    ...options,
+    env: { DATABASE_URL: undefined, DATABASE_DIRECT_URL: undefined, ...options.env }
+  })
+
+/** Runs this repository's command and kills it with SIGKILL when its standard error says something; it may also end before. */
+export const killedAt = (marker: string, args: ReadonlyArray<string>): Effect.Effect<void> =>
+  Effect.async((resume) => {
+    const child = spawn(process.execPath, [...fromSources, ...args], { stdio: ["ignore", "ignore", "pipe"] })
+    let text = ""
+    child.stderr.setEncoding("utf8").on("data", (chunk: string) => {
+      text += chunk
+      if (text.includes(marker)) child.kill("SIGKILL")
+    })
+    child.on("close", () => resume(Effect.void))
+    return Effect.sync(() => child.kill("SIGKILL"))
+  })
