@@ -1,0 +1,85 @@
+import * as Schema from "effect/Schema"
+
+/** The length of a text as PostgreSQL counts it for `varchar(n)`: in characters (code points), not in UTF-16 units. */
+export const characters = (value: string): number => {
+  let count = 0
+  for (const _ of value) count++
+  return count
+}
+
+/** The spelling under which an address is stored and looked up: two spellings of one address are not two accounts. */
+export const canonicalEmail = (value: string): string => value.trim().toLowerCase()
+
+// -----------------------------------------------------------------------------
+// rules: each answers with what is wrong, never with the value
+// -----------------------------------------------------------------------------
+
+type Rule = (value: string) => string | undefined
+
+const notEmpty: Rule = (value) => (value === "" ? "must not be empty" : undefined)
+
+const atMost =
+  (max: number): Rule =>
+  (value) => {
+    // No text has more characters than UTF-16 units.
+    const length = value.length <= max ? 0 : characters(value)
+    return length > max ? `must be at most ${max} characters long, and has ${length}` : undefined
+  }
+
+/** PostgreSQL cannot store NUL at all, and half of a surrogate pair would come back as another character. */
+const storable =
+  (unwanted: RegExp): Rule =>
+  (value) => {
+    const found = unwanted.exec(value)
+    if (found === null) return undefined
+    const code = `U+${(found[0].codePointAt(0) ?? 0).toString(16).toUpperCase().padStart(4, "0")}`
+    return `must not contain control characters or broken surrogates, and has ${code} at position ${found.index}`
+  }
+
+const oneLine = storable(/[\p{Cc}\p{Cs}]/u)
+const manyLines = storable(/(?![\t\n\r])[\p{Cc}\p{Cs}]/u)
+const address: Rule = (value) => (/^\S+@\S+$/.test(value) ? undefined : "must be an e-mail address")
+
+const text = Schema.String.annotations({ message: () => "must be text" })
+
+const obeying = (...rules: ReadonlyArray<Rule>) =>
+  text.pipe(
+    Schema.filter((value) => {
+      for (const rule of rules) {
+        const problem = rule(value)
+        if (problem !== undefined) return problem
+      }
+      return undefined
+    })
+  )
+
+const normalized = (to: Schema.Schema<string>, decode: (value: string) => string) =>
+  Schema.transform(text, to, { strict: true, decode, encode: (value) => value })
+
+// -----------------------------------------------------------------------------
+// schemas
+// -----------------------------------------------------------------------------
+
+/** A text as a column holds it: at most `max` characters, and otherwise whatever another program has put there. */
+export const stored = (max: number) => obeying(atMost(max))
+
+/** One line that says something: outer white space is taken off, and what is left has no control characters. */
+export const line = (max: number) =>
+  normalized(obeying(notEmpty, atMost(max), oneLine), (value) => value.trim())
+
+/** An e-mail address, in the spelling of {@link canonicalEmail}. */
+export const email = (max: number) =>
+  normalized(obeying(notEmpty, atMost(max), oneLine, address), canonicalEmail)
+
+/** One line or nothing: an empty text, or white space alone, means `null`. */
+export const optionalLine = Schema.transform(Schema.NullOr(text), Schema.NullOr(obeying(oneLine)), {
+  strict: true,
+  decode: (value) => {
+    const trimmed = value?.trim() ?? ""
+    return trimmed === "" ? null : trimmed
+  },
+  encode: (value) => value
+})
+
+/** A text of any length, kept to the character: line ends, tabs, blank lines, outer white space, or nothing at all. */
+export const body = obeying(manyLines)
