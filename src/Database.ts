@@ -87,7 +87,8 @@ const make = Effect.fn("Database.make")(function* (
     applicationName: config.applicationName,
     timeouts,
     prepare: false,
-    reuseAfterCancel: true
+    reuseAfterCancel: true,
+    echo: config.echo
   }
   const pool = yield* Pool.make({
     dial: {
@@ -107,6 +108,7 @@ const make = Effect.fn("Database.make")(function* (
   const transactions = Transact.make(pool, Crypto.randomUUID(), {
     spanAttributes,
     limits: timeouts,
+    commitMillis: commitMillis(config.statementTimeout),
     session: pooled ? sessionLimits(timeouts) : []
   })
   const session = Session.open(direct)
@@ -125,6 +127,10 @@ const sessionLimits = (timeouts: { readonly [Name in keyof Limits]: Duration.Dur
   `SET LOCAL lock_timeout = ${serverMillis(timeouts.lockTimeout)}`,
   `SET LOCAL idle_in_transaction_session_timeout = ${serverMillis(timeouts.idleInTransactionTimeout)}`
 ]
+
+/** COMMIT is under the statement timeout too (deferred constraints); a server that is silent for longer is lost. */
+const commitMillis = (statementTimeout: Duration.Duration): number | undefined =>
+  Duration.isFinite(statementTimeout) ? Duration.toMillis(statementTimeout) + 5000 : undefined
 
 type Limits = Pick<
   DatabaseConfig.DatabaseConfig,

@@ -4,11 +4,13 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import * as Pg from "pg"
-import { DatabaseError, type Phase } from "../DatabaseError.js"
-import { type BackendKey, cancel } from "./Cancel.js"
+import { prepareValue } from "pg/lib/utils.js"
+import { DatabaseError, type Phase, type Reason } from "../DatabaseError.js"
+import { type Peer, cancel } from "./Cancel.js"
 import type { Endpoint } from "./Endpoint.js"
-import { connectError, statementError } from "./errors.js"
-import { type Batch, Portal } from "./Portal.js"
+import { connectError, foreignProtocol, statementError } from "./errors.js"
+import { type HandshakeStream, watchHandshake } from "./handshake.js"
+import { type Batch, CloseStatements, Portal } from "./Portal.js"
 import { StatementCache } from "./StatementCache.js"
 
 /** What is asked of a server when a connection is opened. */
@@ -21,6 +23,8 @@ export interface DialOptions {
   readonly prepare: boolean
   /** Whether a backend may be used again after its statement was cancelled. Not behind a pooler. */
   readonly reuseAfterCancel: boolean
+  /** Logs the text of every statement at DEBUG, never its parameters. */
+  readonly echo: boolean
 }
 
 /** PostgreSQL's client connection defaults; infinity is 0, which switches a limit off. */
@@ -39,6 +43,8 @@ export interface Request {
   readonly prepare?: boolean
   /** What a lost connection means while it runs. */
   readonly phase?: Phase
+  /** The connection is closed when the server has not answered within so many milliseconds. */
+  readonly timeoutMillis?: number | undefined
 }
 
 /** What the server answered. A text of several statements has several results. */
@@ -57,8 +63,11 @@ export class Backend {
   private running = false
   private settling: Fiber.RuntimeFiber<void> | undefined
   private portals = 0
+  private lostBecause: unknown
+  private firstError: Reason | undefined
+  private readonly peer: Peer
   private readonly statements = new StatementCache()
-  private readonly closeListeners: Array<(error: unknown) => void> = []
+  private readonly closeListeners = new Set<(error: unknown) => void>()
   /** Called with every error that a statement fails with. */
   onError: (error: DatabaseError) => void = ignore
   /** Whether the open transaction asked to be read only, so that 25006 says nothing about the server. */
@@ -72,6 +81,10 @@ export class Backend {
     readonly openedAt: number
   ) {
     this.processId = client.processID
+    this.peer = {
+      host: client.connection.stream.remoteAddress ?? options.endpoint.host,
+      port: options.endpoint.port
+    }
     client.on("error", (error) => this.markClosed(error))
     client.on("end", () => this.markClosed(undefined))
     client.on("notification", (message) => {
@@ -84,18 +97,22 @@ export class Backend {
     return Effect.flatMap(Clock.currentTimeMillis, (now) =>
       Effect.async<Backend, DatabaseError>((resume) => {
         const client = new Pg.Client(clientConfig(options)) as Pg.Client & ClientInternals
+        const fail = (error: DatabaseError) => {
+          client.connection.stream.destroy()
+          resume(Effect.fail(error))
+        }
         client.on("error", ignore)
         client.connect((error: Error | null) => {
           if (error === null || error === undefined) {
             resume(Effect.succeed(new Backend(client, options, now)))
           } else {
-            client.connection.stream.destroy()
-            resume(Effect.fail(connectError(error, options.endpoint)))
+            fail(connectError(error, options.endpoint))
           }
         })
-        return Effect.sync(() => {
-          client.connection.stream.destroy()
-        })
+        watchHandshake(client.connection.stream, options.endpoint.ssl !== false, () =>
+          fail(foreignProtocol(options.endpoint))
+        )
+        return Effect.sync(() => client.connection.stream.destroy())
       })
     )
   }
@@ -115,10 +132,16 @@ export class Backend {
     return (this.client.getTransactionStatus() as TransactionStatus | null) ?? "I"
   }
 
-  /** Calls back once, when the connection is closed by either side. */
-  onClose(listener: (error: unknown) => void): void {
-    if (this.open) this.closeListeners.push(listener)
-    else listener(undefined)
+  /** The error that aborted the open transaction, while it is aborted. */
+  get abortedBy(): Reason | undefined {
+    return this.transactionStatus === "E" ? this.firstError : undefined
+  }
+
+  /** Calls back once, when the connection is closed by either side; gives the function that ends it. */
+  onClose(listener: (error: unknown) => void): () => void {
+    if (this.open) this.closeListeners.add(listener)
+    else listener(this.lostBecause)
+    return () => this.closeListeners.delete(listener)
   }
 
   /** Calls back at each notification; gives the function that ends it. */
@@ -133,33 +156,28 @@ export class Backend {
    */
   run(request: Request): Effect.Effect<Response, DatabaseError> {
     return this.afterSettling(() => {
-      const problem = invalidRequest(request)
-      if (problem !== undefined) {
-        return Effect.fail(
-          new DatabaseError({ operation: "execute", reason: { _tag: "InvalidRequest", problem } })
-        )
-      }
+      const values = wireValues(request)
+      if (typeof values === "string") return invalidRequest("execute", values)
       const name =
-        this.options.prepare && request.prepare === true ? this.statements.use(request.text) : undefined
-      const discarded = this.transactionStatus === "E" ? [] : this.statements.takeDiscarded()
+        this.options.prepare && request.prepare === true && isOneStatement(request)
+          ? this.statements.use(request.text)
+          : undefined
       const run = this.exchange<Response>((callback) => {
-        const values = request.values ?? []
         this.client.query(
           {
             text: request.text,
-            ...(values.length > 0 ? { values: values as Array<unknown> } : {}),
+            ...(values.length > 0 ? { values } : {}),
             ...(name === undefined ? {} : { name }),
             ...(request.rowMode === undefined ? {} : { rowMode: request.rowMode })
           } as Pg.QueryConfig,
           callback as (error: Error, result: Pg.QueryResult) => void
         )
       }, request)
-      return discarded.length === 0
-        ? run
-        : Effect.zipRight(
-            Effect.ignore(this.run({ text: discarded.map((old) => `DEALLOCATE ${old}`).join(";") })),
-            run
-          )
+      const discarded = this.statements.takeDiscarded()
+      return this.echoed(
+        request.text,
+        discarded.length === 0 ? run : Effect.zipRight(this.closeStatements(discarded), run)
+      )
     })
   }
 
@@ -176,48 +194,89 @@ export class Backend {
   /** A portal over a statement; see {@link Portal}. Needs an open transaction block. */
   portal(text: string, values: ReadonlyArray<unknown>): PortalHandle {
     const request: Request = { text, values }
-    const portal = new Portal(`p${++this.portals}`, text, values)
     const step = (make: (callback: (error: unknown, batch: Batch | undefined) => void) => Pg.Submittable) =>
       this.afterSettling(() =>
         this.exchange<Batch>((callback) => {
           this.client.query(make(callback))
         }, request)
       )
-    const problem = invalidRequest(request)
+    const wired = wireValues(request)
+    const portal = new Portal(`p${++this.portals}`, text, typeof wired === "string" ? [] : wired)
     return {
       open: (rows) =>
-        problem === undefined
-          ? step(portal.open(rows))
-          : Effect.fail(
-              new DatabaseError({ operation: "stream", reason: { _tag: "InvalidRequest", problem } })
-            ),
+        typeof wired === "string"
+          ? invalidRequest("stream", wired)
+          : this.echoed(text, step(portal.open(rows))),
       fetch: (rows) => step(portal.fetch(rows)),
       close: Effect.asVoid(step(portal.close()))
     }
   }
 
-  /** Says goodbye to the server and waits until it has closed the connection, at most a second. */
-  readonly close: Effect.Effect<void> = Effect.async<void>((resume) => {
-    this.open = false
-    this.client.end(() => resume(Effect.void))
-  }).pipe(Effect.timeoutOption("1 second"), Effect.ensuring(Effect.sync(() => this.destroy())), Effect.asVoid)
+  /** Asks the server for a sign of life. */
+  ping(timeoutMillis: number): Effect.Effect<boolean> {
+    return Effect.isSuccess(this.sendText("-- ping", timeoutMillis))
+  }
 
-  /** Closes the socket at once. */
-  destroy(): void {
-    this.client.connection.stream.destroy()
-    this.markClosed(undefined)
+  /** Says goodbye to the server and waits until it has closed the connection, at most a second. */
+  readonly close: Effect.Effect<void> = Effect.suspend(() => {
+    this.open = false
+    return Effect.async<void>((resume) => this.client.end(() => resume(Effect.void)))
+  }).pipe(
+    Effect.interruptible,
+    Effect.timeoutOption("1 second"),
+    Effect.ensuring(Effect.sync(() => this.destroy())),
+    Effect.asVoid
+  )
+
+  /** Cancels what runs, if anything does, and closes the socket without waiting for the end of it. */
+  readonly terminate: Effect.Effect<void> = Effect.suspend(() =>
+    this.running && this.open
+      ? Effect.timeoutOption(Effect.interruptible(this.cancelRunning), "1 second")
+      : Effect.void
+  ).pipe(Effect.ensuring(Effect.sync(() => this.destroy())), Effect.asVoid)
+
+  /** Closes the socket at once. What runs fails as lost, because of `cause`. */
+  destroy(cause?: Error): void {
+    this.client.connection.stream.destroy(cause)
+    this.markClosed(cause)
   }
 
   // ---------------------------------------------------------------------------
 
   private markClosed(error: unknown): void {
     this.open = false
-    for (const listener of this.closeListeners.splice(0)) listener(error)
+    this.lostBecause ??= error
+    const listeners = [...this.closeListeners]
+    this.closeListeners.clear()
+    for (const listener of listeners) listener(this.lostBecause)
   }
 
   private afterSettling<A>(next: () => Effect.Effect<A, DatabaseError>): Effect.Effect<A, DatabaseError> {
     return Effect.suspend(() =>
       this.settling === undefined ? next() : Effect.zipRight(Fiber.await(this.settling), Effect.suspend(next))
+    )
+  }
+
+  private echoed<A>(text: string, run: Effect.Effect<A, DatabaseError>): Effect.Effect<A, DatabaseError> {
+    return this.options.echo ? Effect.zipRight(Effect.logDebug(text), run) : run
+  }
+
+  /** A statement of our own, without parameters and results. */
+  private sendText(text: string, timeoutMillis?: number): Effect.Effect<unknown, DatabaseError> {
+    return this.exchange<unknown>((callback) => this.client.query(text, callback), { text, timeoutMillis })
+  }
+
+  /** Unlike DEALLOCATE, the protocol's Close never fails, so that it cannot abort a transaction. */
+  private closeStatements(names: ReadonlyArray<string>): Effect.Effect<void> {
+    const close = this.exchange<undefined>(
+      (callback) => this.client.query(new CloseStatements(names, (error) => callback(error, undefined))),
+      { text: "" }
+    )
+    return Effect.zipRight(
+      Effect.sync(() => {
+        for (const name of names) delete this.client.connection.parsedStatements[name]
+      }),
+      Effect.ignore(close)
     )
   }
 
@@ -227,26 +286,32 @@ export class Backend {
     request: Request
   ): Effect.Effect<A, DatabaseError> {
     return Effect.async<A, DatabaseError>((resume) => {
-      const phase = request.phase ?? "sent"
       if (!this.open) {
-        resume(Effect.fail(statementError(undefined, "acquire")))
+        resume(Effect.fail(statementError(this.lostBecause, "acquire")))
         return
       }
+      const before = this.transactionStatus
+      const timer =
+        request.timeoutMillis === undefined
+          ? undefined
+          : setTimeout(() => this.destroy(timeoutError()), request.timeoutMillis)
       this.running = true
       const finish = (exit: Effect.Effect<A, DatabaseError>) => {
         this.running = false
+        if (timer !== undefined) clearTimeout(timer)
         resume(exit)
       }
       send((error, result) => {
         if (error === null || error === undefined) return finish(Effect.succeed(result as A))
-        const failure = statementError(error, this.open ? undefined : phase)
-        if (isBroken(failure)) this.destroy()
+        const failure = statementError(error, this.open ? undefined : (request.phase ?? "sent"))
         this.onError(failure)
-        // An error comes before the server is ready again: until then the connection is not idle.
+        if (isBroken(failure)) this.destroy()
         if (!this.open) return finish(Effect.fail(failure))
+        // An error comes before the server is ready again: until then the connection is not idle.
         const end = () => {
           this.client.off("drain", end)
           this.client.off("end", end)
+          if (before !== "E" && this.transactionStatus === "E") this.firstError = failure.reason
           finish(Effect.fail(failure))
         }
         this.client.on("drain", end)
@@ -270,16 +335,14 @@ export class Backend {
    * the cancellation was delivered, then runs an empty statement that takes a late cancellation upon itself. A connection
    * that is not quiet after two seconds is closed.
    */
-  private readonly settle: Effect.Effect<void> = Effect.gen(this, function* () {
-    const delivered = yield* cancel(this.options.endpoint, this.key)
-    yield* this.ended
-    if (!delivered || !this.options.reuseAfterCancel) return yield* Effect.sync(() => this.destroy())
-    if (this.open) {
-      yield* Effect.ignore(
-        this.exchange<unknown>((callback) => this.client.query(barrier, callback), { text: barrier })
-      )
-    }
-  }).pipe(
+  private readonly settle: Effect.Effect<void> = Effect.suspend(() => this.cancelRunning).pipe(
+    Effect.zipLeft(Effect.suspend(() => this.ended)),
+    Effect.flatMap((delivered) => {
+      if (!this.open) return Effect.void
+      return delivered && this.options.reuseAfterCancel
+        ? Effect.ignore(this.sendText("-- barrier"))
+        : Effect.sync(() => this.destroy())
+    }),
     Effect.timeoutOption("2 seconds"),
     Effect.flatMap((done) => (done._tag === "None" ? Effect.sync(() => this.destroy()) : Effect.void)),
     Effect.ensuring(
@@ -288,6 +351,13 @@ export class Backend {
         this.running = false
       })
     )
+  )
+
+  private readonly cancelRunning: Effect.Effect<boolean> = Effect.suspend(() =>
+    cancel(this.options.endpoint, this.peer, {
+      processId: this.client.processID,
+      secretKey: this.client.secretKey
+    })
   )
 
   /** Resumes when nothing runs any more. */
@@ -302,10 +372,6 @@ export class Backend {
     this.client.on("end", end)
     return Effect.sync(end)
   })
-
-  private get key(): BackendKey {
-    return { processId: this.client.processID, secretKey: this.client.secretKey }
-  }
 }
 
 /** A portal's steps; each is one round trip. */
@@ -319,12 +385,18 @@ export interface PortalHandle {
 interface ClientInternals {
   readonly processID: number
   readonly secretKey: number
-  readonly connection: { readonly stream: { readonly destroy: () => void } }
+  readonly connection: {
+    readonly stream: HandshakeStream & {
+      readonly remoteAddress?: string
+      readonly destroy: (error?: Error) => void
+    }
+    readonly parsedStatements: Record<string, string>
+  }
 }
 
 const ignore = () => {}
 
-const barrier = "-- barrier"
+const timeoutError = () => Object.assign(new Error("the server did not answer"), { code: "ETIMEDOUT" })
 
 /** Whether the connection cannot be used any more, whatever its owner thinks of it. */
 const isBroken = ({ reason }: DatabaseError): boolean =>
@@ -374,17 +446,40 @@ const maxParameters = 65_535
 /** A message's length is an `int32`, and the server refuses more than 1 GiB (PQ_LARGE_MESSAGE_LIMIT). */
 const maxBytes = 2 ** 30 - 1
 
-const invalidRequest = ({ text, values = [] }: Request): string | undefined => {
+/** Parameters as they go over the wire, or why they cannot. Converted before anything is sent: `pg` does it half-way through. */
+const wireValues = ({ text, values = [] }: Request): Array<string | Buffer | null> | string => {
   if (text.includes("\0")) return "the statement contains a NUL byte, which PostgreSQL cannot take"
   if (values.length > maxParameters) {
     return `the statement has ${values.length} parameters; PostgreSQL takes ${maxParameters} at most: pass arrays and unnest them`
   }
+  const wired: Array<string | Buffer | null> = []
   let bytes = 0
   for (const value of values) {
-    if (typeof value === "string") bytes += value.length > 1_000_000 ? Buffer.byteLength(value) : value.length
-    else if (ArrayBuffer.isView(value)) bytes += value.byteLength
+    const converted = wireValue(value)
+    if (converted === undefined) {
+      return `parameter $${wired.length + 1} of the statement cannot be turned into a PostgreSQL value`
+    }
+    wired.push(converted)
+    if (converted !== null)
+      bytes += converted.length > 1_000_000 ? Buffer.byteLength(converted) : converted.length
   }
   return bytes > maxBytes
     ? `the parameters are ${bytes} bytes; PostgreSQL takes 1 GiB in one message: split them`
-    : undefined
+    : wired
 }
+
+const wireValue = (value: unknown): string | Buffer | null | undefined => {
+  if (typeof value === "string") return value
+  try {
+    return prepareValue(value)
+  } catch {
+    return undefined
+  }
+}
+
+const invalidRequest = (operation: string, problem: string): Effect.Effect<never, DatabaseError> =>
+  Effect.fail(new DatabaseError({ operation, reason: { _tag: "InvalidRequest", problem } }))
+
+/** The extended protocol takes one statement; a text without parameters may hold several. */
+const isOneStatement = ({ text, values }: Request): boolean =>
+  (values !== undefined && values.length > 0) || !text.includes(";")

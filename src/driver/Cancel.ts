@@ -5,9 +5,15 @@ import * as Tls from "node:tls"
 import type { Endpoint } from "./Endpoint.js"
 
 /** What the server told a connection at its start, and what it takes to cancel its statement. */
-export interface BackendKey {
+interface BackendKey {
   readonly processId: number
   readonly secretKey: number
+}
+
+/** The address that a connection reached: a host name can stand for several servers. */
+export interface Peer {
+  readonly host: string
+  readonly port: number
 }
 
 /**
@@ -15,12 +21,11 @@ export interface BackendKey {
  * in Progress"). Gives `true` once the server has closed that socket, which it does after it has signalled the backend, and
  * `false` when the request could not be delivered. The socket is encrypted when the connection is.
  */
-export const cancel = (endpoint: Endpoint, key: BackendKey): Effect.Effect<boolean> =>
+export const cancel = (endpoint: Endpoint, peer: Peer, key: BackendKey): Effect.Effect<boolean> =>
   Effect.async<boolean>((resume) => {
-    const path = `${endpoint.host}/.s.PGSQL.${endpoint.port}`
-    const socket = endpoint.host.startsWith("/")
-      ? Net.connect(path)
-      : Net.connect(endpoint.port, endpoint.host)
+    const socket = peer.host.startsWith("/")
+      ? Net.connect(`${peer.host}/.s.PGSQL.${peer.port}`)
+      : Net.connect(peer.port, peer.host)
     let sent = false
     let failed = false
     const send = (stream: Net.Socket) => {

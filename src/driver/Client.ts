@@ -89,7 +89,7 @@ const listen = (
       yield* session.onNotification((message) => {
         if (message.channel === channel) mailbox.unsafeOffer(message.payload)
       })
-      yield* Effect.forkScoped(Mailbox.into(session.lost, mailbox))
+      yield* Effect.forkScoped(Effect.interruptible(Mailbox.into(session.lost, mailbox)))
       yield* session.query(`LISTEN ${Statement.defaultEscape('"')(channel)}`)
       return Mailbox.toStream(mailbox)
     })

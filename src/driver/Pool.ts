@@ -1,6 +1,8 @@
-import * as Clock from "effect/Clock"
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Random from "effect/Random"
 import * as Runtime from "effect/Runtime"
 import * as Schedule from "effect/Schedule"
@@ -8,6 +10,8 @@ import type * as Scope from "effect/Scope"
 import * as Tarn from "tarn"
 import { DatabaseError, type PoolState } from "../DatabaseError.js"
 import { Backend, type DialOptions } from "./Backend.js"
+import { Leases } from "./Leases.js"
+import type { Restore } from "./Turns.js"
 
 /** How a pool behaves. */
 export interface PoolOptions {
@@ -22,13 +26,16 @@ export interface PoolOptions {
 
 /**
  * A pool of backends. `tarn` does the pooling: it keeps minimum and maximum, hands a free connection to whoever waits
- * longest, gives up a wait that is aborted, closes what is idle for too long. What is added here is the discipline around
- * it: a connection is lent only if it is open, young enough, outside any transaction and, after a pause, proven alive; and a
- * caller's wait is not tied to the one dial that it caused.
+ * longest, closes what is idle for too long. What is added here is the discipline around it: a connection is lent only if it
+ * is open, young enough, outside any transaction and, after a pause, proven alive; a caller's wait is not tied to the one
+ * dial that it caused, and leaves nothing behind when it is interrupted.
  */
 export interface Pool {
-  /** Lends a backend until `release`. The wait can be interrupted. */
-  readonly acquire: Effect.Effect<Backend, DatabaseError>
+  /**
+   * Lends a backend until `release`. For a caller that cannot be interrupted but in what it `restore`s, so that a backend is
+   * never lost between the pool and its user.
+   */
+  readonly acquire: (restore: Restore) => Effect.Effect<Backend, DatabaseError>
   /** Takes a backend back. One that is not idle and clean is closed, never lent again. */
   readonly release: (backend: Backend) => Effect.Effect<void>
   readonly state: Effect.Effect<PoolState>
@@ -39,15 +46,25 @@ export const make = Effect.fn("Pool.make")(function* (
   options: PoolOptions
 ): Effect.fn.Return<Pool, DatabaseError, Scope.Scope> {
   const runtime = yield* Effect.runtime()
-  const runPromise = Runtime.runPromise(runtime)
   const runFork = Runtime.runFork(runtime)
+  // The Layer can be built where nothing is interruptible, and fibers inherit that.
+  const runPromise = <A>(effect: Effect.Effect<A, DatabaseError>): Promise<A> =>
+    Runtime.runPromiseExit(runtime)(Effect.interruptible(effect)).then((exit) =>
+      Exit.isSuccess(exit) ? exit.value : Promise.reject(Cause.squash(exit.cause) as Error)
+    )
   const clock = yield* Effect.clock
   const unsafeNow = () => clock.unsafeCurrentTimeMillis()
 
   const live = new Map<Backend, Lease>()
   const dialPermits = yield* Effect.makeSemaphore(concurrentDials)
+  const closed = yield* Deferred.make<never, DatabaseError>()
+  const allReturned = yield* Deferred.make<void>()
   let closing = false
+  let lent = 0
   let invalidBefore = 0
+  /** Why the last dial failed, until one succeeds. */
+  let dialFailure: DatabaseError | undefined
+  let reported = false
 
   const state = (): PoolState => {
     let busy = 0
@@ -56,7 +73,7 @@ export const make = Effect.fn("Pool.make")(function* (
       total: live.size,
       busy,
       idle: live.size - busy,
-      waiting: pool.numPendingAcquires(),
+      waiting: leases.numPendingAcquires(),
       max: options.max
     }
   }
@@ -68,9 +85,12 @@ export const make = Effect.fn("Pool.make")(function* (
     lease.condemned = true
     if (error.fate !== "invalidate") return
     invalidBefore = unsafeNow()
-    for (const [other, { lent }] of live) {
-      if (!lent && other !== backend && other.openedAt < invalidBefore) runFork(other.close)
-    }
+    for (const other of live.keys()) if (other.openedAt < invalidBefore) retire(other)
+  }
+
+  /** Closes a connection that is not lent. */
+  const retire = (backend: Backend) => {
+    if (leases.discard(backend)) runFork(backend.close)
   }
 
   const dial = Effect.gen(function* () {
@@ -85,7 +105,11 @@ export const make = Effect.fn("Pool.make")(function* (
     }
     live.set(backend, lease)
     backend.onError = (error) => condemn(backend, error)
-    backend.onClose(() => live.delete(backend))
+    backend.onClose(() => {
+      live.delete(backend)
+      leases.discard(backend)
+    })
+    dialFailure = undefined
     return backend
   }).pipe(
     Effect.retry({
@@ -93,43 +117,49 @@ export const make = Effect.fn("Pool.make")(function* (
       schedule: Schedule.jittered(Schedule.exponential("50 millis")).pipe(
         Schedule.upTo(options.dial.connectTimeout)
       )
+    }),
+    Effect.tapError((error) => {
+      // While other connections are alive, whoever waits gets one of them; without any, nobody will.
+      if (live.size === 0) leases.failFirst(error)
+      dialFailure = error
+      return Effect.void
     })
   )
 
-  /** Dials in turn, and not at all once nobody waits any more. */
-  const create = dialPermits.withPermits(1)(
-    Effect.suspend(() => (pool.numPendingAcquires() === 0 ? Effect.fail(noLongerWanted) : dial))
-  )
-
-  const isAlive = (backend: Backend): Effect.Effect<boolean> =>
-    backend
-      .run({ text: "-- ping" })
-      .pipe(
-        Effect.isSuccess,
-        Effect.timeoutTo({ duration: pingTimeout, onTimeout: () => false, onSuccess: (alive) => alive })
+  /** Dials in turn, and not at all once nobody needs it any more. */
+  const create = dialPermits
+    .withPermits(1)(
+      Effect.suspend(() =>
+        leases.numPendingAcquires() === 0 && !leases.isBelowMinimum ? Effect.fail(noLongerWanted) : dial
       )
+    )
+    .pipe(Effect.raceFirst(Deferred.await(closed)))
 
-  const validate = (backend: Backend): boolean | Promise<boolean> => {
+  const isFit = (backend: Backend): boolean => {
     const lease = live.get(backend)
-    const now = unsafeNow()
-    if (
-      lease === undefined ||
-      lease.condemned ||
-      !backend.isOpen ||
-      backend.transactionStatus !== "I" ||
-      backend.openedAt < invalidBefore ||
-      now >= lease.expiresAt
-    ) {
-      return false
-    }
-    return now - lease.idleSince < Duration.toMillis(options.validateAfterIdle)
-      ? true
-      : runPromise(isAlive(backend))
+    return (
+      lease !== undefined &&
+      !lease.condemned &&
+      backend.isOpen &&
+      backend.transactionStatus === "I" &&
+      backend.openedAt >= invalidBefore &&
+      unsafeNow() < lease.expiresAt
+    )
   }
 
-  const pool = new Tarn.Pool<Backend>({
+  const pauseMillis = Duration.toMillis(options.validateAfterIdle)
+
+  const wasIdleTooLong = (backend: Backend): boolean =>
+    unsafeNow() - (live.get(backend)?.idleSince ?? 0) >= pauseMillis
+
+  const isReady = (backend: Backend): boolean => isFit(backend) && !wasIdleTooLong(backend)
+
+  const leases: Leases<Backend> = new Leases<Backend>({
     create: () => runPromise(create),
-    validate: validate as (backend: Backend) => boolean,
+    validate: ((backend: Backend): boolean | Promise<boolean> => {
+      if (!isFit(backend)) return false
+      return wasIdleTooLong(backend) ? runPromise(backend.ping(pingMillis)) : true
+    }) as (backend: Backend) => boolean,
     destroy: (backend) => runPromise(backend.close),
     min: options.min,
     max: options.max,
@@ -139,130 +169,130 @@ export const make = Effect.fn("Pool.make")(function* (
     idleTimeoutMillis: Math.min(Duration.toMillis(options.idleTimeout), maxTimer),
     reapIntervalMillis: housekeepingMillis,
     createRetryIntervalMillis: 50,
-    propagateCreateError: true
+    propagateCreateError: false
   })
 
-  const acquireError = (error: unknown): DatabaseError =>
-    DatabaseError.is(error)
-      ? error
-      : new DatabaseError({
-          operation: "acquire",
-          reason:
-            closing || !(error instanceof Tarn.TimeoutError)
-              ? { _tag: "PoolClosed" }
-              : {
-                  _tag: "AcquireTimeout",
-                  timeoutMillis: Duration.toMillis(options.acquireTimeout),
-                  pool: state()
-                }
-        })
-
-  const acquireOnce = Effect.async<Backend, DatabaseError>((resume) => {
-    if (closing) {
-      resume(Effect.fail(acquireError(undefined)))
-      return
-    }
-    const pending = pool.acquire()
-    let lent: Backend | undefined
-    let interrupted = false
-    pending.promise.then(
-      (backend) => {
-        const lease = live.get(backend)
-        if (lease !== undefined) lease.lent = true
-        if (interrupted) return giveBack(backend)
-        lent = backend
-        resume(Effect.succeed(backend))
+  const acquireError = (error: unknown): DatabaseError => {
+    if (DatabaseError.is(error)) return error
+    if (closing || !(error instanceof Tarn.TimeoutError)) return poolClosed
+    return new DatabaseError({
+      operation: "acquire",
+      reason: {
+        _tag: "AcquireTimeout",
+        timeoutMillis: Duration.toMillis(options.acquireTimeout),
+        pool: state()
       },
-      (error: unknown) => resume(Effect.fail(acquireError(error)))
-    )
-    // The interruption can come after the connection was handed over and before the fiber took it.
-    return Effect.sync(() => {
-      interrupted = true
-      if (lent === undefined) pending.abort()
-      else giveBack(lent)
+      ...(dialFailure === undefined ? {} : { cause: dialFailure })
     })
-  })
+  }
 
-  /** A wait that began while an abandoned dial was given up is not to blame for it. */
-  const acquire: Effect.Effect<Backend, DatabaseError> = Effect.catchAll(acquireOnce, (error) =>
-    error === noLongerWanted ? acquire : Effect.fail(error)
-  )
+  const lend = (backend: Backend): Backend => {
+    const lease = live.get(backend)
+    if (lease !== undefined) lease.lent = true
+    lent++
+    return backend
+  }
+
+  const acquire = (restore: Restore): Effect.Effect<Backend, DatabaseError> =>
+    Effect.suspend(() => {
+      if (closing) return Effect.fail(poolClosed)
+      const ready = leases.take(isReady)
+      return ready === undefined ? wait(restore) : Effect.succeed(lend(ready))
+    })
+
+  const wait = (restore: Restore): Effect.Effect<Backend, DatabaseError> => {
+    const pending = leases.acquire()
+    let given: Backend | undefined
+    let left = false
+    const promise = pending.promise.then(
+      (backend) => {
+        given = lend(backend)
+        if (left) giveBack(backend)
+        return Effect.succeed(backend)
+      },
+      (error: unknown) => Effect.fail(acquireError(error))
+    )
+    return Effect.matchCauseEffect(
+      restore(Effect.async<Backend, DatabaseError>((resume) => void promise.then(resume))),
+      {
+        onSuccess: Effect.succeed,
+        onFailure: (cause) =>
+          Effect.suspend(() => {
+            left = true
+            if (given === undefined) leases.withdraw(pending)
+            else giveBack(given)
+            return Effect.failCause(cause)
+          })
+      }
+    )
+  }
 
   const giveBack = (backend: Backend) => {
+    lent--
+    backend.expectsReadOnly = false
     const lease = live.get(backend)
     if (lease !== undefined) {
       lease.lent = false
       lease.idleSince = unsafeNow()
     }
-    backend.expectsReadOnly = false
-    pool.release(backend)
+    if (isFit(backend) && !closing) {
+      leases.release(backend)
+    } else {
+      leases.drop(backend)
+      if (backend.isOpen) runFork(backend.close)
+    }
+    if (closing && lent === 0) Deferred.unsafeDone(allReturned, Exit.void)
   }
 
   const release = (backend: Backend): Effect.Effect<void> =>
     Effect.suspend(() => {
-      if (backend.isQuiet)
-        return Effect.zipRight(
-          leaveClean(backend),
-          Effect.sync(() => giveBack(backend))
-        )
-      return Effect.asVoid(
-        Effect.forkDaemon(
-          Effect.zipRight(
-            backend.quiet,
-            Effect.suspend(() => release(backend))
-          )
-        )
-      )
+      if (!backend.isQuiet)
+        return Effect.asVoid(Effect.forkDaemon(Effect.zipRight(backend.quiet, release(backend))))
+      const dirty = backend.isOpen && backend.transactionStatus !== "I"
+      giveBack(backend)
+      return dirty
+        ? Effect.logWarning("A connection was given back inside an open transaction; it is closed")
+        : Effect.void
     })
 
-  const leaveClean = (backend: Backend): Effect.Effect<void> => {
-    if (!backend.isOpen) return Effect.void
-    if (backend.transactionStatus !== "I") {
-      return Effect.zipRight(
-        Effect.logWarning("A connection was given back inside an open transaction; it is closed"),
-        backend.close
-      )
-    }
-    return live.get(backend)?.condemned === true ? backend.close : Effect.void
-  }
-
-  const pooling: Pool = { acquire, release, state: Effect.sync(state) }
-
-  /** Closes idle connections past their lifetime, and opens new ones up to the minimum. */
-  const housekeeping = Effect.gen(function* () {
-    const now = yield* Clock.currentTimeMillis
-    for (const [backend, lease] of live) {
-      if (!lease.lent && now >= lease.expiresAt) yield* backend.close
-    }
-    if (live.size < options.min && pool.numPendingAcquires() === 0) yield* Effect.ignore(warm)
-  })
-
-  /** Borrows the whole minimum at once, which makes `tarn` open what is missing, and gives it back. */
-  const warm: Effect.Effect<void, DatabaseError> = Effect.suspend(() => {
-    const wanted = Math.max(pool.numFree(), options.min - pool.numUsed())
-    return Effect.scoped(
-      Effect.forEach(
-        Array.from({ length: Math.min(wanted, options.max - pool.numUsed()) }),
-        () => borrow(pooling),
-        { concurrency: "unbounded", discard: true }
-      )
-    )
+  /** Closes idle connections past their lifetime or their idle time, and opens new ones up to the minimum. */
+  const housekeeping = Effect.suspend(() => {
+    const now = unsafeNow()
+    for (const [backend, lease] of live) if (now >= lease.expiresAt) retire(backend)
+    leases.check()
+    for (const opened of leases.topUp()) opened.catch(ignore)
+    const isNews = dialFailure !== undefined && !reported
+    reported = dialFailure !== undefined
+    return isNews ? Effect.logWarning("The pool cannot open connections", dialFailure) : Effect.void
   })
 
   yield* Effect.addFinalizer(() =>
     Effect.gen(function* () {
       closing = true
-      yield* Effect.promise(() => pool.destroy())
-      yield* Effect.forEach([...live.keys()], (backend) => backend.close, {
-        concurrency: "unbounded",
-        discard: true
-      })
+      if (lent === 0) yield* Deferred.succeed(allReturned, undefined)
+      yield* Deferred.fail(closed, poolClosed)
+      const shutDown = leases.shutDown(poolClosed)
+      yield* Effect.timeoutOption(Effect.interruptible(Deferred.await(allReturned)), closeGrace)
+      yield* Effect.forEach(
+        [...live],
+        ([backend, lease]) => (lease.lent || !backend.isQuiet ? backend.terminate : backend.close),
+        { concurrency: "unbounded", discard: true }
+      )
+      yield* Effect.promise(() => shutDown)
     })
   )
 
-  yield* options.min > 0 ? warm : Effect.scoped(borrow(pooling))
+  const pooling: Pool = { acquire, release, state: Effect.sync(state) }
+
+  yield* options.min === 0
+    ? Effect.scoped(borrow(pooling))
+    : Effect.tryPromise({
+        try: () => Promise.all(leases.topUp()),
+        catch: (error) => acquireError(error)
+      })
   yield* housekeeping.pipe(
     Effect.repeat(Schedule.spaced(Duration.millis(housekeepingMillis))),
+    Effect.interruptible,
     Effect.forkScoped
   )
 
@@ -272,7 +302,7 @@ export const make = Effect.fn("Pool.make")(function* (
 /** Lends a backend until the scope closes. The wait can be interrupted; nothing is lost then. */
 export const borrow = (pool: Pool): Effect.Effect<Backend, DatabaseError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
-    Effect.tap(restore(pool.acquire), (backend) => Effect.addFinalizer(() => pool.release(backend)))
+    Effect.tap(pool.acquire(restore), (backend) => Effect.addFinalizer(() => pool.release(backend)))
   )
 
 /** Lends a backend while `use` runs. */
@@ -281,7 +311,7 @@ export const use = <A, E, R>(
   use: (backend: Backend) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | DatabaseError, R> =>
   Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(restore(pool.acquire), (backend) =>
+    Effect.flatMap(pool.acquire(restore), (backend) =>
       Effect.ensuring(restore(use(backend)), pool.release(backend))
     )
   )
@@ -295,14 +325,21 @@ interface Lease {
   readonly expiresAt: number
 }
 
+const ignore = () => {}
+
 /** More dials at once would open connections for callers that an idle one serves sooner. */
 const concurrentDials = 4
 
-const pingTimeout = Duration.seconds(1)
+const pingMillis = 1000
 
 const housekeepingMillis = 1000
+
+/** How long a pool that closes waits for what is lent; then statements are cancelled and connections cut. */
+const closeGrace = Duration.seconds(3)
 
 /** The longest time that Node's timers can hold. */
 const maxTimer = 2 ** 31 - 1
 
 const noLongerWanted = new DatabaseError({ operation: "connect", reason: { _tag: "PoolClosed" } })
+
+const poolClosed = new DatabaseError({ operation: "acquire", reason: { _tag: "PoolClosed" } })

@@ -13,7 +13,8 @@ interface Wire {
   }): void
   describe(message: { readonly type: "P"; readonly name: string }): void
   execute(message: { readonly portal: string; readonly rows: number }): void
-  close(message: { readonly type: "P"; readonly name: string }): void
+  close(message: { readonly type: "P" | "S"; readonly name: string }): void
+  sendCopyFail(message: string): void
   sync(): void
 }
 
@@ -34,7 +35,7 @@ export class Portal {
   constructor(
     private readonly name: string,
     private readonly text: string,
-    private readonly values: ReadonlyArray<unknown>
+    private readonly values: ReadonlyArray<string | Buffer | null>
   ) {}
 
   /** Binds the portal and fetches the first rows. */
@@ -70,10 +71,33 @@ export class Portal {
 
 type FetchCallback = (error: unknown, batch: Batch | undefined) => void
 
+/** Gives prepared statements back to the server. */
+export class CloseStatements implements Submittable {
+  constructor(
+    private readonly names: ReadonlyArray<string>,
+    readonly callback: (error: unknown) => void
+  ) {}
+
+  submit(connection: unknown): void {
+    const wire = connection as Wire
+    for (const name of this.names) wire.close({ type: "S", name })
+    wire.sync()
+  }
+
+  handleReadyForQuery(): void {
+    this.callback(null)
+  }
+
+  handleError(error: unknown): void {
+    this.callback(error)
+  }
+}
+
 /** One exchange with the server: `pg` calls the handlers as the answers come in. */
 class Fetch implements Submittable {
   private readonly rows: Array<object> = []
   private suspended = false
+  private unreadable: unknown
 
   constructor(
     private readonly result: Result,
@@ -81,13 +105,8 @@ class Fetch implements Submittable {
     private readonly send: (wire: Wire) => void
   ) {}
 
-  submit(connection: unknown): Error | null {
-    try {
-      this.send(connection as Wire)
-      return null
-    } catch (error) {
-      return error instanceof Error ? error : new Error("the statement could not be sent")
-    }
+  submit(connection: unknown): void {
+    this.send(connection as Wire)
   }
 
   handleRowDescription(message: { readonly fields: ReadonlyArray<unknown> }): void {
@@ -95,7 +114,11 @@ class Fetch implements Submittable {
   }
 
   handleDataRow(message: { readonly fields: ReadonlyArray<unknown> }): void {
-    this.rows.push(this.result.parseRow(message.fields))
+    try {
+      if (this.unreadable === undefined) this.rows.push(this.result.parseRow(message.fields))
+    } catch (error) {
+      this.unreadable = error
+    }
   }
 
   handlePortalSuspended(): void {
@@ -106,7 +129,14 @@ class Fetch implements Submittable {
 
   handleEmptyQuery(): void {}
 
+  handleCopyInResponse(connection: unknown): void {
+    ;(connection as Wire).sendCopyFail("a stream has nothing to send")
+  }
+
+  handleCopyData(): void {}
+
   handleReadyForQuery(): void {
+    if (this.unreadable !== undefined) return this.callback(this.unreadable, undefined)
     this.callback(null, { rows: this.rows, done: !this.suspended })
   }
 

@@ -4,6 +4,7 @@ import { DatabaseError } from "../DatabaseError.js"
 import { Backend, type DialOptions, type Response } from "./Backend.js"
 import { endedError } from "./connections.js"
 import { statementError } from "./errors.js"
+import { Turns } from "./Turns.js"
 
 /**
  * A dedicated PostgreSQL session: one connection outside the pool that belongs to the scope it was opened in and to nobody
@@ -48,7 +49,7 @@ export const open = (options: DialOptions): Effect.Effect<Session, DatabaseError
     const backend = yield* Effect.uninterruptibleMask((restore) =>
       Effect.tap(restore(Backend.dial(options)), (backend) => Effect.addFinalizer(() => backend.close))
     )
-    const lock = yield* Effect.makeSemaphore(1)
+    const turns = new Turns()
     let ended = false
     yield* Effect.addFinalizer(() =>
       Effect.sync(() => {
@@ -58,7 +59,7 @@ export const open = (options: DialOptions): Effect.Effect<Session, DatabaseError
     return {
       processId: backend.processId,
       query: <Row extends object>(text: string, values: ReadonlyArray<unknown> = []) =>
-        lock.withPermits(1)(
+        turns.run(
           Effect.suspend(() =>
             ended
               ? Effect.fail(endedError)
@@ -81,7 +82,7 @@ export const open = (options: DialOptions): Effect.Effect<Session, DatabaseError
           )
         ),
       lost: Effect.async<never, DatabaseError>((resume) => {
-        backend.onClose((error) => resume(Effect.fail(statementError(error, "acquire"))))
+        return Effect.sync(backend.onClose((error) => resume(Effect.fail(statementError(error, "acquire")))))
       })
     }
   })

@@ -10,6 +10,7 @@ import { DatabaseError, type Reason } from "../DatabaseError.js"
 import { type Backend, type Request, type Response, serverMillis } from "./Backend.js"
 import { endedError, makeConnection, streamPortal } from "./connections.js"
 import type { Pool } from "./Pool.js"
+import { type Restore, Turns } from "./Turns.js"
 
 /** The isolation levels of SQL that PostgreSQL tells apart (documentation, chapter "Transaction Isolation"). */
 export type IsolationLevel = "read committed" | "repeatable read" | "serializable"
@@ -49,6 +50,8 @@ export interface Transactions {
 export interface TransactionDefaults {
   readonly spanAttributes: ReadonlyArray<readonly [string, unknown]>
   readonly limits: { readonly statementTimeout: Duration.Duration; readonly lockTimeout: Duration.Duration }
+  /** How long COMMIT may take before the connection is given up: it cannot be interrupted. */
+  readonly commitMillis: number | undefined
   /** SET LOCAL statements that follow BEGIN. */
   readonly session: ReadonlyArray<string>
 }
@@ -61,17 +64,17 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
   const CurrentLevel = Context.GenericTag<Level>(`promptgrimoire-db/Transaction/${id}`)
   const ours = new WeakMap<Connection, Level>()
 
-  const makeLevel = (root: Root, depth: number): Level => {
-    const lock = Effect.unsafeMakeSemaphore(1)
+  const makeLevel = (root: Root, depth: number, limits: Limits): Level => {
+    const turns = new Turns()
     const guarded = <A>(step: Effect.Effect<A, DatabaseError>) =>
-      lock.withPermits(1)(
-        Effect.suspend(() => (level.ended ? Effect.fail(endedError) : remembering(root, step)))
+      turns.run(
+        Effect.suspend(() => (level.ended || isOver(root) ? Effect.fail(endedError) : naming(root, step)))
       )
     const connection = makeConnection(
       (request) => guarded(root.backend.run(request)),
       (text, values) => streamPortal(root.backend.portal(text, values), guarded)
     )
-    const level: Level = { root, depth, lock, connection, ended: false }
+    const level: Level = { root, depth, limits, turns, connection, ended: false }
     ours.set(level.connection, level)
     return level
   }
@@ -82,70 +85,87 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       Effect.provideService(SqlClient.TransactionConnection, [level.connection, level.depth])
     )
 
+  /** Runs the body and then, when no statement of it is under way any more, what ends the level. */
+  const untilEnd = <A, E, R, B, E2>(
+    level: Level,
+    body: Effect.Effect<A, E, R>,
+    restore: Restore,
+    end: (exit: Exit.Exit<A, E>) => Effect.Effect<B, E2>
+  ) =>
+    Effect.flatMap(Effect.exit(restore(inside(level, body))), (exit) =>
+      level.turns.run(
+        Effect.suspend(() => {
+          level.ended = true
+          return end(exit)
+        })
+      )
+    )
+
   const outermost = <A, E, R>(effect: Effect.Effect<A, E, R>, options: TransactionOptions<E>) =>
     Effect.uninterruptibleMask((restore) =>
-      Effect.flatMap(restore(pool.acquire), (backend) =>
-        Effect.gen(function* () {
-          const root: Root = { backend, options, savepoints: 0, firstError: undefined }
-          backend.expectsReadOnly = options.readOnly === true
-          yield* restore(backend.run({ text: begin(options, defaults.session) }))
-          const level = makeLevel(root, 0)
-          const exit = yield* Effect.exit(restore(inside(level, effect)))
-          return yield* level.lock.withPermits(1)(
-            Effect.suspend((): Effect.Effect<A, E | DatabaseError> => {
-              level.ended = true
-              return Exit.isSuccess(exit)
-                ? Effect.as(commit(root), exit.value)
-                : rollback(root, exit.cause, options)
-            })
+      Effect.flatMap(pool.acquire(restore), (backend) => {
+        const root: Root = { backend, options, savepoints: 0, commitMillis: defaults.commitMillis }
+        const limits = { ...defaults.limits, ...limitsOf(options) }
+        backend.expectsReadOnly = options.readOnly === true
+        const begun = Effect.onError(restore(backend.run({ text: begin(options, defaults.session) })), () =>
+          Effect.ignore(undoBegin(backend))
+        )
+        return Effect.zipRight(
+          begun,
+          Effect.suspend(() =>
+            untilEnd(
+              makeLevel(root, 0, limits),
+              effect,
+              restore,
+              (exit): Effect.Effect<A, E | DatabaseError> =>
+                Exit.isSuccess(exit)
+                  ? Effect.as(commit(root), exit.value)
+                  : rollback(root, exit.cause, options)
+            )
           )
-        }).pipe(Effect.ensuring(pool.release(backend)))
-      )
+        ).pipe(Effect.ensuring(pool.release(backend)))
+      })
     )
 
   const nested = <A, E, R>(parent: Level, effect: Effect.Effect<A, E, R>, options: TransactionOptions<E>) =>
     Effect.uninterruptibleMask((restore) =>
       Effect.zipRight(
-        restore(parent.lock.take(1)),
-        Effect.gen(function* () {
+        parent.turns.take(restore),
+        Effect.suspend((): Effect.Effect<A, E | DatabaseError, R> => {
           const { root } = parent
-          if (parent.ended) return yield* Effect.fail(endedError)
+          if (parent.ended || isOver(root)) return Effect.fail(endedError)
           const refused = notInsideAnother(root.options, options)
           if (refused !== undefined) {
-            const reason: Reason = { _tag: "InvalidRequest", problem: refused }
-            return yield* Effect.fail(new DatabaseError({ operation: "savepoint", reason }))
+            return Effect.fail(
+              new DatabaseError({
+                operation: "savepoint",
+                reason: { _tag: "InvalidRequest", problem: refused }
+              })
+            )
           }
-          const name = `s${++root.savepoints}`
-          const before = root.firstError
-          const limits = setLimits(options)
-          yield* remembering(
+          const own = limitsOf(options)
+          const savepoint: Savepoint = {
             root,
-            restore(root.backend.run({ text: [`SAVEPOINT ${name}`, ...limits].join(";") }))
-          )
-          const level = makeLevel(root, parent.depth + 1)
-          const exit = yield* Effect.exit(restore(inside(level, effect)))
-          return yield* level.lock.withPermits(1)(
-            Effect.gen(function* () {
-              level.ended = true
-              if (Exit.isFailure(exit)) {
-                yield* Effect.logDebug("Rolling back to a savepoint", exit.cause)
-                const back = root.backend.isOpen
-                  ? yield* Effect.exit(
-                      run(root.backend, `ROLLBACK TO SAVEPOINT ${name};RELEASE SAVEPOINT ${name}`)
-                    )
-                  : Exit.void
-                root.firstError = before
-                return yield* Effect.failCause(both(exit.cause, back))
-              }
-              const restored = limits.length === 0 ? [] : setLimits({ ...defaults.limits, ...root.options })
-              yield* remembering(
-                root,
-                root.backend.run({ text: [`RELEASE SAVEPOINT ${name}`, ...restored].join(";") })
+            name: `s${++root.savepoints}`,
+            restoreLimits: Object.keys(own).length === 0 ? [] : setLimits(parent.limits)
+          }
+          // An interrupted SAVEPOINT would abort the transaction around it, which is not concerned.
+          const begun = naming(root, control(root, [`SAVEPOINT ${savepoint.name}`, ...setLimits(own)]))
+          return Effect.zipRight(
+            begun,
+            Effect.suspend(() =>
+              untilEnd(
+                makeLevel(root, parent.depth + 1, { ...parent.limits, ...own }),
+                effect,
+                restore,
+                (exit): Effect.Effect<A, E | DatabaseError> =>
+                  Exit.isSuccess(exit)
+                    ? Effect.as(releaseSavepoint(savepoint), exit.value)
+                    : rollbackToSavepoint(savepoint, exit.cause)
               )
-              return exit.value
-            })
+            )
           )
-        }).pipe(Effect.ensuring(parent.lock.release(1)))
+        }).pipe(Effect.ensuring(parent.turns.pass))
       )
     )
 
@@ -180,19 +200,32 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
 interface Root {
   readonly backend: Backend
   readonly options: TransactionOptions<never>
+  /** How long COMMIT may take before the connection is given up. */
+  readonly commitMillis: number | undefined
   /** How many savepoints there were: their names are never used twice. */
   savepoints: number
-  /** The error that aborted the transaction, while it is aborted. */
-  firstError: Reason | undefined
 }
 
 /** A transaction or a savepoint: its statements and its nested levels take turns. */
 interface Level {
   readonly root: Root
   readonly depth: number
-  readonly lock: Effect.Semaphore
+  readonly limits: Limits
+  readonly turns: Turns
   readonly connection: Connection
   ended: boolean
+}
+
+interface Savepoint {
+  readonly root: Root
+  readonly name: string
+  /** What sets the limits back that the savepoint changed. */
+  readonly restoreLimits: ReadonlyArray<string>
+}
+
+interface Limits {
+  readonly statementTimeout?: Duration.DurationInput | undefined
+  readonly lockTimeout?: Duration.DurationInput | undefined
 }
 
 const begin = (options: TransactionOptions<never>, session: ReadonlyArray<string>): string => {
@@ -204,13 +237,16 @@ const begin = (options: TransactionOptions<never>, session: ReadonlyArray<string
   return [["BEGIN", modes.join(", ")].join(" ").trim(), ...session, ...setLimits(options)].join(";")
 }
 
-const setLimits = (options: {
-  readonly statementTimeout?: Duration.DurationInput | undefined
-  readonly lockTimeout?: Duration.DurationInput | undefined
-}): ReadonlyArray<string> =>
+/** The limits among options, without those that are left out. */
+const limitsOf = ({ lockTimeout, statementTimeout }: Limits): Limits => ({
+  ...(statementTimeout === undefined ? {} : { statementTimeout }),
+  ...(lockTimeout === undefined ? {} : { lockTimeout })
+})
+
+const setLimits = (limits: Limits): ReadonlyArray<string> =>
   [
-    { name: "statement_timeout", value: options.statementTimeout },
-    { name: "lock_timeout", value: options.lockTimeout }
+    { name: "statement_timeout", value: limits.statementTimeout },
+    { name: "lock_timeout", value: limits.lockTimeout }
   ].flatMap(({ name, value }) =>
     value === undefined ? [] : [`SET LOCAL ${name} = ${serverMillis(Duration.decode(value))}`]
   )
@@ -228,63 +264,85 @@ const notInsideAnother = (
     : `${changed.join(", ")} cannot change inside a transaction: set it on the outermost one`
 }
 
-/** Keeps the error that aborts a transaction, and names it in the errors that follow from it. */
-const remembering = <A>(root: Root, step: Effect.Effect<A, DatabaseError>): Effect.Effect<A, DatabaseError> =>
-  Effect.catchAll(step, (error) => {
-    if (isAborted(error.reason)) {
-      return Effect.fail(
-        new DatabaseError({
-          operation: "execute",
-          reason: { _tag: "TransactionAborted", first: root.firstError },
-          cause: error
-        })
-      )
-    }
-    root.firstError ??= error.reason
-    return Effect.fail(error)
-  })
+/** Whether a statement of the body has ended the transaction: what follows would run, and be kept, outside of it. */
+const isOver = ({ backend }: Root): boolean =>
+  backend.isOpen && backend.isQuiet && backend.transactionStatus === "I"
+
+/** Names the error that aborted a transaction in the errors that follow from it. */
+const naming = <A>(
+  { backend }: Root,
+  step: Effect.Effect<A, DatabaseError>
+): Effect.Effect<A, DatabaseError> =>
+  Effect.catchAll(step, (error) =>
+    Effect.fail(
+      isAborted(error.reason)
+        ? new DatabaseError({
+            operation: "execute",
+            reason: { _tag: "TransactionAborted", first: backend.abortedBy },
+            cause: error
+          })
+        : error
+    )
+  )
 
 const isAborted = (reason: Reason) => "code" in reason && reason.code === "25P02"
 
 const commit = (root: Root): Effect.Effect<void, DatabaseError> =>
-  Effect.gen(function* () {
+  Effect.suspend(() => {
     const { backend } = root
-    if (backend.isOpen && backend.transactionStatus === "I") return yield* Effect.fail(endedError)
-    const response = yield* Effect.mapError(backend.run({ text: "COMMIT", phase: "commit" }), (error) =>
-      commitError(error)
-    )
-    if (commandOf(response) !== "COMMIT") {
-      return yield* Effect.fail(
-        new DatabaseError({
-          operation: "commit",
-          reason: { _tag: "TransactionRolledBack", first: root.firstError }
-        })
+    if (isOver(root)) return Effect.fail(endedError)
+    const first = backend.abortedBy
+    const request: Request = { text: "COMMIT", phase: "commit", timeoutMillis: root.commitMillis }
+    return Effect.suspend(() => {
+      const sent = backend.isOpen
+      return Effect.mapError(backend.run(request), (error) => commitError(error, sent))
+    }).pipe(
+      Effect.filterOrFail(
+        (response) => commandOf(response) === "COMMIT",
+        () => new DatabaseError({ operation: "commit", reason: { _tag: "TransactionRolledBack", first } })
       )
-    }
+    )
   }).pipe(
     Effect.tapError((error) =>
-      annotated(
-        root.options,
-        Effect.logError("Database session error, the transaction was not committed", error)
-      )
-    )
+      logged(root.options, Effect.logError(commitMessage(error), Cause.fail(error)))
+    ),
+    Effect.asVoid
   )
 
-const commitError = (error: DatabaseError): DatabaseError => {
-  const { reason } = error
-  const lost =
-    (reason._tag === "ConnectionLost" && reason.phase === "commit") || reason._tag === "ServerShutdown"
-  return new DatabaseError({
+const commitMessage = ({ reason }: DatabaseError): string =>
+  reason._tag === "CommitOutcomeUnknown"
+    ? "Database session error, the transaction may or may not have been committed"
+    : "Database session error, the transaction was not committed"
+
+/** A COMMIT that never left failed for good; the outcome of one that the server may have got is not known. */
+const commitError = (error: DatabaseError, sent: boolean): DatabaseError =>
+  new DatabaseError({
     operation: "commit",
-    reason: lost
-      ? {
-          _tag: "CommitOutcomeUnknown",
-          transactionId: undefined,
-          systemCode: reason._tag === "ConnectionLost" ? reason.systemCode : undefined
-        }
-      : reason,
+    reason:
+      sent && isUnknown(error.reason)
+        ? {
+            _tag: "CommitOutcomeUnknown",
+            transactionId: undefined,
+            systemCode: error.reason._tag === "ConnectionLost" ? error.reason.systemCode : undefined
+          }
+        : error.reason,
     cause: error
   })
+
+const isUnknown = (reason: Reason): boolean => {
+  switch (reason._tag) {
+    case "ConnectionLost":
+      return reason.phase === "commit"
+    // The server ends such transactions before it commits them.
+    case "IdleInTransactionTimeout":
+    case "TransactionTimeout":
+      return false
+    default:
+      return (
+        ("severity" in reason && (reason.severity === "FATAL" || reason.severity === "PANIC")) ||
+        ("code" in reason && (reason.code === "40003" || reason.code === "08007"))
+      )
+  }
 }
 
 /** Logs the whole cause, and only then sends ROLLBACK. */
@@ -293,44 +351,79 @@ const rollback = <E>(
   cause: Cause.Cause<E>,
   options: TransactionOptions<E>
 ): Effect.Effect<never, E> =>
-  Effect.gen(function* () {
-    const expected = Option.filter(Cause.failureOption(cause), (error) => options.expected?.(error) === true)
-    yield* annotated(
-      options,
-      expected._tag === "Some"
-        ? Effect.logWarning(rollbackMessage, expected.value)
-        : Effect.logError(rollbackMessage, cause)
-    )
-    const exit = root.backend.isOpen ? yield* Effect.exit(run(root.backend, "ROLLBACK")) : Exit.void
-    return yield* Effect.failCause(both(cause, exit))
+  Effect.suspend(() => {
+    const log = isExpected(cause, options)
+      ? Effect.logWarning(rollbackMessage, ...Cause.failures(cause))
+      : Effect.logError(rollbackMessage, cause)
+    return Effect.zipRight(logged(options, log), endWith(cause, root, ["ROLLBACK"]))
   })
 
-const annotated = (options: TransactionOptions<never>, log: Effect.Effect<void>) =>
-  options.name === undefined ? log : Effect.annotateLogs(log, "transaction", options.name)
-
-/** A rollback that the server does not answer must not hold the connection for good. */
-const rollbackTimeout = Duration.seconds(5)
-
-const run = (backend: Backend, text: string): Effect.Effect<void, DatabaseError> => {
-  const request: Request = { text }
-  return backend.run(request).pipe(
-    Effect.interruptible,
-    Effect.timeoutFail({
-      duration: rollbackTimeout,
-      onTimeout: () =>
-        new DatabaseError({
-          operation: "rollback",
-          reason: { _tag: "ConnectionLost", phase: "sent", systemCode: undefined }
-        })
-    }),
-    Effect.tapError(() => Effect.sync(() => backend.destroy())),
-    Effect.asVoid
-  )
+const isExpected = <E>(cause: Cause.Cause<E>, { expected }: TransactionOptions<E>): boolean => {
+  const failures = [...Cause.failures(cause)]
+  if (expected === undefined || failures.length === 0 || Cause.defects(cause).length > 0) return false
+  // A test of the caller's that throws must not keep ROLLBACK from being sent.
+  try {
+    return failures.every(expected)
+  } catch {
+    return false
+  }
 }
 
-/** The body's cause first, and the rollback's after it. */
-const both = <E>(cause: Cause.Cause<E>, back: Exit.Exit<void, DatabaseError>): Cause.Cause<E> =>
-  Exit.isSuccess(back) ? cause : Cause.sequential(cause, Cause.die(Cause.squash(back.cause)))
+/** Neither must a logger that throws. */
+const logged = (options: TransactionOptions<never>, log: Effect.Effect<void>): Effect.Effect<void> =>
+  Effect.catchAllDefect(
+    options.name === undefined ? log : Effect.annotateLogs(log, "transaction", options.name),
+    () => Effect.void
+  )
+
+const rollbackToSavepoint = <E>({ name, root }: Savepoint, cause: Cause.Cause<E>): Effect.Effect<never, E> =>
+  Effect.zipRight(
+    logged(root.options, Effect.logDebug("Rolling back to a savepoint", cause)),
+    endWith(cause, root, [`ROLLBACK TO SAVEPOINT ${name}`, `RELEASE SAVEPOINT ${name}`])
+  )
+
+/** A savepoint in which a statement failed cannot be kept, even if its body succeeded: the caller must know. */
+const releaseSavepoint = (savepoint: Savepoint): Effect.Effect<void, DatabaseError> =>
+  Effect.suspend(() => {
+    const { name, restoreLimits, root } = savepoint
+    if (root.backend.transactionStatus !== "E") {
+      return naming(root, control(root, [`RELEASE SAVEPOINT ${name}`, ...restoreLimits]))
+    }
+    const reason: Reason = { _tag: "TransactionRolledBack", first: root.backend.abortedBy }
+    return rollbackToSavepoint(savepoint, Cause.fail(new DatabaseError({ operation: "savepoint", reason })))
+  })
+
+/** Fails with the body's cause; what goes wrong with the rollback comes after it. */
+const endWith = <E>(
+  cause: Cause.Cause<E>,
+  root: Root,
+  statements: ReadonlyArray<string>
+): Effect.Effect<never, E> =>
+  Effect.flatMap(
+    root.backend.isOpen ? Effect.exit(control(root, statements)) : Effect.succeed(Exit.void),
+    (back) =>
+      Effect.failCause(
+        Exit.isSuccess(back) ? cause : Cause.sequential(cause, Cause.die(Cause.squash(back.cause)))
+      )
+  )
+
+/** Ends what BEGIN began although it failed or was interrupted. */
+const undoBegin = (backend: Backend): Effect.Effect<void, DatabaseError> =>
+  Effect.zipRight(
+    backend.quiet,
+    Effect.suspend(() =>
+      backend.isOpen && backend.transactionStatus !== "I"
+        ? Effect.asVoid(backend.run({ text: "ROLLBACK", timeoutMillis: controlMillis }))
+        : Effect.void
+    )
+  )
+
+/** Statements of our own that no interruption reaches, so that they need a limit. */
+const control = (root: Root, statements: ReadonlyArray<string>): Effect.Effect<void, DatabaseError> =>
+  Effect.asVoid(root.backend.run({ text: statements.join(";"), timeoutMillis: controlMillis }))
+
+/** A server that does not answer must not hold the connection for good. */
+const controlMillis = 5000
 
 const commandOf = (response: Response): string | undefined =>
   "command" in response ? response.command : undefined

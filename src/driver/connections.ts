@@ -7,6 +7,7 @@ import * as Stream from "effect/Stream"
 import { DatabaseError } from "../DatabaseError.js"
 import type { Backend, PortalHandle, Request, Response } from "./Backend.js"
 import * as Pool from "./Pool.js"
+import { Turns } from "./Turns.js"
 
 type Run = (request: Request) => Effect.Effect<Response, DatabaseError>
 
@@ -52,7 +53,7 @@ export const autocommit = (pool: Pool.Pool): Connection =>
 export const reserved = (pool: Pool.Pool) =>
   Effect.gen(function* () {
     const backend = yield* Pool.borrow(pool)
-    const lock = yield* Effect.makeSemaphore(1)
+    const turns = new Turns()
     let ended = false
     yield* Effect.addFinalizer(() =>
       Effect.sync(() => {
@@ -60,12 +61,12 @@ export const reserved = (pool: Pool.Pool) =>
       })
     )
     const run: Run = (request) =>
-      lock.withPermits(1)(Effect.suspend(() => (ended ? Effect.fail(endedError) : backend.run(request))))
+      turns.run(Effect.suspend(() => (ended ? Effect.fail(endedError) : backend.run(request))))
     return makeConnection(run, (text, values) =>
       Stream.suspend(() =>
         backend.transactionStatus === "I"
           ? streamInOwnTransaction(backend, text, values)
-          : streamPortal(backend.portal(text, values), (step) => lock.withPermits(1)(step))
+          : streamPortal(backend.portal(text, values), turns.run)
       )
     )
   })
@@ -109,29 +110,39 @@ const streamInOwnTransaction = (
 ): Stream.Stream<object, DatabaseError> =>
   Stream.unwrapScoped(
     Effect.gen(function* () {
-      yield* backend.run({ text: "BEGIN" })
-      let committed = false
       yield* Effect.addFinalizer((exit) =>
-        committed || !backend.isOpen
-          ? Effect.void
-          : Effect.ignore(backend.run({ text: Exit.isSuccess(exit) ? "COMMIT" : "ROLLBACK" }))
+        Exit.isSuccess(exit) ? commitRest(backend) : rollbackRest(backend)
       )
-      const commit = Stream.drain(
-        Stream.fromEffect(
-          Effect.zipRight(
-            Effect.sync(() => {
-              committed = true
-            }),
-            backend.run({ text: "COMMIT", phase: "commit" })
-          )
-        )
-      )
+      yield* backend.run({ text: "BEGIN" })
       return Stream.concat(
         streamPortal(backend.portal(text, values), (step) => step),
-        commit
+        Stream.drain(Stream.fromEffect(backend.run({ text: "COMMIT", phase: "commit" })))
       )
     })
   )
+
+/** Ends the transaction of a stream that nobody read to its end. */
+const commitRest = (backend: Backend): Effect.Effect<void> =>
+  isInTransaction(backend)
+    ? Effect.catchAll(backend.run({ text: "COMMIT", timeoutMillis: endMillis }), (error) =>
+        Effect.logError("A stream that was left before its end could not be committed", error)
+      )
+    : Effect.void
+
+const rollbackRest = (backend: Backend): Effect.Effect<void> =>
+  Effect.zipRight(
+    backend.quiet,
+    Effect.suspend(() =>
+      isInTransaction(backend)
+        ? Effect.ignore(backend.run({ text: "ROLLBACK", timeoutMillis: endMillis }))
+        : Effect.void
+    )
+  )
+
+const isInTransaction = (backend: Backend) => backend.isOpen && backend.transactionStatus !== "I"
+
+/** A server that does not answer must not hold the connection for good. */
+const endMillis = 5000
 
 /** Outside a transaction a stale plan is prepared anew, once. */
 const runFresh = (backend: Backend, request: Request): Effect.Effect<Response, DatabaseError> =>

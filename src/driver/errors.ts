@@ -21,9 +21,21 @@ export const connectError = (error: unknown, endpoint: Endpoint): DatabaseError 
   return new DatabaseError({ operation: "connect", reason })
 }
 
+/** The error of a dial that reached something else. */
+export const foreignProtocol = (endpoint: Endpoint): DatabaseError =>
+  new DatabaseError({
+    operation: "connect",
+    reason: {
+      _tag: "ConnectFailed",
+      problem: "not a PostgreSQL server",
+      target: target(endpoint),
+      systemCode: undefined
+    }
+  })
+
 /**
  * The error of a statement. `lost` is the phase in which the connection was lost, if it was; an error that is neither the
- * server's nor the socket's comes from a parameter that could not be turned into text.
+ * server's nor the socket's comes from a parser of a column's type.
  */
 export const statementError = (error: unknown, lost: Phase | undefined): DatabaseError => {
   if (isServerError(error)) return new DatabaseError({ operation: "execute", reason: classify(error) })
@@ -31,7 +43,7 @@ export const statementError = (error: unknown, lost: Phase | undefined): Databas
     lost === undefined
       ? {
           _tag: "InvalidRequest",
-          problem: "a parameter of the statement cannot be turned into a PostgreSQL value"
+          problem: "a value of the result cannot be read by the parser of its type"
         }
       : { _tag: "ConnectionLost", phase: lost, systemCode: systemCode(error) }
   return new DatabaseError({ operation: "execute", reason })

@@ -36,7 +36,8 @@ export const adminSession = (database?: string): Effect.Effect<Session.Session, 
         idleInTransactionTimeout: config.idleInTransactionTimeout
       },
       prepare: false,
-      reuseAfterCancel: true
+      reuseAfterCancel: true,
+      echo: false
     })
   }).pipe(Effect.orDie)
 

@@ -1,0 +1,73 @@
+import * as Tarn from "tarn"
+
+/**
+ * The pool of `tarn`, which keeps count of what is free, used and being opened, and of who waits. Two things of it are not
+ * enough here, and subclasses may do them: a free connection is handed over at once, without a promise and two timers; and
+ * whoever gives up waiting leaves the queue in the same instant. (`abort` leaves the queue some microtasks later. A
+ * connection that is released meanwhile is lent to nobody, and stays lent.)
+ */
+export class Leases<T> extends Tarn.Pool<T> {
+  /** A free resource that is `ready`, unless others wait. */
+  take(ready: (resource: T) => boolean): T | undefined {
+    const free = this.pendingAcquires.length === 0 ? this.free.at(-1) : undefined
+    if (free === undefined || !ready(free.resource)) return undefined
+    this.free.pop()
+    this.used.push(free)
+    return free.resource
+  }
+
+  /** Gives up waiting. Not possible any more when a resource is being handed over: `false`. */
+  withdraw(pending: Pending<T>): boolean {
+    if (!remove(this.pendingAcquires, (other) => other === pending)) return false
+    pending.abort()
+    return true
+  }
+
+  /** Takes a resource out that is not to be lent again; `false` when it is lent. Closing it is left to the caller. */
+  discard(resource: T): boolean {
+    return remove(this.free, (free) => free.resource === resource)
+  }
+
+  /** Takes a lent resource out, which makes room for another one. Closing it is left to the caller. */
+  drop(resource: T): void {
+    if (remove(this.used, (used) => used.resource === resource)) this._tryAcquireOrCreate()
+  }
+
+  /** Opens what is missing to `min`; gives the promises of what is being opened. */
+  topUp(): ReadonlyArray<Promise<T>> {
+    const missing = this.min - this.used.length - this.free.length - this.pendingCreates.length
+    return Array.from({ length: this.destroyed ? 0 : Math.max(missing, 0) }, () =>
+      this._create().promise.then((resource) => {
+        this._tryAcquireOrCreate()
+        return resource
+      })
+    )
+  }
+
+  /** Whether fewer than `min` are open. */
+  get isBelowMinimum(): boolean {
+    return this.used.length + this.free.length < this.min
+  }
+
+  /** Fails whoever waits longest. */
+  failFirst(error: unknown): void {
+    this.pendingAcquires.shift()?.reject(error as Error)
+  }
+
+  /** Fails everybody who waits and stops; what is lent is not waited for. */
+  async shutDown(error: unknown): Promise<void> {
+    while (this.pendingAcquires.length > 0) this.failFirst(error)
+    for (const used of this.used) used.settle()
+    await this.destroy()
+  }
+}
+
+/** A wait of `tarn`. */
+export type Pending<T> = ReturnType<Tarn.Pool<T>["acquire"]>
+
+const remove = <A>(items: Array<A>, matches: (item: A) => boolean): boolean => {
+  const index = items.findIndex(matches)
+  if (index < 0) return false
+  items.splice(index, 1)
+  return true
+}
