@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import * as CliConfig from "@effect/cli/CliConfig"
 import * as Command from "@effect/cli/Command"
+import * as ValidationError from "@effect/cli/ValidationError"
 import * as NodeContext from "@effect/platform-node/NodeContext"
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as Cause from "effect/Cause"
@@ -8,7 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
-import { ValidationError } from "@effect/cli"
+import * as Fk from "./fk.js"
 import * as Migrate from "./migrate.js"
 import * as Report from "./Report.js"
 import { version } from "./version.js"
@@ -17,7 +18,7 @@ const command = Command.make("promptgrimoire-db").pipe(
   Command.withDescription(
     "Migrates a PostgreSQL database, and changes foreign keys to ON DELETE CASCADE while it is in use."
   ),
-  Command.withSubcommands([Migrate.command])
+  Command.withSubcommands([Migrate.command, Fk.command])
 )
 
 const run = Command.run(command, { name: "promptgrimoire-db", version })

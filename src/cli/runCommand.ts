@@ -48,4 +48,4 @@ const explain = (
 }
 
 /** Errors whose cause is what was typed. */
-const usageErrors: ReadonlySet<string> = new Set(["InvalidSettings", "NoMatch"])
+const usageErrors: ReadonlySet<string> = new Set(["InvalidSettings", "NoMatch", "UnclearSelection"])
