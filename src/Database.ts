@@ -17,6 +17,7 @@ import * as DatabaseConfig from "./DatabaseConfig.js"
 import type { DatabaseError, PoolState } from "./DatabaseError.js"
 import { type DialOptions, serverMillis } from "./driver/Backend.js"
 import { makeClient } from "./driver/Client.js"
+import * as NotificationHub from "./driver/NotificationHub.js"
 import * as Pool from "./driver/Pool.js"
 import * as Session from "./driver/Session.js"
 import * as Transact from "./driver/Transact.js"
@@ -35,6 +36,8 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
     readonly stats: Effect.Effect<PoolState>
     /** Opens a dedicated session, outside the pool and past any pooler, that ends with the scope. */
     readonly session: Effect.Effect<Session.Session, DatabaseError, Scope.Scope>
+    /** The listeners of {@link "./Notification"}. */
+    readonly notifications: NotificationHub.NotificationHub
     /** What {@link "./Transaction"}`.run` calls. */
     readonly transact: Transact.Transact
   }
@@ -112,11 +115,13 @@ const make = Effect.fn("Database.make")(function* (
     session: pooled ? sessionLimits(timeouts) : []
   })
   const session = Session.open(direct)
-  const client = yield* makeClient({ config, pool, transactions, session, spanAttributes })
+  const notifications = yield* NotificationHub.make(session)
+  const client = yield* makeClient({ config, pool, transactions, notifications, spanAttributes })
   return Context.make(Database, {
     config,
     stats: pool.state,
     session,
+    notifications,
     transact: transactions.transact
   }).pipe(Context.add(PgClient.PgClient, client), Context.add(SqlClient.SqlClient, client))
 })

@@ -6,13 +6,12 @@ import * as Effect from "effect/Effect"
 import * as Mailbox from "effect/Mailbox"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
-import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { DatabaseConfig } from "../DatabaseConfig.js"
 import type { DatabaseError } from "../DatabaseError.js"
 import { autocommit, reserved } from "./connections.js"
+import { invalid, invalidChannel, invalidPayload, type NotificationHub } from "./NotificationHub.js"
 import type { Pool } from "./Pool.js"
-import type { Session } from "./Session.js"
 import type { Transactions } from "./Transact.js"
 
 /** The parts that a client is put together from. */
@@ -20,7 +19,7 @@ export interface ClientParts {
   readonly config: DatabaseConfig
   readonly pool: Pool
   readonly transactions: Transactions
-  readonly session: Effect.Effect<Session, DatabaseError, Scope.Scope>
+  readonly notifications: NotificationHub
   readonly spanAttributes: ReadonlyArray<readonly [string, unknown]>
 }
 
@@ -32,7 +31,7 @@ export const makeClient = (
   parts: ClientParts
 ): Effect.Effect<PgClient.PgClient, never, Reactivity.Reactivity> =>
   Effect.gen(function* () {
-    const { config, pool, session, spanAttributes, transactions } = parts
+    const { config, notifications, pool, spanAttributes, transactions } = parts
     const reactivity = yield* Reactivity.Reactivity
     const outside = autocommit(pool)
     const acquirer = Effect.map(
@@ -52,9 +51,14 @@ export const makeClient = (
       reactive: reactivity.stream,
       reactiveMailbox: reactivity.query,
       json: (value: unknown) => pgJson(value, undefined, undefined),
-      listen: (channel: string) => listen(session, channel),
+      listen: (channel: string) => listen(notifications, channel),
       notify: (channel: string, payload: string) =>
-        Effect.asVoid(statements`SELECT pg_catalog.pg_notify(${channel}, ${payload})`)
+        Effect.suspend(() => {
+          const problem = invalidChannel(channel) ?? invalidPayload(payload)
+          return problem === undefined
+            ? Effect.asVoid(statements`SELECT pg_catalog.pg_notify(${channel}, ${payload})`)
+            : Effect.fail(invalid("notify", problem))
+        })
     })
     return Object.assign(client, { safe: client })
   })
@@ -77,20 +81,8 @@ const describeConfig = ({ endpoint, ...config }: DatabaseConfig): PgClient.PgCli
   connectionTTL: config.connectionTTL
 })
 
-/** Notifications of one channel, on a session of its own, from the moment that LISTEN was acknowledged. */
-const listen = (
-  open: Effect.Effect<Session, DatabaseError, Scope.Scope>,
-  channel: string
-): Stream.Stream<string, DatabaseError> =>
-  Stream.unwrapScoped(
-    Effect.gen(function* () {
-      const session = yield* open
-      const mailbox = yield* Mailbox.make<string, DatabaseError>()
-      yield* session.onNotification((message) => {
-        if (message.channel === channel) mailbox.unsafeOffer(message.payload)
-      })
-      yield* Effect.forkScoped(Effect.interruptible(Mailbox.into(session.lost, mailbox)))
-      yield* session.query(`LISTEN ${Statement.defaultEscape('"')(channel)}`)
-      return Mailbox.toStream(mailbox)
-    })
+/** The payloads of one channel. A stream of strings has no room for word of a gap: `Notification.listen` tells of them. */
+const listen = (hub: NotificationHub, channel: string): Stream.Stream<string, DatabaseError> =>
+  Stream.unwrapScoped(Effect.map(hub.subscribe(channel), Mailbox.toStream)).pipe(
+    Stream.filterMap((event) => (event._tag === "Notification" ? Option.some(event.payload) : Option.none()))
   )

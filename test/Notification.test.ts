@@ -1,0 +1,196 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as PgClient from "@effect/sql-pg/PgClient"
+import * as Chunk from "effect/Chunk"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import type * as Mailbox from "effect/Mailbox"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as Database from "../src/Database.js"
+import * as DatabaseError from "../src/DatabaseError.js"
+import * as EmbeddedPostgres from "../src/EmbeddedPostgres.js"
+import * as Notification from "../src/Notification.js"
+import * as TestDatabase from "../src/testing/TestDatabase.js"
+import * as Transaction from "../src/Transaction.js"
+import { eventually } from "./support/eventually.js"
+
+const listening = (name: string, test: Effect.Effect<unknown, unknown, Database.Provided | Scope.Scope>) =>
+  it.scopedLive(name, () => Effect.provide(test, TestDatabase.layer()))
+
+/** The next so many payloads. */
+const payloads = (mailbox: Mailbox.ReadonlyMailbox<Notification.Event>, count: number) =>
+  Effect.map(mailbox.takeN(count), ([events]) =>
+    Chunk.toReadonlyArray(events).map((event) => (event._tag === "Notification" ? event.payload : event._tag))
+  )
+
+const listenSessions = Effect.gen(function* () {
+  const sql = yield* PgClient.PgClient
+  const [row] = yield* sql<{ n: number }>`
+    SELECT count(*)::int AS n FROM pg_stat_activity
+    WHERE datname = current_database() AND (query LIKE 'LISTEN%' OR query LIKE 'UNLISTEN%')
+  `
+  return row?.n
+})
+
+describe("Notification", () => {
+  listening(
+    "delivers what was sent after the subscription succeeded, empty payloads too, in order",
+    Effect.gen(function* () {
+      const mailbox = yield* Notification.subscribe("news")
+      yield* Notification.notify("news", "one")
+      yield* Notification.notify("news")
+      yield* Notification.notify("other", "not this")
+      yield* Notification.notify("news", "three")
+      assert.deepStrictEqual(yield* payloads(mailbox, 3), ["one", "", "three"])
+    })
+  )
+
+  listening(
+    "joins the open transaction: nothing before the commit, nothing at all after a rollback",
+    Effect.gen(function* () {
+      const mailbox = yield* Notification.subscribe("news")
+      yield* Effect.ignore(
+        Transaction.run(Effect.zipRight(Notification.notify("news", "undone"), Effect.fail("rollback")))
+      )
+      yield* Transaction.run(
+        Effect.gen(function* () {
+          yield* Notification.notify("news", "done")
+          yield* Database.Database.pipe(
+            Effect.flatMap(({ session }) => session),
+            Effect.flatMap(({ query }) => query("NOTIFY news, 'outside'")),
+            Effect.scoped
+          )
+        })
+      )
+      assert.deepStrictEqual(yield* payloads(mailbox, 2), ["outside", "done"])
+    })
+  )
+
+  listening(
+    "serves two listeners of one channel, and one goes on when the other leaves",
+    Effect.gen(function* () {
+      const scope = yield* Scope.make()
+      const first = yield* Scope.extend(Notification.subscribe("news"), scope)
+      const second = yield* Notification.subscribe("news")
+      yield* Notification.notify("news", "both")
+      assert.deepStrictEqual(yield* payloads(first, 1), ["both"])
+      assert.deepStrictEqual(yield* payloads(second, 1), ["both"])
+      yield* Scope.close(scope, Exit.void)
+      yield* Notification.notify("news", "one")
+      assert.deepStrictEqual(yield* payloads(second, 1), ["one"])
+    })
+  )
+
+  listening(
+    "uses one session for all channels and closes it after the last listener",
+    Effect.gen(function* () {
+      const scope = yield* Scope.make()
+      yield* Effect.forEach(["a", "b", 'odd "name" 🙂'], (channel) =>
+        Scope.extend(Notification.subscribe(channel), scope)
+      )
+      assert.strictEqual(yield* listenSessions, 1)
+      yield* Scope.close(scope, Exit.void)
+      yield* eventually(
+        "the session is closed",
+        Effect.map(listenSessions, (n) => n === 0)
+      )
+      const again = yield* Notification.subscribe('odd "name" 🙂')
+      yield* Notification.notify('odd "name" 🙂', "back")
+      assert.deepStrictEqual(yield* payloads(again, 1), ["back"])
+    })
+  )
+
+  listening(
+    "survives many listeners that come and go at once",
+    Effect.gen(function* () {
+      yield* Effect.forEach(
+        Array.from({ length: 60 }),
+        (_, index) =>
+          Effect.scoped(
+            Effect.gen(function* () {
+              const channel = `c${index % 3}`
+              const mailbox = yield* Notification.subscribe(channel)
+              yield* Notification.notify(channel, String(index))
+              yield* Stream.runHead(
+                Stream.filter(
+                  Stream.repeatEffect(mailbox.take),
+                  (event) => event._tag === "Notification" && event.payload === String(index)
+                )
+              )
+            })
+          ),
+        { concurrency: "unbounded", discard: true }
+      )
+    })
+  )
+
+  listening(
+    "reconnects when its backend is killed, tells every listener of the gap, and delivers what comes then",
+    Effect.gen(function* () {
+      const sql = yield* PgClient.PgClient
+      const first = yield* Notification.subscribe("news")
+      const second = yield* Notification.subscribe("weather")
+      yield* sql`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()`
+      assert.deepStrictEqual(yield* payloads(first, 1), ["Gap"])
+      assert.deepStrictEqual(yield* payloads(second, 1), ["Gap"])
+      yield* Notification.notify("news", "after")
+      assert.deepStrictEqual(yield* payloads(first, 1), ["after"])
+    })
+  )
+
+  listening(
+    "refuses a payload and a channel that PostgreSQL cannot take, and says so",
+    Effect.gen(function* () {
+      yield* Notification.notify("news", "x".repeat(7999))
+      const long = yield* Effect.flip(Notification.notify("news", "é".repeat(4000)))
+      assert.strictEqual(DatabaseError.reasonOf(long)?._tag, "InvalidRequest")
+      assert.include(long.message, "8000")
+      for (const channel of ["", "x".repeat(64), "nul\0"]) {
+        const error = yield* Effect.flip(Notification.subscribe(channel))
+        assert.strictEqual(error.reason._tag, "InvalidRequest")
+      }
+    })
+  )
+
+  listening(
+    "PgClient.listen and PgClient.notify do the same",
+    Effect.gen(function* () {
+      const sql = yield* PgClient.PgClient
+      const fiber = yield* Effect.fork(Stream.runCollect(Stream.take(sql.listen("news"), 2)))
+      yield* eventually(
+        "the session listens",
+        Effect.map(listenSessions, (n) => n === 1)
+      )
+      yield* sql.notify("news", "one")
+      yield* sql.notify("news", "it's two")
+      assert.deepStrictEqual(Chunk.toReadonlyArray(yield* Fiber.join(fiber)), ["one", "it's two"])
+    })
+  )
+
+  it.scopedLive("comes back after a restart of the server", () =>
+    Effect.gen(function* () {
+      const server = yield* EmbeddedPostgres.make()
+      yield* Effect.gen(function* () {
+        const mailbox = yield* Notification.subscribe("news")
+        yield* server.stop("immediate")
+        yield* server.start
+        assert.deepStrictEqual(yield* payloads(mailbox, 1), ["Gap"])
+        yield* Effect.retry(Notification.notify("news", "after"), { times: 5 })
+        assert.deepStrictEqual(yield* payloads(mailbox, 1), ["after"])
+      }).pipe(Effect.provide(Database.layer({ url: server.url, minConnections: 0 })))
+    })
+  )
+
+  it.scopedLive("fails when the first connection cannot be opened", () =>
+    Effect.gen(function* () {
+      const url = yield* TestDatabase.make()
+      const error = yield* Effect.flip(Notification.subscribe("news")).pipe(
+        Effect.provide(
+          Database.layer({ url, directUrl: "postgresql://nobody:secret@127.0.0.1:1/none", minConnections: 0 })
+        )
+      )
+      assert.strictEqual(error.reason._tag, "ConnectFailed")
+    })
+  )
+})
