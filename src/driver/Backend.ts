@@ -34,6 +34,12 @@ export interface SessionTimeouts {
   readonly idleInTransactionTimeout: Duration.Duration
 }
 
+/**
+ * How many milliseconds a statement of our own may take that no interruption reaches: a server that does not answer must
+ * not hold a connection for good.
+ */
+export const controlMillis = 5000
+
 /** A statement to run. */
 export interface Request {
   readonly text: string
@@ -129,7 +135,7 @@ export class Backend {
 
   /** The transaction status that the server reported last. */
   get transactionStatus(): TransactionStatus {
-    return (this.client.getTransactionStatus() as TransactionStatus | null) ?? "I"
+    return this.client.getTransactionStatus() ?? "I"
   }
 
   /** The error that aborted the open transaction, while it is aborted. */
@@ -194,11 +200,17 @@ export class Backend {
   /** A portal over a statement; see {@link Portal}. Needs an open transaction block. */
   portal(text: string, values: ReadonlyArray<unknown>): PortalHandle {
     const request: Request = { text, values }
-    const step = (make: (callback: (error: unknown, batch: Batch | undefined) => void) => Pg.Submittable) =>
+    const step = (
+      make: (callback: (error: unknown, batch: Batch | undefined) => void) => Pg.Submittable,
+      timeoutMillis?: number
+    ) =>
       this.afterSettling(() =>
-        this.exchange<Batch>((callback) => {
-          this.client.query(make(callback))
-        }, request)
+        this.exchange<Batch>(
+          (callback) => {
+            this.client.query(make(callback))
+          },
+          { ...request, timeoutMillis }
+        )
       )
     const wired = wireValues(request)
     const portal = new Portal(`p${++this.portals}`, text, typeof wired === "string" ? [] : wired)
@@ -208,7 +220,7 @@ export class Backend {
           ? invalidRequest("stream", wired)
           : this.echoed(text, step(portal.open(rows))),
       fetch: (rows) => step(portal.fetch(rows)),
-      close: Effect.asVoid(step(portal.close()))
+      close: Effect.asVoid(step(portal.close(), controlMillis))
     }
   }
 
@@ -288,7 +300,7 @@ export class Backend {
     return Effect.async<A, DatabaseError>((resume) => {
       if (!this.open) {
         resume(Effect.fail(statementError(this.lostBecause, "acquire")))
-        return
+        return undefined
       }
       const before = this.transactionStatus
       const timer =

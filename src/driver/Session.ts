@@ -1,6 +1,6 @@
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { DatabaseError } from "../DatabaseError.js"
+import type { DatabaseError } from "../DatabaseError.js"
 import { Backend, type DialOptions, type Response } from "./Backend.js"
 import { endedError } from "./connections.js"
 import { statementError } from "./errors.js"
@@ -63,7 +63,10 @@ export const open = (options: DialOptions): Effect.Effect<Session, DatabaseError
           Effect.suspend(() =>
             ended
               ? Effect.fail(endedError)
-              : Effect.map(backend.run({ text, values }), (response) => lastRows<Row>(response))
+              : Effect.map(
+                  backend.run({ text, values }),
+                  (response) => lastRows(response) as ReadonlyArray<Row>
+                )
           )
         ),
       onNotification: (listener) =>
@@ -87,7 +90,7 @@ export const open = (options: DialOptions): Effect.Effect<Session, DatabaseError
     }
   })
 
-const lastRows = <Row extends object>(response: Response): ReadonlyArray<Row> => {
+const lastRows = (response: Response): ReadonlyArray<unknown> => {
   const result = "rows" in response ? response : response.at(-1)
-  return (result?.rows ?? []) as ReadonlyArray<Row>
+  return result?.rows ?? []
 }

@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import { DatabaseError, type Reason } from "../DatabaseError.js"
-import { type Backend, type Request, type Response, serverMillis } from "./Backend.js"
+import { type Backend, controlMillis, type Request, type Response, serverMillis } from "./Backend.js"
 import { endedError, makeConnection, streamPortal } from "./connections.js"
 import type { Pool } from "./Pool.js"
 import { type Restore, Turns } from "./Turns.js"
@@ -421,9 +421,6 @@ const undoBegin = (backend: Backend): Effect.Effect<void, DatabaseError> =>
 /** Statements of our own that no interruption reaches, so that they need a limit. */
 const control = (root: Root, statements: ReadonlyArray<string>): Effect.Effect<void, DatabaseError> =>
   Effect.asVoid(root.backend.run({ text: statements.join(";"), timeoutMillis: controlMillis }))
-
-/** A server that does not answer must not hold the connection for good. */
-const controlMillis = 5000
 
 const commandOf = (response: Response): string | undefined =>
   "command" in response ? response.command : undefined

@@ -5,7 +5,7 @@ import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import { DatabaseError } from "../DatabaseError.js"
-import type { Backend, PortalHandle, Request, Response } from "./Backend.js"
+import { type Backend, controlMillis, type PortalHandle, type Request, type Response } from "./Backend.js"
 import * as Pool from "./Pool.js"
 import { Turns } from "./Turns.js"
 
@@ -34,7 +34,7 @@ export const makeConnection = (
     return transformRows === undefined
       ? rows
       : Stream.mapChunks(rows, (chunk) =>
-          Chunk.unsafeFromArray(transformRows(Chunk.toReadonlyArray(chunk) as ReadonlyArray<object>))
+          Chunk.unsafeFromArray(transformRows(Chunk.toReadonlyArray<object>(chunk)))
         )
   }
 })
@@ -83,9 +83,7 @@ export const streamPortal = (
     Effect.gen(function* () {
       let opened = false
       let done = false
-      yield* Effect.addFinalizer((exit) =>
-        opened && !done && Exit.isSuccess(exit) ? Effect.ignore(turn(portal.close)) : Effect.void
-      )
+      yield* Effect.addFinalizer(() => (opened && !done ? Effect.ignore(turn(portal.close)) : Effect.void))
       const pull = Effect.suspend(() => {
         if (done) return Effect.fail(Option.none<DatabaseError>())
         const step = opened ? portal.fetch(batchRows) : portal.open(batchRows)
@@ -124,7 +122,7 @@ const streamInOwnTransaction = (
 /** Ends the transaction of a stream that nobody read to its end. */
 const commitRest = (backend: Backend): Effect.Effect<void> =>
   isInTransaction(backend)
-    ? Effect.catchAll(backend.run({ text: "COMMIT", timeoutMillis: endMillis }), (error) =>
+    ? Effect.catchAll(backend.run({ text: "COMMIT", timeoutMillis: controlMillis }), (error) =>
         Effect.logError("A stream that was left before its end could not be committed", error)
       )
     : Effect.void
@@ -134,15 +132,12 @@ const rollbackRest = (backend: Backend): Effect.Effect<void> =>
     backend.quiet,
     Effect.suspend(() =>
       isInTransaction(backend)
-        ? Effect.ignore(backend.run({ text: "ROLLBACK", timeoutMillis: endMillis }))
+        ? Effect.ignore(backend.run({ text: "ROLLBACK", timeoutMillis: controlMillis }))
         : Effect.void
     )
   )
 
 const isInTransaction = (backend: Backend) => backend.isOpen && backend.transactionStatus !== "I"
-
-/** A server that does not answer must not hold the connection for good. */
-const endMillis = 5000
 
 /** Outside a transaction a stale plan is prepared anew, once. */
 const runFresh = (backend: Backend, request: Request): Effect.Effect<Response, DatabaseError> =>
