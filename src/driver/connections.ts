@@ -33,9 +33,10 @@ export const makeConnection = (
     const rows = stream(text, values)
     return transformRows === undefined
       ? rows
-      : Stream.mapChunks(rows, (chunk) =>
-          Chunk.unsafeFromArray(transformRows(Chunk.toReadonlyArray<object>(chunk)))
-        )
+      : Stream.mapChunks(rows, (chunk) => {
+          const batch: ReadonlyArray<object> = Chunk.toReadonlyArray(chunk)
+          return Chunk.unsafeFromArray(transformRows(batch))
+        })
   }
 })
 
