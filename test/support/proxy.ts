@@ -8,6 +8,8 @@ export interface Proxy {
   readonly url: Redacted.Redacted
   /** Passes nothing on any more, and closes nothing: half-open connections, a silent server. */
   frozen: boolean
+  /** The same for the connections that there are; new ones work. */
+  readonly freezeOpen: () => void
   /** Keeps cancel requests until `releaseCancels`. */
   holdCancels: boolean
   readonly releaseCancels: () => void
@@ -27,11 +29,14 @@ export const makeProxy = (url: Redacted.Redacted): Effect.Effect<Proxy, never, S
     const target = new URL(Redacted.value(url))
     const sockets = new Set<Net.Socket>()
     const held: Array<() => void> = []
+    const connections = new Set<{ frozen: boolean }>()
     let accepted = 0
 
     const serve = (client: Net.Socket) => {
       const server = Net.connect(Number(target.port || 5432), target.hostname)
       let isFirst = true
+      const connection = { frozen: false }
+      connections.add(connection)
       for (const [socket, other] of [
         [client, server],
         [server, client]
@@ -50,7 +55,7 @@ export const makeProxy = (url: Redacted.Redacted): Effect.Effect<Proxy, never, S
         const delay = isFirst && !isCancel ? proxy.dialDelayMillis : 0
         isFirst = false
         const pass = () => {
-          if (proxy.frozen) return
+          if (proxy.frozen || connection.frozen) return
           const verdict = isCancel ? "pass" : (proxy.onClientData?.(data) ?? "pass")
           if (verdict !== "cut before") server.write(data)
           if (verdict !== "pass") client.destroy()
@@ -60,7 +65,7 @@ export const makeProxy = (url: Redacted.Redacted): Effect.Effect<Proxy, never, S
         else pass()
       })
       server.on("data", (data) => {
-        if (!proxy.frozen && client.writable) client.write(data)
+        if (!proxy.frozen && !connection.frozen && client.writable) client.write(data)
       })
     }
 
@@ -81,6 +86,9 @@ export const makeProxy = (url: Redacted.Redacted): Effect.Effect<Proxy, never, S
     const proxy: Proxy = {
       url: Redacted.make(through.toString()),
       frozen: false,
+      freezeOpen: () => {
+        for (const connection of connections) connection.frozen = true
+      },
       holdCancels: false,
       releaseCancels: () => {
         for (const release of held.splice(0)) release()
