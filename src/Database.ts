@@ -40,6 +40,8 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
     readonly notifications: NotificationHub.NotificationHub
     /** What {@link "./Transaction"}`.run` calls. */
     readonly transact: Transact.Transact
+    /** What {@link "./Transaction"}`.afterCommit` and `.afterRollback` call. */
+    readonly after: Transact.Transactions["after"]
   }
 >() {}
 
@@ -122,7 +124,8 @@ const make = Effect.fn("Database.make")(function* (
     stats: pool.state,
     session,
     notifications,
-    transact: transactions.transact
+    transact: transactions.transact,
+    after: transactions.after
   }).pipe(Context.add(PgClient.PgClient, client), Context.add(SqlClient.SqlClient, client))
 })
 

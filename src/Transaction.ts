@@ -6,10 +6,12 @@
  */
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
+import * as Schedule from "effect/Schedule"
 import { Database } from "./Database.js"
 import type { DatabaseError } from "./DatabaseError.js"
 import type { TransactionOptions } from "./driver/Transact.js"
 
+export type { RetryOptions } from "./driver/Retry.js"
 export type { IsolationLevel, TransactionOptions } from "./driver/Transact.js"
 export { rollbackMessage } from "./driver/Transact.js"
 
@@ -41,3 +43,73 @@ export const run: {
   ): Effect.Effect<A, E | DatabaseError, R | Database> =>
     Effect.flatMap(Database, ({ transact }) => transact(effect, options))
 )
+
+/**
+ * Runs an effect once, after the outermost transaction has committed, outside of it, in the order of registration; drops it with its savepoint or when the
+ * transaction does not commit, and also when nobody knows whether it did (`CommitOutcomeUnknown`). Outside any transaction it runs at once.
+ * Its failure is logged and undoes nothing; it cannot be interrupted.
+ */
+export const afterCommit = <A, E, R>(
+  effect: Effect.Effect<A, E, R>
+): Effect.Effect<void, never, R | Database> =>
+  Effect.flatMap(Database, ({ after }) => after("committed", effect))
+
+/**
+ * Runs an effect once, after the outermost transaction has ended, if it or the savepoint in which this was called was rolled back. Outside any
+ * transaction it never runs.
+ */
+export const afterRollback = <A, E, R>(
+  effect: Effect.Effect<A, E, R>
+): Effect.Effect<void, never, R | Database> =>
+  Effect.flatMap(Database, ({ after }) => after("rolledBack", effect))
+
+/** What became of a transaction. */
+export type Outcome = "committed" | "aborted" | "unknown"
+
+/**
+ * Asks the server what became of a transaction that failed with `CommitOutcomeUnknown`. It must have been `resolvable`, and the server must still remember it
+ * (`pg_xact_status`, documentation, chapter "Transaction ID and Snapshot Information Functions"); otherwise the answer is `unknown`. A backend that still
+ * holds the transaction open, because it does not know yet that nobody is there, is ended after a second: it is our own.
+ */
+export const resolve = Effect.fn("Transaction.resolve")(function* (
+  error: DatabaseError
+): Effect.fn.Return<Outcome, DatabaseError, Database> {
+  const { reason } = error
+  if (reason._tag !== "CommitOutcomeUnknown" || reason.transactionId === undefined) return "unknown"
+  const id = reason.transactionId
+  const { session } = yield* Database
+  return yield* Effect.scoped(
+    Effect.gen(function* () {
+      const { query } = yield* session
+      const status = Effect.map(
+        query<{ status: string | null }>("SELECT pg_catalog.pg_xact_status($1::text::xid8) AS status", [id]),
+        ([row]) => row?.status ?? "unknown"
+      )
+      const decided = status.pipe(
+        Effect.filterOrFail(
+          (now) => now !== "in progress",
+          () => "in progress" as const
+        ),
+        Effect.retry({
+          while: (failure) => failure === "in progress",
+          schedule: Schedule.spaced("50 millis").pipe(Schedule.upTo("1 second"))
+        })
+      )
+      const end = query(
+        `SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+         WHERE backend_xid = $1::text::xid8::xid AND usename = current_user AND pid <> pg_catalog.pg_backend_pid()`,
+        [id]
+      )
+      const final = yield* decided.pipe(
+        Effect.catchAll((failure) =>
+          failure === "in progress"
+            ? Effect.catchAll(Effect.zipRight(end, decided), (still) =>
+                still === "in progress" ? Effect.succeed("unknown") : Effect.fail(still)
+              )
+            : Effect.fail(failure)
+        )
+      )
+      return final === "committed" || final === "aborted" ? final : "unknown"
+    })
+  )
+})

@@ -41,8 +41,8 @@ export const makeClient = (
     const statements = Statement.make(acquirer, PgClient.makeCompiler(), spanAttributes, undefined)
 
     const client: PgClient.PgClient = Object.assign(statements, {
-      [SqlClient.TypeId]: SqlClient.TypeId as SqlClient.TypeId,
-      [PgClient.TypeId]: PgClient.TypeId as PgClient.TypeId,
+      [SqlClient.TypeId]: typeId,
+      [PgClient.TypeId]: PgClient.TypeId,
       config: describeConfig(config),
       safe: undefined as never,
       withoutTransforms: () => client,
@@ -62,6 +62,9 @@ export const makeClient = (
     })
     return Object.assign(client, { safe: client })
   })
+
+/** Its declared type keeps the symbol from being widened in an object literal. */
+const typeId: SqlClient.TypeId = SqlClient.TypeId
 
 /** The custom fragment that `PgClient.makeCompiler` knows as JSON. */
 const pgJson = Statement.custom("PgJson")

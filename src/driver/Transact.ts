@@ -1,15 +1,19 @@
 import type { Connection } from "@effect/sql/SqlConnection"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
-import { DatabaseError, type Reason } from "../DatabaseError.js"
+import { DatabaseError, type Reason, reasonOf } from "../DatabaseError.js"
 import { type Backend, controlMillis, type Request, type Response, serverMillis } from "./Backend.js"
 import { endedError, makeConnection, streamPortal } from "./connections.js"
+import { Hooks, type Outcome } from "./Hooks.js"
 import type { Pool } from "./Pool.js"
+import * as Retry from "./Retry.js"
+import { type Attempt, once, type RetryOptions } from "./Retry.js"
 import { type Restore, Turns } from "./Turns.js"
 
 /** The isolation levels of SQL that PostgreSQL tells apart (documentation, chapter "Transaction Isolation"). */
@@ -31,6 +35,16 @@ export interface TransactionOptions<E = unknown> {
   readonly lockTimeout?: Duration.DurationInput | undefined
   /** Whether an error belongs to the domain: it still rolls back, but is logged at WARNING without its trace. */
   readonly expected?: ((error: E) => boolean) | undefined
+  /**
+   * Runs the whole body again when the server could not serialize it or ended it as a deadlock's victim (40001, 40P01, also
+   * raised by COMMIT). Only for bodies that do nothing but work on the database. Ignored inside another transaction.
+   */
+  readonly retry?: RetryOptions | undefined
+  /**
+   * Takes the transaction's id at its start, in the same round trip as BEGIN, so that a `CommitOutcomeUnknown` can be
+   * resolved. It uses up a transaction id even if nothing is written.
+   */
+  readonly resolvable?: boolean | undefined
 }
 
 /** Runs an effect in a transaction, or in a savepoint of the transaction that is open. */
@@ -44,6 +58,8 @@ export interface Transactions {
   readonly transact: Transact
   /** The connection of the transaction that is open in this fiber, if there is one of this client. */
   readonly current: Effect.Effect<Option.Option<Connection>>
+  /** Runs an effect after the outermost transaction has ended so; at once, where none is open and it waits for a commit. */
+  readonly after: <A, E, R>(when: Outcome, effect: Effect.Effect<A, E, R>) => Effect.Effect<void, never, R>
 }
 
 /** Limits that every transaction begins with; behind a transaction pooler a session has none. */
@@ -74,7 +90,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       (request) => guarded(root.backend.run(request)),
       (text, values) => streamPortal(root.backend.portal(text, values), guarded)
     )
-    const level: Level = { root, depth, limits, turns, connection, ended: false }
+    const level: Level = { root, depth, limits, turns, connection, hooks: new Hooks(), ended: false }
     ours.set(level.connection, level)
     return level
   }
@@ -101,29 +117,37 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       )
     )
 
-  const outermost = <A, E, R>(effect: Effect.Effect<A, E, R>, options: TransactionOptions<E>) =>
+  const outermost = <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    options: TransactionOptions<E>,
+    attempt: Attempt
+  ) =>
     Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(pool.acquire(restore), (backend) => {
-        const root: Root = { backend, options, savepoints: 0, commitMillis: defaults.commitMillis }
+        const root: Root = {
+          backend,
+          options,
+          attempt,
+          savepoints: 0,
+          commitMillis: defaults.commitMillis,
+          transactionId: undefined
+        }
         const limits = { ...defaults.limits, ...limitsOf(options) }
         backend.expectsReadOnly = options.readOnly === true
+        const level = makeLevel(root, 0, limits)
         const begun = Effect.onError(restore(backend.run({ text: begin(options, defaults.session) })), () =>
           Effect.ignore(undoBegin(backend))
         )
-        return Effect.zipRight(
-          begun,
-          Effect.suspend(() =>
-            untilEnd(
-              makeLevel(root, 0, limits),
-              effect,
-              restore,
-              (exit): Effect.Effect<A, E | DatabaseError> =>
-                Exit.isSuccess(exit)
-                  ? Effect.as(commit(root), exit.value)
-                  : rollback(root, exit.cause, options)
+        return begun.pipe(
+          Effect.flatMap((response) => {
+            root.transactionId = transactionIdOf(response)
+            return untilEnd(level, effect, restore, (exit): Effect.Effect<A, E | DatabaseError> =>
+              Exit.isSuccess(exit) ? Effect.as(commit(root), exit.value) : rollback(root, exit.cause, options)
             )
-          )
-        ).pipe(Effect.ensuring(pool.release(backend)))
+          }),
+          Effect.ensuring(pool.release(backend)),
+          Effect.onExit((exit) => afterwards(level.hooks, exit))
+        )
       })
     )
 
@@ -151,17 +175,20 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           }
           // An interrupted SAVEPOINT would abort the transaction around it, which is not concerned.
           const begun = naming(root, control(root, [`SAVEPOINT ${savepoint.name}`, ...setLimits(own)]))
+          const level = makeLevel(root, parent.depth + 1, { ...parent.limits, ...own })
           return Effect.zipRight(
             begun,
             Effect.suspend(() =>
-              untilEnd(
-                makeLevel(root, parent.depth + 1, { ...parent.limits, ...own }),
-                effect,
-                restore,
-                (exit): Effect.Effect<A, E | DatabaseError> =>
-                  Exit.isSuccess(exit)
-                    ? Effect.as(releaseSavepoint(savepoint), exit.value)
-                    : rollbackToSavepoint(savepoint, exit.cause)
+              untilEnd(level, effect, restore, (exit): Effect.Effect<A, E | DatabaseError> =>
+                Exit.isSuccess(exit)
+                  ? Effect.as(releaseSavepoint(savepoint), exit.value)
+                  : rollbackToSavepoint(savepoint, exit.cause)
+              )
+            )
+          ).pipe(
+            Effect.onExit((exit) =>
+              Effect.sync(() =>
+                parent.hooks.adopt(level.hooks, Exit.isSuccess(exit) ? "committed" : "rolledBack")
               )
             )
           )
@@ -180,7 +207,11 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
   return {
     transact: (effect, options = {}) =>
       Effect.flatMap(currentLevel, (level) =>
-        level === undefined ? outermost(effect, options) : nested(level, effect, options)
+        level !== undefined
+          ? nested(level, effect, options)
+          : options.retry === undefined
+            ? outermost(effect, options, once())
+            : Retry.run(options.retry, (attempt) => outermost(effect, options, attempt))
       ).pipe(
         Effect.withSpan("sql.transaction", {
           kind: "client",
@@ -188,7 +219,28 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           attributes: Object.fromEntries(defaults.spanAttributes)
         })
       ),
-    current: Effect.map(currentLevel, (level) => Option.fromNullable(level?.connection))
+    current: Effect.map(currentLevel, (level) => Option.fromNullable(level?.connection)),
+    after: <A, E, R>(when: Outcome, effect: Effect.Effect<A, E, R>) =>
+      Effect.flatMap(currentLevel, (level) => {
+        if (level === undefined) {
+          if (when === "rolledBack") return Effect.void
+          const now = new Hooks()
+          return Effect.contextWithEffect((context: Context.Context<R>) => {
+            now.add({ when, effect: Effect.provide(effect, context) })
+            return now.run(when)
+          })
+        }
+        // It runs outside the transaction that it waits for.
+        return Effect.map(Effect.context<R>(), (context) =>
+          level.hooks.add({
+            when,
+            effect: Effect.mapInputContext(
+              effect,
+              () => Context.omit(CurrentLevel, SqlClient.TransactionConnection)(context) as Context.Context<R>
+            )
+          })
+        )
+      })
   }
 }
 
@@ -200,10 +252,13 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
 interface Root {
   readonly backend: Backend
   readonly options: TransactionOptions<never>
+  readonly attempt: Attempt
   /** How long COMMIT may take before the connection is given up. */
   readonly commitMillis: number | undefined
   /** How many savepoints there were: their names are never used twice. */
   savepoints: number
+  /** The server's id of a resolvable transaction. */
+  transactionId: string | undefined
 }
 
 /** A transaction or a savepoint: its statements and its nested levels take turns. */
@@ -213,6 +268,7 @@ interface Level {
   readonly limits: Limits
   readonly turns: Turns
   readonly connection: Connection
+  readonly hooks: Hooks
   ended: boolean
 }
 
@@ -234,7 +290,26 @@ const begin = (options: TransactionOptions<never>, session: ReadonlyArray<string
     options.readOnly === undefined ? undefined : options.readOnly ? "READ ONLY" : "READ WRITE",
     options.deferrable === undefined ? undefined : options.deferrable ? "DEFERRABLE" : "NOT DEFERRABLE"
   ].filter((mode) => mode !== undefined)
-  return [["BEGIN", modes.join(", ")].join(" ").trim(), ...session, ...setLimits(options)].join(";")
+  const id = options.resolvable === true && options.readOnly !== true ? [transactionIdQuery] : []
+  return [["BEGIN", modes.join(", ")].join(" ").trim(), ...session, ...setLimits(options), ...id].join(";")
+}
+
+/** Assigns the transaction's id and gives it (documentation, chapter "Transaction ID and Snapshot Information Functions"). */
+const transactionIdQuery = "SELECT pg_catalog.pg_current_xact_id()::text AS id"
+
+const transactionIdOf = (response: Response): string | undefined => {
+  const last = "rows" in response ? response : response.at(-1)
+  const [row] = (last?.rows ?? []) as ReadonlyArray<{ readonly id?: string }>
+  return row?.id
+}
+
+/** Runs what waited for the end; nobody knows whether it may after a COMMIT whose outcome is unknown. */
+const afterwards = (hooks: Hooks, exit: Exit.Exit<unknown, unknown>): Effect.Effect<void> => {
+  if (Exit.isSuccess(exit)) return hooks.run("committed")
+  const unknown = [...Cause.failures(exit.cause)].some(
+    (error) => DatabaseError.is(error) && error.reason._tag === "CommitOutcomeUnknown"
+  )
+  return unknown ? Effect.void : hooks.run("rolledBack")
 }
 
 /** The limits among options, without those that are left out. */
@@ -295,7 +370,7 @@ const commit = (root: Root): Effect.Effect<void, DatabaseError> =>
     const request: Request = { text: "COMMIT", phase: "commit", timeoutMillis: root.commitMillis }
     return Effect.suspend(() => {
       const sent = backend.isOpen
-      return Effect.mapError(backend.run(request), (error) => commitError(error, sent))
+      return Effect.mapError(backend.run(request), (error) => commitError(error, sent, root.transactionId))
     }).pipe(
       Effect.filterOrFail(
         (response) => commandOf(response) === "COMMIT",
@@ -304,7 +379,9 @@ const commit = (root: Root): Effect.Effect<void, DatabaseError> =>
     )
   }).pipe(
     Effect.tapError((error) =>
-      logged(root.options, Effect.logError(commitMessage(error), Cause.fail(error)))
+      willRetry(root.attempt, error.reason)
+        ? logged(root.options, logRetry(root.attempt, error))
+        : logged(root.options, Effect.logError(commitMessage(error), Cause.fail(error)))
     ),
     Effect.asVoid
   )
@@ -315,14 +392,14 @@ const commitMessage = ({ reason }: DatabaseError): string =>
     : "Database session error, the transaction was not committed"
 
 /** A COMMIT that never left failed for good; the outcome of one that the server may have got is not known. */
-const commitError = (error: DatabaseError, sent: boolean): DatabaseError =>
+const commitError = (error: DatabaseError, sent: boolean, transactionId: string | undefined): DatabaseError =>
   new DatabaseError({
     operation: "commit",
     reason:
       sent && isUnknown(error.reason)
         ? {
             _tag: "CommitOutcomeUnknown",
-            transactionId: undefined,
+            transactionId,
             systemCode: error.reason._tag === "ConnectionLost" ? error.reason.systemCode : undefined
           }
         : error.reason,
@@ -352,11 +429,29 @@ const rollback = <E>(
   options: TransactionOptions<E>
 ): Effect.Effect<never, E> =>
   Effect.suspend(() => {
-    const log = isExpected(cause, options)
-      ? Effect.logWarning(rollbackMessage, ...Cause.failures(cause))
-      : Effect.logError(rollbackMessage, cause)
+    const aborted = root.backend.abortedBy
+    const again =
+      !Cause.isInterrupted(cause) &&
+      [aborted, ...Chunk.map(Cause.failures(cause), reasonOf)].some((reason) =>
+        willRetry(root.attempt, reason)
+      )
+    const log = again
+      ? logRetry(root.attempt, ...Cause.failures(cause))
+      : isExpected(cause, options)
+        ? Effect.logWarning(rollbackMessage, ...Cause.failures(cause))
+        : Effect.logError(rollbackMessage, cause)
     return Effect.zipRight(logged(options, log), endWith(cause, root, ["ROLLBACK"]))
   })
+
+/** Decides, and remembers, that the transaction is run once more. */
+const willRetry = (attempt: Attempt, reason: Reason | undefined): boolean => {
+  if (!attempt.mayRetry || !Retry.isTransient(reason)) return false
+  attempt.again = true
+  return true
+}
+
+const logRetry = (attempt: Attempt, ...errors: ReadonlyArray<unknown>) =>
+  Effect.logWarning(`${rollbackMessage}; try ${attempt.number} failed, trying again`, ...errors)
 
 const isExpected = <E>(cause: Cause.Cause<E>, { expected }: TransactionOptions<E>): boolean => {
   const failures = [...Cause.failures(cause)]

@@ -1,0 +1,112 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as Effect from "effect/Effect"
+import type * as Database from "../../src/Database.js"
+import * as TestDatabase from "../../src/testing/TestDatabase.js"
+import * as Transaction from "../../src/Transaction.js"
+
+const withTable = (
+  name: string,
+  test: (log: Array<string>) => Effect.Effect<unknown, unknown, Database.Provided>
+) =>
+  it.live(name, () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`CREATE TABLE parent (id int PRIMARY KEY)`
+      yield* sql`CREATE TABLE child (id int REFERENCES parent DEFERRABLE INITIALLY DEFERRED)`
+      yield* test([])
+    }).pipe(Effect.provide(TestDatabase.layer()))
+  )
+
+describe("Transaction.afterCommit and afterRollback", () => {
+  withTable("run once, after the outermost commit, in order, and see what was committed", (log) =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const rows = Effect.map(sql`SELECT 1 FROM parent`, (found) => found.length)
+      yield* Transaction.run(
+        Effect.gen(function* () {
+          yield* Transaction.afterCommit(Effect.map(rows, (n) => log.push(`first sees ${n}`)))
+          yield* Transaction.run(
+            Effect.gen(function* () {
+              yield* sql`INSERT INTO parent VALUES (1)`
+              yield* Transaction.afterCommit(Effect.sync(() => log.push("nested")))
+            })
+          )
+          yield* Transaction.afterCommit(Effect.sync(() => log.push("last")))
+          yield* Transaction.afterRollback(Effect.sync(() => log.push("never")))
+          assert.deepStrictEqual(log, [])
+        })
+      )
+      assert.deepStrictEqual(log, ["first sees 1", "nested", "last"])
+    })
+  )
+
+  withTable("are dropped with their savepoint, whose rollback is reported after the outermost end", (log) =>
+    Effect.gen(function* () {
+      yield* Transaction.run(
+        Effect.gen(function* () {
+          yield* Effect.ignore(
+            Transaction.run(
+              Effect.gen(function* () {
+                yield* Transaction.afterCommit(Effect.sync(() => log.push("dropped")))
+                yield* Transaction.afterRollback(Effect.sync(() => log.push("savepoint rolled back")))
+                return yield* Effect.fail("undo")
+              })
+            )
+          )
+          yield* Transaction.afterCommit(Effect.sync(() => log.push("committed")))
+        })
+      )
+      assert.deepStrictEqual(log, ["savepoint rolled back", "committed"])
+    })
+  )
+
+  withTable("afterRollback runs when the body fails, and when COMMIT does", (log) =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const hooks = Effect.zipRight(
+        Transaction.afterCommit(Effect.sync(() => log.push("committed"))),
+        Transaction.afterRollback(Effect.sync(() => log.push("rolled back")))
+      )
+      yield* Effect.ignore(Transaction.run(Effect.zipRight(hooks, Effect.fail("no"))))
+      yield* Effect.ignore(Transaction.run(Effect.zipRight(hooks, sql`INSERT INTO child VALUES (404)`)))
+      assert.deepStrictEqual(log, ["rolled back", "rolled back"])
+    })
+  )
+
+  withTable("cannot undo the commit by failing, and the next one still runs", (log) =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* Transaction.run(
+        Effect.gen(function* () {
+          yield* sql`INSERT INTO parent VALUES (1)`
+          yield* Transaction.afterCommit(Effect.fail("typed"))
+          yield* Transaction.afterCommit(Effect.die("defect"))
+          yield* Transaction.afterCommit(Effect.sync(() => log.push("still here")))
+        })
+      )
+      assert.deepStrictEqual(log, ["still here"])
+      assert.strictEqual((yield* sql`SELECT 1 FROM parent`).length, 1)
+    })
+  )
+
+  withTable("may begin a transaction of their own", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* Transaction.run(
+        Transaction.afterCommit(
+          Transaction.run(sql`INSERT INTO parent VALUES (7)`, { isolation: "serializable" })
+        )
+      )
+      assert.deepStrictEqual(yield* sql`SELECT id FROM parent`, [{ id: 7 }])
+    })
+  )
+
+  withTable("outside any transaction run at once, and never", (log) =>
+    Effect.gen(function* () {
+      yield* Transaction.afterCommit(Effect.sync(() => log.push("at once")))
+      yield* Transaction.afterRollback(Effect.sync(() => log.push("never")))
+      assert.deepStrictEqual(log, ["at once"])
+    })
+  )
+})
