@@ -1,0 +1,144 @@
+/** The program's HTTP side: the page, the WebSockets, and its health. */
+import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
+import * as HttpRouter from "@effect/platform/HttpRouter"
+import * as HttpServer from "@effect/platform/HttpServer"
+import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
+import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
+import * as Config from "effect/Config"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import * as Crypto from "node:crypto"
+import * as Http from "node:http"
+import { Documents } from "./Documents.js"
+import { Health } from "./Health.js"
+import { Page } from "./Page.js"
+import { ConversationId } from "./Protocol.js"
+import * as Session from "./Session.js"
+
+// -----------------------------------------------------------------------------
+// layers
+// -----------------------------------------------------------------------------
+
+/** Where the program listens: `HOST` and `PORT`, of which 0 is any that is free. */
+export const listening = Config.all({
+  host: Config.nonEmptyString("HOST").pipe(Config.withDefault("127.0.0.1")),
+  port: Config.integer("PORT").pipe(
+    Config.validate({
+      message: "PORT must be a number from 0 to 65535",
+      validation: (port) => port >= 0 && port <= 65_535
+    }),
+    Config.withDefault(3000)
+  )
+})
+
+/** A server that closes when it is told to, whatever the browsers think of it. */
+export const layerNode = Layer.unwrapEffect(
+  Effect.sync(() => {
+    const server = Http.createServer()
+    return Layer.scopedDiscard(Effect.addFinalizer(() => close(server))).pipe(
+      Layer.provideMerge(NodeHttpServer.layerConfig(() => server, listening))
+    )
+  })
+)
+
+/** Serves the program. */
+export const layer = Layer.unwrapEffect(
+  Effect.gen(function* () {
+    const page = yield* Page
+    const health = yield* Health
+    const documents = yield* Documents
+    yield* documents.create(first)
+
+    return HttpRouter.empty.pipe(
+      HttpRouter.get("/", goTo(first)),
+      HttpRouter.post(
+        "/conversations",
+        sameOrigin(
+          Effect.gen(function* () {
+            const conversation = ConversationId.make(Crypto.randomUUID())
+            yield* documents.create(conversation)
+            return yield* goTo(conversation)
+          })
+        )
+      ),
+      HttpRouter.get(
+        "/c/:conversation",
+        Effect.map(HttpRouter.schemaPathParams(Path), () => served(page.html, "text/html"))
+      ),
+      HttpRouter.get(
+        "/style.css",
+        Effect.sync(() => served(page.style, "text/css"))
+      ),
+      HttpRouter.get(
+        "/client.js",
+        Effect.sync(() => served(page.script, "text/javascript"))
+      ),
+      HttpRouter.get(
+        "/sync/:conversation",
+        sameOrigin(
+          Effect.flatMap(HttpRouter.schemaPathParams(Path), ({ conversation }) => Session.run(conversation))
+        )
+      ),
+      HttpRouter.get(
+        "/healthz",
+        Effect.map(health.report, (report) =>
+          HttpServerResponse.unsafeJson(report, {
+            status: report.database === "down" ? 503 : 200,
+            headers: { "cache-control": "no-store" }
+          })
+        )
+      ),
+      HttpRouter.catchTag("ParseError", () => HttpServerResponse.text("Not found", { status: 404 })),
+      HttpRouter.catchTag("SqlError", (error) =>
+        Effect.zipRight(
+          Effect.logWarning("The database refused", error),
+          HttpServerResponse.text("The database does not answer.", { status: 503 })
+        )
+      ),
+      HttpServer.serve()
+    )
+  })
+)
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+/** The text that somebody gets who asks for none. */
+const first = ConversationId.make("00000000-0000-4000-8000-000000000002")
+
+const Path = Schema.Struct({ conversation: ConversationId })
+
+const goTo = (conversation: ConversationId) =>
+  HttpServerResponse.redirect(`/c/${conversation}`, { status: 303 })
+
+const served = (text: string, type: string) =>
+  HttpServerResponse.text(text, {
+    contentType: `${type}; charset=utf-8`,
+    headers: {
+      "cache-control": "no-cache",
+      "content-security-policy":
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+      "referrer-policy": "no-referrer",
+      "x-content-type-options": "nosniff"
+    }
+  })
+
+/** Browsers let every page open WebSockets to, and post forms to, every address: only our own page may. */
+const sameOrigin = <E, R>(app: Effect.Effect<HttpServerResponse.HttpServerResponse, E, R>) =>
+  Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) => {
+    const origin = Option.fromNullable(headers["origin"]).pipe(
+      Option.flatMap(Option.liftThrowable((text) => new URL(text).host))
+    )
+    const allowed = headers["origin"] === undefined || Option.contains(origin, headers["host"] ?? "")
+    return allowed ? app : HttpServerResponse.text("Another page may not do that.", { status: 403 })
+  })
+
+/** Takes nobody new and cuts off who does not talk: a browser keeps connections open that it may need some day. */
+const close = (server: Http.Server) =>
+  Effect.async<void>((resume) => {
+    server.close(() => resume(Effect.void))
+    server.closeAllConnections()
+  })

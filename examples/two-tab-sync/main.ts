@@ -1,0 +1,62 @@
+/**
+ * Two tabs in sync: `npm start`, and the address that it prints in two windows.
+ *
+ * The texts are in the database of `DATABASE_URL`, else on an embedded server in `.data/`. Any number of these programs may run
+ * on one database. `HOST` (127.0.0.1) and `PORT` (3000) say where it listens.
+ */
+import * as NodeContext from "@effect/platform-node/NodeContext"
+import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
+import * as HttpServer from "@effect/platform/HttpServer"
+import * as Config from "effect/Config"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Console from "effect/Console"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import { loader } from "../../migrations/index.js"
+import * as Database from "../../src/Database.js"
+import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
+import * as Migrator from "../../src/Migrator.js"
+import * as Announcements from "./Announcements.js"
+import * as Documents from "./Documents.js"
+import * as Health from "./Health.js"
+import * as Page from "./Page.js"
+import * as Rooms from "./Rooms.js"
+import * as Server from "./Server.js"
+
+/** The database of the environment, else an embedded one, with the tables that it needs. */
+const database = Layer.unwrapScoped(
+  Config.nonEmptyString("DATABASE_URL").pipe(
+    Effect.as(Database.layerConfig),
+    Effect.orElse(() =>
+      Effect.map(EmbeddedPostgres.make({ dataDirectory: ".data" }), ({ url }) =>
+        Layer.provide(
+          Database.layerConfig,
+          Layer.setConfigProvider(
+            ConfigProvider.orElse(
+              ConfigProvider.fromMap(new Map([["DATABASE_URL", Redacted.value(url)]])),
+              () => ConfigProvider.fromEnv()
+            )
+          )
+        )
+      )
+    )
+  )
+)
+const migrated = Layer.provideMerge(Migrator.layer({ loader }), database)
+
+const texts = Layer.mergeAll(Rooms.layer, Documents.layer).pipe(Layer.provide(Announcements.layer))
+
+const address = Layer.effectDiscard(
+  HttpServer.addressFormattedWith((address) => Console.log(`Two tabs in sync: ${address}/`))
+)
+
+// What is provided last is built first and ends last: the server takes nobody before the texts are there.
+const program = address.pipe(
+  Layer.provide(Server.layer),
+  Layer.provide(Server.layerNode),
+  Layer.provide(Layer.mergeAll(texts, Health.layer, Page.layer)),
+  Layer.provide(Layer.merge(migrated, NodeContext.layer))
+)
+
+NodeRuntime.runMain(Layer.launch(program))
