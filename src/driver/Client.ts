@@ -40,11 +40,13 @@ export const makeClient = (
     )
     const statements = Statement.make(acquirer, PgClient.makeCompiler(), spanAttributes, undefined)
 
-    const client: PgClient.PgClient = Object.assign(statements, {
-      [SqlClient.TypeId]: typeId,
+    const own: Omit<PgClient.PgClient, keyof Statement.Constructor> = {
+      [SqlClient.TypeId]: SqlClient.TypeId,
       [PgClient.TypeId]: PgClient.TypeId,
       config: describeConfig(config),
-      safe: undefined as never,
+      get safe() {
+        return client
+      },
       withoutTransforms: () => client,
       reserve: reserved(pool),
       withTransaction: <A, E, R>(effect: Effect.Effect<A, E, R>) => transactions.transact(effect),
@@ -59,12 +61,13 @@ export const makeClient = (
             ? Effect.asVoid(statements`SELECT pg_catalog.pg_notify(${channel}, ${payload})`)
             : Effect.fail(invalid("notify", problem))
         })
-    })
-    return Object.assign(client, { safe: client })
+    }
+    const client: PgClient.PgClient = Object.defineProperties(
+      statements,
+      Object.getOwnPropertyDescriptors(own)
+    ) as PgClient.PgClient
+    return client
   })
-
-/** Its declared type keeps the symbol from being widened in an object literal. */
-const typeId: SqlClient.TypeId = SqlClient.TypeId
 
 /** The custom fragment that `PgClient.makeCompiler` knows as JSON. */
 const pgJson = Statement.custom("PgJson")
