@@ -5,9 +5,9 @@
  * for in short bounded tries; and nothing is ever skipped in silence: what never ran below the latest, what was edited after
  * it ran, what the files do not have, and ids used twice are refused before anything is touched.
  */
-import * as SqlMigrator from "@effect/sql/Migrator"
+import type * as SqlMigrator from "@effect/sql/Migrator"
 import type { SqlError } from "@effect/sql/SqlError"
-import * as SqlClient from "@effect/sql/SqlClient"
+import type * as SqlClient from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
