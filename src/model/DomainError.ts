@@ -25,3 +25,15 @@ export const TaggedError: typeof Data.TaggedError = (tag) => {
 
 /** Whether an error belongs to the domain; the `expected` of a transaction. */
 export const isDomainError = (error: unknown): boolean => Predicate.hasProperty(error, TypeId)
+
+/** There is a row with this id already. */
+export class IdTaken extends TaggedError("IdTaken")<{
+  /** Of what, such as `User`. */
+  readonly model: string
+  /** Which; of rows that are inserted in bulk it is not known. */
+  readonly id: string | undefined
+}> {
+  override get message() {
+    return `there is a ${this.model} with ${this.id === undefined ? "one of the ids" : `the id ${this.id}`} already`
+  }
+}

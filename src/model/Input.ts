@@ -1,5 +1,6 @@
 import * as Effect from "effect/Effect"
 import * as ParseResult from "effect/ParseResult"
+import * as Record from "effect/Record"
 import * as Schema from "effect/Schema"
 import * as DomainError from "./DomainError.js"
 
@@ -18,18 +19,28 @@ export class InvalidInput extends DomainError.TaggedError("InvalidInput")<{
   }
 }
 
+/** A field that can be left out. */
+export const optional = <A, I>(schema: Schema.Schema<A, I>) => Schema.optionalWith(schema, { exact: true })
+
+/** What a schema of input takes: a field that can be left out can also be `undefined`. */
+export type Of<Fields> = {
+  readonly [Name in keyof Fields]: Partial<Pick<Fields, Name>> extends Pick<Fields, Name>
+    ? Fields[Name] | undefined
+    : Fields[Name]
+}
+
 /** Reads input by a schema, and reports all that is wrong with it at once. */
 export const decode = <A, I>(model: string, schema: Schema.Schema<A, I>) => {
   const parse = Schema.decodeUnknown(schema, { errors: "all" })
-  return (input: I, prefix = ""): Effect.Effect<A, InvalidInput> =>
+  return (input: Of<I>, prefix = ""): Effect.Effect<A, InvalidInput> =>
     Effect.mapError(
-      parse(input),
+      parse(Record.filter(input as Record<string, unknown>, (value) => value !== undefined)),
       (error) =>
         new InvalidInput({
           model,
           issues: ParseResult.ArrayFormatter.formatErrorSync(error).map(({ message, path }) => ({
             path: prefix + path.map(String).join("."),
-            message
+            message: message.replace(/, actual [^]*$/, "")
           }))
         })
     )

@@ -60,6 +60,11 @@ const normalized = (to: Schema.Schema<string>, decode: (value: string) => string
 // schemas
 // -----------------------------------------------------------------------------
 
+/** A UUID as PostgreSQL writes it, so that equal ids are equal texts. */
+export const uuid = obeying((value) =>
+  /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(value) ? undefined : "must be a UUID in lower case"
+).annotations({ arbitrary: () => (fc) => fc.uuid() })
+
 /** A text as a column holds it: at most `max` characters, and otherwise whatever another program has put there. */
 export const stored = (max: number) => obeying(atMost(max))
 
@@ -71,15 +76,21 @@ export const line = (max: number) =>
 export const email = (max: number) =>
   normalized(obeying(notEmpty, atMost(max), oneLine, address), canonicalEmail)
 
+const textOrNull = Schema.NullOr(Schema.String).annotations({ message: () => "must be text or null" })
+
 /** One line or nothing: an empty text, or white space alone, means `null`. */
-export const optionalLine = Schema.transform(Schema.NullOr(text), Schema.NullOr(obeying(oneLine)), {
-  strict: true,
-  decode: (value) => {
-    const trimmed = value?.trim() ?? ""
-    return trimmed === "" ? null : trimmed
-  },
-  encode: (value) => value
-})
+export const optionalLine = Schema.transform(
+  textOrNull,
+  textOrNull.pipe(Schema.filter((value) => (value === null ? undefined : oneLine(value)))),
+  {
+    strict: true,
+    decode: (value) => {
+      const trimmed = value?.trim() ?? ""
+      return trimmed === "" ? null : trimmed
+    },
+    encode: (value) => value
+  }
+)
 
 /** A text of any length, kept to the character: line ends, tabs, blank lines, outer white space, or nothing at all. */
 export const body = obeying(manyLines)

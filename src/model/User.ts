@@ -3,12 +3,29 @@
  *
  * {@link User} is a row as it is read, with whatever other programs have put there. {@link NewUser} is what goes in, and is
  * checked: text is trimmed and not empty, `''` becomes null, lengths are the columns', control characters are refused.
+ *
+ * E-mail addresses are one whatever the case of their letters. They are stored in lower case, so that `ix_user_email` keeps
+ * them unique; rows of other programs that are not in lower case are found all the same, at the price of a scan of the table
+ * when there is no exact match and no index on `lower(email)`.
  */
+import * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import type * as Statement from "@effect/sql/Statement"
+import * as Context from "effect/Context"
 import * as DateTime from "effect/DateTime"
 import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
+import * as Stream from "effect/Stream"
 import * as Crypto from "node:crypto"
+import * as Database from "../Database.js"
+import * as DatabaseError from "../DatabaseError.js"
+import * as Bulk from "./Bulk.js"
+import * as DomainError from "./DomainError.js"
 import * as Input from "./Input.js"
+import * as Lookup from "./Lookup.js"
+import { settle } from "./Settle.js"
 import * as Text from "./Text.js"
 
 // -----------------------------------------------------------------------------
@@ -19,9 +36,7 @@ import * as Text from "./Text.js"
 export const table = "user"
 
 /** The id of a user. */
-export const UserId = Schema.UUID.annotations({ message: () => "must be a UUID" }).pipe(
-  Schema.brand("UserId")
-)
+export const UserId = Text.uuid.pipe(Schema.brand("UserId"))
 export type UserId = typeof UserId.Type
 
 /** A user as the database has them. Encoded it is JSON. */
@@ -35,17 +50,152 @@ export const User = Schema.Struct({
   stytchMemberId: Schema.NullOr(Schema.String),
   createdAt: Schema.DateTimeUtc
 })
-export interface User extends Schema.Schema.Type<typeof User> {}
+export type User = typeof User.Type
 
 /** What a user is made of: the e-mail address is stored in lower case; id and time are made up where they are left out. */
 export const NewUser = Schema.Struct({
-  id: Schema.optional(UserId),
+  id: Input.optional(UserId),
   email: Text.email(255),
   displayName: Text.line(100),
-  stytchMemberId: Schema.optional(Text.optionalLine),
-  createdAt: Schema.optional(Schema.DateTimeUtcFromSelf)
+  stytchMemberId: Input.optional(Text.optionalLine),
+  createdAt: Input.optional(Schema.DateTimeUtcFromSelf)
 })
-export type NewUser = typeof NewUser.Encoded
+export type NewUser = Input.Of<typeof NewUser.Encoded>
+
+/** What can be changed of a user; what is left out stays as it is. */
+export const UserChanges = Schema.Struct({
+  email: Input.optional(Text.email(255)),
+  displayName: Input.optional(Text.line(100)),
+  stytchMemberId: Input.optional(Text.optionalLine)
+})
+export type UserChanges = Input.Of<typeof UserChanges.Encoded>
+
+/** What would go with a user, in rows of each table. */
+export interface DeletionImpact {
+  readonly user: 1
+  /** The classes they own. */
+  readonly class: number
+  /** The conversations they own, and those of anybody in their classes. */
+  readonly conversation: number
+}
+
+// -----------------------------------------------------------------------------
+// errors
+// -----------------------------------------------------------------------------
+
+/** There is no user with this id. */
+export class UserNotFound extends DomainError.TaggedError("UserNotFound")<{
+  /** Which; of rows that are inserted in bulk it is not known. */
+  readonly userId: UserId | undefined
+}> {
+  override get message() {
+    return `there is no user with ${this.userId === undefined ? "one of the ids" : `the id ${this.userId}`}`
+  }
+}
+
+/** Another user has this e-mail address, in upper or in lower case. */
+export class EmailTaken extends DomainError.TaggedError("EmailTaken") {
+  override get message() {
+    return "another user has this e-mail address"
+  }
+}
+
+/** Another user has this Stytch member id. */
+export class StytchMemberTaken extends DomainError.TaggedError("StytchMemberTaken") {
+  override get message() {
+    return "another user has this Stytch member id"
+  }
+}
+
+// -----------------------------------------------------------------------------
+// tag
+// -----------------------------------------------------------------------------
+
+/**
+ * The users of a database.
+ *
+ * Every operation joins the transaction that is open. An error that the server reports aborts that transaction, as always in
+ * PostgreSQL: to go on after `EmailTaken`, run `create` in a `Transaction.run` of its own, which is a savepoint then, or use
+ * `insertOrGet`.
+ */
+export class UserRepository extends Context.Tag("promptgrimoire-db/UserRepository")<
+  UserRepository,
+  {
+    /** Stores a new user. One statement. */
+    readonly create: (
+      input: NewUser
+    ) => Effect.Effect<
+      User,
+      Input.InvalidInput | EmailTaken | StytchMemberTaken | DomainError.IdTaken | SqlError
+    >
+
+    /** The user with an id. One statement. */
+    readonly findById: (id: UserId) => Effect.Effect<Option.Option<User>, SqlError>
+
+    /** The user with an e-mail address, whatever the case of its letters. One statement. */
+    readonly findByEmail: (email: string) => Effect.Effect<Option.Option<User>, SqlError>
+
+    /** The users with these ids, by id; one that is not there is left out. One statement for any number of ids. */
+    readonly findManyById: (ids: ReadonlyArray<UserId>) => Effect.Effect<ReadonlyMap<UserId, User>, SqlError>
+
+    /**
+     * The user with an id, without N+1: `Effect.forEach(ids, load, { batching: true })` is one statement. Inside a transaction
+     * put the `forEach` there too. An interruption waits for the statement; `findManyById` cancels it.
+     */
+    readonly load: (id: UserId) => Effect.Effect<Option.Option<User>, SqlError>
+
+    /** Changes a user. One statement. */
+    readonly update: (
+      id: UserId,
+      changes: UserChanges
+    ) => Effect.Effect<User, Input.InvalidInput | UserNotFound | EmailTaken | StytchMemberTaken | SqlError>
+
+    /**
+     * Deletes a user, and with them what {@link DeletionImpact} counts (the foreign keys of migration 2 do). One statement.
+     */
+    readonly delete: (id: UserId) => Effect.Effect<void, UserNotFound | SqlError>
+
+    /** What {@link delete} would delete at this moment. One statement. */
+    readonly deletionImpact: (id: UserId) => Effect.Effect<DeletionImpact, UserNotFound | SqlError>
+
+    /**
+     * Stores a user, or gives the one who has the e-mail address already, unchanged: of any number of callers at once, one makes
+     * the row and all get it. Never aborts a transaction. One statement, and one more for each race that was lost.
+     */
+    readonly insertOrGet: (
+      input: NewUser
+    ) => Effect.Effect<
+      { readonly user: User; readonly created: boolean },
+      Input.InvalidInput | StytchMemberTaken | DomainError.IdTaken | SqlError
+    >
+
+    /**
+     * Stores a user, or gives the one who has the e-mail address already the new display name, and the new Stytch member id if
+     * there is one. One statement, and one more for each race that was lost.
+     */
+    readonly upsert: (
+      input: NewUser
+    ) => Effect.Effect<
+      { readonly user: User; readonly created: boolean },
+      Input.InvalidInput | StytchMemberTaken | DomainError.IdTaken | SqlError
+    >
+
+    /** Stores any number of users, or none if one of them cannot be. One statement for each batch; see {@link Bulk.insert}. */
+    readonly insertMany: (
+      input: Iterable<NewUser>,
+      options?: Bulk.Options
+    ) => Effect.Effect<
+      Bulk.Result,
+      Input.InvalidInput | EmailTaken | StytchMemberTaken | DomainError.IdTaken | SqlError
+    >
+
+    /** All users by id, read as they are consumed. One statement, which holds a connection until the stream ends. */
+    readonly stream: Stream.Stream<User, SqlError>
+
+    /** How many users there are. One statement, which scans the table. */
+    readonly count: Effect.Effect<number, SqlError>
+  }
+>() {}
 
 // -----------------------------------------------------------------------------
 // constructors
@@ -53,6 +203,17 @@ export type NewUser = typeof NewUser.Encoded
 
 /** A user that is not stored yet, with a random id (UUID version 4) and the current time. */
 export const make = (input: NewUser): Effect.Effect<User, Input.InvalidInput> => makeAt(input)
+
+// -----------------------------------------------------------------------------
+// layers
+// -----------------------------------------------------------------------------
+
+/** The users of the {@link Database.Database} that is provided. */
+export const layer: Layer.Layer<UserRepository, never, Database.Database | SqlClient.SqlClient> =
+  Layer.effect(
+    UserRepository,
+    Effect.suspend(() => repository)
+  )
 
 // -----------------------------------------------------------------------------
 // internal
@@ -70,4 +231,220 @@ const makeAt = Effect.fnUntraced(function* (input: NewUser, prefix?: string) {
     createdAt: createdAt ?? (yield* DateTime.now)
   }
   return user
+})
+
+const decodeChanges = Input.decode("User", UserChanges)
+
+interface Row {
+  readonly id: UserId
+  readonly email: string
+  readonly displayName: string
+  readonly stytchMemberId: string | null
+  readonly createdAt: Date
+}
+
+const toUser = ({ createdAt, displayName, email, id, stytchMemberId }: Row): User => ({
+  id,
+  email,
+  displayName,
+  stytchMemberId,
+  createdAt: DateTime.unsafeFromDate(createdAt)
+})
+
+const repository = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  const { transact } = yield* Database.Database
+
+  const columns = sql.literal(
+    `id, email, display_name AS "displayName", stytch_member_id AS "stytchMemberId", created_at AS "createdAt"`
+  )
+  const one = Effect.map((rows: ReadonlyArray<Row>) => Option.map(Option.fromNullable(rows[0]), toUser))
+
+  /** The spelling that a stored address has, if it is not that of another program's row of user `except`. */
+  const spelling = (email: string, except: UserId | null = null) => sql`
+    coalesce(
+      (SELECT email FROM "user" WHERE email = ${email}::text),
+      (
+        SELECT email FROM "user"
+        WHERE lower(email) = lower(${email}::text) AND id IS DISTINCT FROM ${except}::uuid
+        ORDER BY created_at, id LIMIT 1
+      ),
+      ${email}::text
+    )
+  `
+
+  const conflicts = <A, E, R>(id: UserId | undefined, self: Effect.Effect<A, E, R>) =>
+    self.pipe(
+      DatabaseError.catchUniqueViolation("ix_user_email", () => new EmailTaken()),
+      DatabaseError.catchUniqueViolation("ix_user_stytch_member_id", () => new StytchMemberTaken()),
+      DatabaseError.catchUniqueViolation("user_pkey", () => new DomainError.IdTaken({ model: "User", id }))
+    )
+
+  /** Inserts a user, or gives the row that `stored` makes of the one with the same address, or says what is in the way. */
+  const insertOr = Effect.fnUntraced(function* (user: User, stored: Statement.Fragment) {
+    const row = yield* settle(
+      Effect.map(
+        sql<Row & { readonly outcome: "stored" | "made" | "id" | "member" }>`
+          WITH stored AS (${stored}),
+          made AS (
+            INSERT INTO "user" (id, email, display_name, stytch_member_id, created_at)
+            SELECT ${user.id}::uuid, ${user.email}::text, ${user.displayName}::text, ${user.stytchMemberId}::text,
+                   ${DateTime.formatIso(user.createdAt)}::timestamptz
+            WHERE NOT EXISTS (SELECT FROM stored)
+            ON CONFLICT DO NOTHING
+            RETURNING ${columns}
+          )
+          SELECT *, 'stored' AS outcome FROM stored
+          UNION ALL
+          SELECT *, 'made' FROM made
+          UNION ALL
+          SELECT ${columns}, CASE WHEN id = ${user.id}::uuid THEN 'id' ELSE 'member' END
+          FROM "user"
+          WHERE (id = ${user.id}::uuid OR stytch_member_id = ${user.stytchMemberId}::text)
+            AND NOT EXISTS (SELECT FROM stored)
+        `,
+        (rows) => Option.fromNullable(rows[0])
+      )
+    )
+    if (row.outcome === "id") return yield* new DomainError.IdTaken({ model: "User", id: user.id })
+    if (row.outcome === "member") return yield* new StytchMemberTaken()
+    return { user: toUser(row), created: row.outcome === "made" }
+  })
+
+  const findManyById = Effect.fn("UserRepository.findManyById")((ids: ReadonlyArray<UserId>) =>
+    Effect.map(
+      sql<Row>`SELECT ${columns} FROM "user" WHERE id = ANY(${ids}::uuid[])`,
+      (rows): ReadonlyMap<UserId, User> => new Map(rows.map((row) => [row.id, toUser(row)]))
+    )
+  )
+
+  return UserRepository.of({
+    create: Effect.fn("UserRepository.create")(function* (input) {
+      const user = yield* makeAt(input)
+      yield* conflicts(
+        user.id,
+        sql`
+          INSERT INTO "user" (id, email, display_name, stytch_member_id, created_at)
+          VALUES (${user.id}, ${spelling(user.email)}, ${user.displayName}, ${user.stytchMemberId},
+                  ${DateTime.formatIso(user.createdAt)})
+        `
+      )
+      return user
+    }),
+
+    findById: Effect.fn("UserRepository.findById")((id) =>
+      one(sql<Row>`SELECT ${columns} FROM "user" WHERE id = ${id}`)
+    ),
+
+    findByEmail: Effect.fn("UserRepository.findByEmail")((email) =>
+      one(sql<Row>`SELECT ${columns} FROM "user" WHERE email = ${spelling(Text.canonicalEmail(email))}`)
+    ),
+
+    findManyById,
+
+    load: Lookup.make(findManyById),
+
+    update: Effect.fn("UserRepository.update")(function* (id, input) {
+      const { displayName, email, stytchMemberId } = yield* decodeChanges(input)
+      const changes = [
+        ...(email === undefined ? [] : [sql`email = ${spelling(email, id)}`]),
+        ...(displayName === undefined ? [] : [sql`display_name = ${displayName}`]),
+        ...(stytchMemberId === undefined ? [] : [sql`stytch_member_id = ${stytchMemberId}`])
+      ]
+      const updated = one(
+        changes.length === 0
+          ? sql<Row>`SELECT ${columns} FROM "user" WHERE id = ${id}`
+          : sql<Row>`UPDATE "user" SET ${sql.csv(changes)} WHERE id = ${id} RETURNING ${columns}`
+      )
+      return yield* Effect.flatMap(
+        updated.pipe(
+          DatabaseError.catchUniqueViolation("ix_user_email", () => new EmailTaken()),
+          DatabaseError.catchUniqueViolation("ix_user_stytch_member_id", () => new StytchMemberTaken())
+        ),
+        Effect.mapError(() => new UserNotFound({ userId: id }))
+      )
+    }),
+
+    delete: Effect.fn("UserRepository.delete")(function* (id) {
+      const deleted = yield* sql`DELETE FROM "user" WHERE id = ${id} RETURNING id`
+      if (deleted.length === 0) yield* new UserNotFound({ userId: id })
+    }),
+
+    deletionImpact: Effect.fn("UserRepository.deletionImpact")(function* (id) {
+      const [impact] = yield* sql<Omit<DeletionImpact, "user">>`
+        SELECT (SELECT count(*)::float8 FROM class WHERE owner_id = "user".id) AS class,
+               (
+                 SELECT count(*)::float8
+                 FROM (
+                   SELECT id FROM conversation WHERE owner_id = "user".id
+                   UNION
+                   SELECT id FROM conversation WHERE class_id IN (SELECT id FROM class WHERE owner_id = "user".id)
+                 ) AS doomed
+               ) AS conversation
+        FROM "user"
+        WHERE id = ${id}
+      `
+      if (impact === undefined) return yield* new UserNotFound({ userId: id })
+      return { user: 1, ...impact }
+    }),
+
+    insertOrGet: Effect.fn("UserRepository.insertOrGet")(function* (input) {
+      const user = yield* makeAt(input)
+      return yield* insertOr(user, sql`SELECT ${columns} FROM "user" WHERE email = ${spelling(user.email)}`)
+    }),
+
+    upsert: Effect.fn("UserRepository.upsert")(function* (input) {
+      const user = yield* makeAt(input)
+      return yield* insertOr(
+        user,
+        sql`
+          UPDATE "user"
+          SET display_name = ${user.displayName}, stytch_member_id = coalesce(${user.stytchMemberId}, stytch_member_id)
+          WHERE email = ${spelling(user.email)}
+          RETURNING ${columns}
+        `
+      ).pipe(DatabaseError.catchUniqueViolation("ix_user_stytch_member_id", () => new StytchMemberTaken()))
+    }),
+
+    insertMany: Effect.fn("UserRepository.insertMany")((input, options = {}) =>
+      Bulk.insert(input, options, {
+        name: "UserRepository.insertMany",
+        transact,
+        make: makeAt,
+        bytes: () => 500,
+        write: (users) =>
+          conflicts(
+            undefined,
+            Effect.map(
+              sql`
+                INSERT INTO "user" (id, email, display_name, stytch_member_id, created_at)
+                SELECT new.id, coalesce(other.email, new.email), new.display_name, new.stytch_member_id, new.created_at
+                FROM unnest(
+                  ${users.map(({ id }) => id)}::uuid[],
+                  ${users.map(({ email }) => email)}::text[],
+                  ${users.map(({ displayName }) => displayName)}::text[],
+                  ${users.map(({ stytchMemberId }) => stytchMemberId)}::text[],
+                  ${users.map(({ createdAt }) => DateTime.formatIso(createdAt))}::timestamptz[]
+                ) AS new (id, email, display_name, stytch_member_id, created_at)
+                LEFT JOIN (
+                  SELECT DISTINCT ON (lower(email)) lower(email) AS folded, email
+                  FROM "user"
+                  WHERE email <> lower(email)
+                ) AS other ON other.folded = new.email
+                ${sql.literal(options.onConflict === "skip" ? "ON CONFLICT DO NOTHING" : "")}
+                RETURNING id
+              `,
+              (inserted) => inserted.length
+            )
+          )
+      })
+    ),
+
+    stream: Stream.map(sql<Row>`SELECT ${columns} FROM "user" ORDER BY id`.stream, toUser),
+
+    count: Effect.map(
+      sql<{ readonly count: number }>`SELECT count(*)::float8 AS count FROM "user"`,
+      ([row]) => row?.count ?? 0
+    )
+  })
 })

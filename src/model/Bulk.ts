@@ -1,0 +1,104 @@
+/** Inserting any number of rows, a batch of them in each round trip. */
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Effect from "effect/Effect"
+import type { Database } from "../Database.js"
+import * as DomainError from "./DomainError.js"
+import type { InvalidInput } from "./Input.js"
+
+// -----------------------------------------------------------------------------
+// model
+// -----------------------------------------------------------------------------
+
+/** How rows are inserted in bulk. */
+export interface Options {
+  /** Rows of one statement; 1,000 when left out. A batch also ends once it is larger than 8 MiB. */
+  readonly batchRows?: number | undefined
+  /**
+   * What becomes of a row whose id or natural key is taken, by a stored row or by one before it: `fail` (when left out) inserts
+   * nothing at all and fails, `skip` leaves that row out.
+   */
+  readonly onConflict?: "fail" | "skip" | undefined
+}
+
+/** What was inserted, in rows. */
+export interface Result {
+  readonly inserted: number
+  /** Rows that were left out because their id or natural key was taken. */
+  readonly skipped: number
+}
+
+// -----------------------------------------------------------------------------
+// for repositories
+// -----------------------------------------------------------------------------
+
+/**
+ * Takes rows from `input` as they are needed, so that there can be more of them than fit in memory. What fits in one batch is
+ * one statement; more is a transaction of one statement for each batch. Either way all rows are inserted or none.
+ */
+export const insert = <I, A, E>(
+  input: Iterable<I>,
+  options: Options,
+  parts: {
+    /** Names the transaction in logs. */
+    readonly name: string
+    readonly transact: Context["transact"]
+    /** Makes a row; `prefix` says which it is in the messages of errors. */
+    readonly make: (input: I, prefix: string) => Effect.Effect<A, InvalidInput>
+    /** The size of a row in bytes, roughly. */
+    readonly bytes: (row: A) => number
+    /** Inserts a batch in one statement, and says how many rows were inserted. */
+    readonly write: (rows: ReadonlyArray<A>) => Effect.Effect<number, E>
+  }
+): Effect.Effect<Result, E | InvalidInput | SqlError> =>
+  Effect.suspend(() => {
+    const rows = input[Symbol.iterator]()
+    const batchRows = Math.max(1, options.batchRows ?? defaultBatchRows)
+    let taken = 0
+    let inserted = 0
+
+    const batch = Effect.gen(function* () {
+      const made: Array<A> = []
+      let bytes = 0
+      while (made.length < batchRows && bytes < batchBytes) {
+        const next = rows.next()
+        if (next.done === true) break
+        const row = yield* parts.make(next.value, `${taken}.`)
+        taken++
+        made.push(row)
+        bytes += parts.bytes(row)
+      }
+      return made
+    })
+    const write = (made: ReadonlyArray<A>) =>
+      made.length === 0
+        ? Effect.void
+        : Effect.map(parts.write(made), (count) => {
+            inserted += count
+          })
+
+    return Effect.gen(function* () {
+      const first = yield* batch
+      const second = yield* batch
+      if (second.length === 0) {
+        yield* write(first)
+      } else {
+        yield* parts.transact(
+          Effect.gen(function* () {
+            yield* write(first)
+            for (let made = second; made.length > 0; made = yield* batch) yield* write(made)
+          }),
+          { name: parts.name, expected: DomainError.isDomainError }
+        )
+      }
+      return { inserted, skipped: taken - inserted }
+    }).pipe(Effect.ensuring(Effect.sync(() => rows.return?.())))
+  })
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+type Context = typeof Database.Service
+
+const defaultBatchRows = 1000
+const batchBytes = 8 * 2 ** 20
