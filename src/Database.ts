@@ -17,6 +17,7 @@ import * as DatabaseConfig from "./DatabaseConfig.js"
 import type { DatabaseError, PoolState } from "./DatabaseError.js"
 import { type DialOptions, serverMillis } from "./driver/Backend.js"
 import { makeClient } from "./driver/Client.js"
+import * as Health from "./driver/Health.js"
 import * as NotificationHub from "./driver/NotificationHub.js"
 import * as Pool from "./driver/Pool.js"
 import * as Session from "./driver/Session.js"
@@ -34,6 +35,8 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
     readonly config: DatabaseConfig.DatabaseConfig
     /** How many connections there are and what they do. */
     readonly stats: Effect.Effect<PoolState>
+    /** Whether the database can be used; answers within four seconds, also when the pool is exhausted or the server is gone. */
+    readonly health: Effect.Effect<Health.Health>
     /** Opens a dedicated session, outside the pool and past any pooler, that ends with the scope. */
     readonly session: Effect.Effect<Session.Session, DatabaseError, Scope.Scope>
     /** The listeners of {@link "./Notification"}. */
@@ -45,6 +48,7 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
   }
 >() {}
 
+export type { Health } from "./driver/Health.js"
 export type { Notification, Session } from "./driver/Session.js"
 
 // -----------------------------------------------------------------------------
@@ -95,14 +99,15 @@ const make = Effect.fn("Database.make")(function* (
     reuseAfterCancel: true,
     echo: config.echo
   }
+  const dial: DialOptions = {
+    ...direct,
+    endpoint: config.endpoint,
+    timeouts: pooled ? undefined : timeouts,
+    prepare: config.prepare,
+    reuseAfterCancel: !pooled
+  }
   const pool = yield* Pool.make({
-    dial: {
-      ...direct,
-      endpoint: config.endpoint,
-      timeouts: pooled ? undefined : timeouts,
-      prepare: config.prepare,
-      reuseAfterCancel: !pooled
-    },
+    dial,
     min: config.minConnections,
     max: config.maxConnections,
     acquireTimeout: config.acquireTimeout,
@@ -110,6 +115,7 @@ const make = Effect.fn("Database.make")(function* (
     connectionTTL: config.connectionTTL,
     validateAfterIdle: config.validateAfterIdle
   })
+  if (!pooled) yield* warnOfPooler(pool)
   const transactions = Transact.make(pool, Crypto.randomUUID(), {
     spanAttributes,
     limits: timeouts,
@@ -122,12 +128,26 @@ const make = Effect.fn("Database.make")(function* (
   return Context.make(Database, {
     config,
     stats: pool.state,
+    health: Health.check(pool, dial),
     session,
     notifications,
     transact: transactions.transact,
     after: transactions.after
   }).pipe(Context.add(PgClient.PgClient, client), Context.add(SqlClient.SqlClient, client))
 })
+
+/** A pooler makes up the process id that it tells a client, so the backend's own is another one. */
+const warnOfPooler = (pool: Pool.Pool) =>
+  Pool.use(pool, (backend) =>
+    Effect.flatMap(backend.run({ text: "SELECT pg_catalog.pg_backend_pid() AS pid" }), (response) => {
+      const [row] = "rows" in response ? response.rows : []
+      return row?.pid === backend.processId
+        ? Effect.void
+        : Effect.logWarning(
+            'There is a connection pooler between this program and PostgreSQL. If it pools transactions, set pooler to "transaction" and directUrl to the server: timeouts, LISTEN and advisory locks of a session do not work through it'
+          )
+    })
+  )
 
 /** Behind a transaction pooler a limit can be set for one transaction only. */
 const sessionLimits = (timeouts: { readonly [Name in keyof Limits]: Duration.Duration }) => [

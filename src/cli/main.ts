@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Doctor from "./doctor.js"
 import * as Fk from "./fk.js"
 import * as Migrate from "./migrate.js"
 import * as Report from "./Report.js"
@@ -18,7 +19,7 @@ const command = Command.make("promptgrimoire-db").pipe(
   Command.withDescription(
     "Migrates a PostgreSQL database, and changes foreign keys to ON DELETE CASCADE while it is in use."
   ),
-  Command.withSubcommands([Migrate.command, Fk.command])
+  Command.withSubcommands([Migrate.command, Fk.command, Doctor.command])
 )
 
 const run = Command.run(command, { name: "promptgrimoire-db", version })

@@ -20,7 +20,7 @@ const directory = Options.directory("directory", { exists: "yes" }).pipe(
 const options = { url: Connection.url, json: Connection.json, directory }
 
 /** The migrations of this package, next to `src` both here and in the built package. */
-const ownDirectory = fileURLToPath(new URL("../../migrations", import.meta.url))
+export const ownDirectory = fileURLToPath(new URL("../../migrations", import.meta.url))
 
 const migrations = (given: Option.Option<string>, json: boolean): Migrator.Options => ({
   loader: Migrator.fromDirectory(Option.getOrElse(given, () => ownDirectory)),

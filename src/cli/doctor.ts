@@ -1,0 +1,92 @@
+import * as Command from "@effect/cli/Command"
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as Effect from "effect/Effect"
+import * as Database from "../Database.js"
+import * as ForeignKey from "../ForeignKey.js"
+import * as Migrator from "../Migrator.js"
+import * as Connection from "./Connection.js"
+import { ownDirectory } from "./migrate.js"
+import * as Report from "./Report.js"
+import { runCommand } from "./runCommand.js"
+
+/** The limits that the server says are in effect on a pooled connection. */
+const limits = [
+  "statement_timeout",
+  "lock_timeout",
+  "idle_in_transaction_session_timeout",
+  "deadlock_timeout"
+]
+
+/** What the command finds out; the document that it prints with --json. */
+interface Diagnosis {
+  readonly server: { readonly version: string; readonly database: string; readonly role: string }
+  /** Whether something stands between this program and the server. */
+  readonly pooler: "none" | "present"
+  readonly timeouts: Readonly<Record<string, string>>
+  readonly health: Database.Health
+  readonly pendingMigrations: ReadonlyArray<string>
+  readonly foreignKeysWithoutIndex: ReadonlyArray<string>
+  readonly foreignKeyProblems: ReadonlyArray<string>
+}
+
+const diagnose = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  const database = yield* Database.Database
+  const [server] = yield* sql<Diagnosis["server"]>`
+    SELECT pg_catalog.current_setting('server_version') AS version,
+           pg_catalog.current_database()::text AS database, current_user::text AS role
+  `
+  const shown = yield* sql<{ name: string; value: string }>`
+    SELECT name, pg_catalog.current_setting(name) AS value FROM pg_catalog.pg_settings WHERE ${sql.in("name", limits)}
+  `
+  const pooler = yield* Effect.scoped(
+    Effect.flatMap(database.session, ({ processId, query }) =>
+      Effect.map(query<{ pid: number }>("SELECT pg_catalog.pg_backend_pid() AS pid"), ([row]) =>
+        row?.pid === processId ? ("none" as const) : ("present" as const)
+      )
+    )
+  )
+  const { migrations } = yield* Migrator.status({ loader: Migrator.fromDirectory(ownDirectory) })
+  const keys = yield* ForeignKey.list()
+  const label = (key: ForeignKey.ForeignKeyInfo) => `${key.schema}.${key.table}.${key.name}`
+  const diagnosis: Diagnosis = {
+    server: server ?? { version: "unknown", database: "unknown", role: "unknown" },
+    pooler,
+    timeouts: Object.fromEntries(shown.map(({ name, value }) => [name, value])),
+    health: yield* database.health,
+    pendingMigrations: migrations
+      .filter(({ state }) => state !== "applied")
+      .map(({ id, name }) => `${id}_${name}`),
+    foreignKeysWithoutIndex: keys.filter(({ index }) => index === null).map(label),
+    foreignKeyProblems: keys.flatMap((key) => key.problems.map((problem) => `${label(key)}: ${problem}`))
+  }
+  return diagnosis
+})
+
+const lines = (diagnosis: Diagnosis): ReadonlyArray<string> => [
+  `Server           PostgreSQL ${diagnosis.server.version}, database ${diagnosis.server.database}, role ${diagnosis.server.role}`,
+  `Pooler           ${diagnosis.pooler}`,
+  ...Object.entries(diagnosis.timeouts).map(([name, value]) => `${name} is ${value}`),
+  `Health           ${diagnosis.health.status}${"reason" in diagnosis.health ? `: ${diagnosis.health.reason}` : ""}`,
+  ...list("Pending migrations", diagnosis.pendingMigrations),
+  ...list("Foreign keys without an index on their columns", diagnosis.foreignKeysWithoutIndex),
+  ...list("Foreign keys with problems", diagnosis.foreignKeyProblems)
+]
+
+const list = (title: string, entries: ReadonlyArray<string>) =>
+  entries.length === 0 ? [`${title}: none`] : [`${title}:`, ...entries.map((entry) => `  ${entry}`)]
+
+/** `doctor`. */
+export const command = Command.make(
+  "doctor",
+  { url: Connection.url, json: Connection.json },
+  ({ json, url }) =>
+    runCommand(
+      { json, url },
+      Effect.flatMap(diagnose, (diagnosis) => Report.result(json, diagnosis, lines(diagnosis)))
+    )
+).pipe(
+  Command.withDescription(
+    "Says what a program would meet: server version, pooler, limits in effect, pool, pending migrations, foreign keys without an index."
+  )
+)

@@ -1,0 +1,104 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import * as TestDatabase from "../../src/testing/TestDatabase.js"
+import { promptgrimoireDb } from "../support/command.js"
+import { loader } from "../support/migrations.js"
+
+const migrated = Effect.map(TestDatabase.make({ loader }), Redacted.value)
+
+describe("promptgrimoire-db fk", () => {
+  it.scopedLive("lists, plans, changes and changes back", () =>
+    Effect.gen(function* () {
+      const url = yield* migrated
+      const listed = yield* promptgrimoireDb(["fk", "list", "--json", "--url", url])
+      assert.strictEqual(listed.code, 0, listed.stderr)
+      const keys = JSON.parse(listed.stdout)
+      assert.strictEqual(keys.length, 3)
+      for (const field of [
+        "schema",
+        "table",
+        "name",
+        "columns",
+        "referencedSchema",
+        "referencedTable",
+        "referencedColumns",
+        "onDelete",
+        "onUpdate",
+        "match",
+        "deferrable",
+        "initiallyDeferred",
+        "validated",
+        "index",
+        "problems"
+      ]) {
+        assert.property(keys[0], field)
+      }
+
+      const selection = ["--on-delete", "no-action", "--table", "class", "--url", url]
+      const planned = yield* promptgrimoireDb(["fk", "plan", ...selection])
+      assert.strictEqual(planned.code, 0, planned.stderr)
+      assert.match(planned.stdout, /locks public\.class in ACCESS EXCLUSIVE mode/)
+      assert.match(planned.stdout, /VALIDATE CONSTRAINT/)
+
+      const rebuilt = yield* promptgrimoireDb(["fk", "rebuild", ...selection])
+      assert.strictEqual(rebuilt.code, 0, rebuilt.stderr)
+      assert.match(rebuilt.stdout, /Rebuilt public\.class\.class_owner_id_fkey in .*was cascade/)
+      assert.match(rebuilt.stderr, /class_owner_id_fkey: validate/)
+
+      const back = yield* promptgrimoireDb([
+        "fk",
+        "rebuild",
+        "--json",
+        "--all",
+        "--on-delete",
+        "cascade",
+        "--url",
+        url
+      ])
+      assert.strictEqual(back.code, 0, back.stderr)
+      const { failed, rebuilt: changed, refused, unchanged } = JSON.parse(back.stdout)
+      assert.deepStrictEqual([changed.length, unchanged.length, refused, failed], [1, 2, [], []])
+    })
+  )
+
+  it.scopedLive("wants to be told which keys, and ends with 2 when that is unclear or fits none", () =>
+    Effect.gen(function* () {
+      const url = yield* migrated
+      for (const [selection, text] of [
+        [[], "--all"],
+        [["--all", "--table", "class"], "--all goes alone"],
+        [["--table", "nowhere"], "nowhere"],
+        [["--constraint", "a.b.c.d"], "[SCHEMA.]TABLE.NAME"]
+      ] as const) {
+        const { code, stderr, stdout } = yield* promptgrimoireDb([
+          "fk",
+          "rebuild",
+          "--on-delete",
+          "cascade",
+          "--url",
+          url,
+          ...selection
+        ])
+        assert.strictEqual(code, 2, stdout + stderr)
+        assert.include(stdout + stderr, text)
+      }
+    })
+  )
+
+  it.scopedLive("doctor says what a program would meet", () =>
+    Effect.gen(function* () {
+      const url = yield* migrated
+      const { code, stdout } = yield* promptgrimoireDb(["doctor", "--json", "--url", url], {
+        env: { DATABASE_STATEMENT_TIMEOUT: "7 seconds" }
+      })
+      assert.strictEqual(code, 0)
+      const diagnosis = JSON.parse(stdout)
+      assert.strictEqual(diagnosis.timeouts.statement_timeout, "7s")
+      assert.strictEqual(diagnosis.pooler, "none")
+      assert.strictEqual(diagnosis.health.status, "ready")
+      assert.deepStrictEqual(diagnosis.pendingMigrations, [])
+      assert.deepStrictEqual(diagnosis.foreignKeysWithoutIndex, [])
+    })
+  )
+})
