@@ -165,7 +165,7 @@ export class Backend {
       const values = wireValues(request)
       if (typeof values === "string") return invalidRequest("execute", values)
       const name =
-        this.options.prepare && request.prepare === true && isOneStatement(request)
+        this.options.prepare && request.prepare === true && isPreparable(request)
           ? this.statements.use(request.text)
           : undefined
       const run = this.exchange<Response>((callback) => {
@@ -191,11 +191,6 @@ export class Backend {
   readonly quiet: Effect.Effect<void> = Effect.suspend(() =>
     this.settling === undefined ? this.ended : Effect.asVoid(Fiber.await(this.settling))
   )
-
-  /** Forgets a prepared statement whose plan no longer fits the tables. */
-  forgetPrepared(text: string): void {
-    this.statements.forget(text)
-  }
 
   /** A portal over a statement; see {@link Portal}. Needs an open transaction block. */
   portal(text: string, values: ReadonlyArray<unknown>): PortalHandle {
@@ -317,6 +312,8 @@ export class Backend {
         if (error === null || error === undefined) return finish(Effect.succeed(result as A))
         const failure = statementError(error, this.open ? undefined : (request.phase ?? "sent"))
         this.onError(failure)
+        // What changed a table or deallocated a statement has probably done so to others.
+        if (failure.reason._tag === "StalePreparedStatement") this.statements.clear()
         if (isBroken(failure)) this.destroy()
         if (!this.open) return finish(Effect.fail(failure))
         // An error comes before the server is ready again: until then the connection is not idle.
@@ -492,6 +489,11 @@ const wireValue = (value: unknown): string | Buffer | null | undefined => {
 const invalidRequest = (operation: string, problem: string): Effect.Effect<never, DatabaseError> =>
   Effect.fail(new DatabaseError({ operation, reason: { _tag: "InvalidRequest", problem } }))
 
-/** The extended protocol takes one statement; a text without parameters may hold several. */
-const isOneStatement = ({ text, values }: Request): boolean =>
-  (values !== undefined && values.length > 0) || !text.includes(";")
+/**
+ * Whether a text can be a prepared statement, as PREPARE defines it (a COPY would hang in the extended protocol). A text
+ * without parameters may hold several statements, which cannot.
+ */
+const isPreparable = ({ text, values }: Request): boolean =>
+  preparable.test(text) && ((values !== undefined && values.length > 0) || !text.includes(";"))
+
+const preparable = /^\s*(select|insert|update|delete|merge|with|values)\b/i

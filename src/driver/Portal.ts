@@ -130,7 +130,10 @@ class Fetch implements Submittable {
   handleEmptyQuery(): void {}
 
   handleCopyInResponse(connection: unknown): void {
-    ;(connection as Wire).sendCopyFail("a stream has nothing to send")
+    const wire = connection as Wire
+    wire.sendCopyFail("a stream has nothing to send")
+    // The server has read the first Sync as a part of the copy.
+    wire.sync()
   }
 
   handleCopyData(): void {}

@@ -25,8 +25,12 @@ export class StatementCache {
     return name
   }
 
-  /** Gives a statement up: its plan no longer fits, or there is no room. */
-  forget(text: string): void {
+  /** Gives every statement up: their plans no longer fit. */
+  clear(): void {
+    for (const text of this.names.keys()) this.forget(text)
+  }
+
+  private forget(text: string): void {
     const name = this.names.get(text)
     this.names.delete(text)
     if (name !== undefined) this.discarded.push(name)

@@ -3,6 +3,7 @@ import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { DatabaseError } from "../DatabaseError.js"
 import { type Backend, controlMillis, type PortalHandle, type Request, type Response } from "./Backend.js"
@@ -45,8 +46,8 @@ export const autocommit = (pool: Pool.Pool): Connection =>
   makeConnection(
     (request) => Pool.use(pool, (backend) => runFresh(backend, request)),
     (text, values) =>
-      Stream.unwrapScoped(
-        Effect.map(Pool.borrow(pool), (backend) => streamInOwnTransaction(backend, text, values))
+      scopedStream(
+        Effect.flatMap(Pool.borrow(pool), (backend) => pullInOwnTransaction(backend, text, values))
       )
   )
 
@@ -66,7 +67,7 @@ export const reserved = (pool: Pool.Pool) =>
     return makeConnection(run, (text, values) =>
       Stream.suspend(() =>
         backend.transactionStatus === "I"
-          ? streamInOwnTransaction(backend, text, values)
+          ? scopedStream(pullInOwnTransaction(backend, text, values))
           : streamPortal(backend.portal(text, values), turns.run)
       )
     )
@@ -75,50 +76,62 @@ export const reserved = (pool: Pool.Pool) =>
 /** The error of a statement on a connection whose transaction or reservation is over. */
 export const endedError = new DatabaseError({ operation: "execute", reason: { _tag: "TransactionEnded" } })
 
+/** The next rows; fails with `None` at the end. */
+type Pull = Effect.Effect<Chunk.Chunk<object>, Option.Option<DatabaseError>>
+
+type Turn = <A>(step: Effect.Effect<A, DatabaseError>) => Effect.Effect<A, DatabaseError>
+
 /** Rows of a portal, batch by batch; each step takes its turn on the connection. */
-export const streamPortal = (
-  portal: PortalHandle,
-  turn: <A>(step: Effect.Effect<A, DatabaseError>) => Effect.Effect<A, DatabaseError>
+export const streamPortal = (portal: PortalHandle, turn: Turn): Stream.Stream<object, DatabaseError> =>
+  scopedStream(pullPortal(portal, turn))
+
+/**
+ * A stream in one scope for all that it takes. Streams inside streams have a scope each, and when they fail the outer one is
+ * closed first: the connection would be back in the pool before its transaction is rolled back.
+ */
+const scopedStream = (
+  open: Effect.Effect<Pull, DatabaseError, Scope.Scope>
 ): Stream.Stream<object, DatabaseError> =>
-  Stream.unwrapScoped(
-    Effect.gen(function* () {
-      let opened = false
-      let done = false
-      yield* Effect.addFinalizer(() => (opened && !done ? Effect.ignore(turn(portal.close)) : Effect.void))
-      const pull = Effect.suspend(() => {
-        if (done) return Effect.fail(Option.none<DatabaseError>())
-        const step = opened ? portal.fetch(batchRows) : portal.open(batchRows)
-        opened = true
-        return turn(step).pipe(
-          Effect.map((batch) => {
-            done = batch.done
-            return Chunk.unsafeFromArray(batch.rows)
-          }),
-          Effect.mapError(Option.some)
-        )
-      })
-      return Stream.repeatEffectChunkOption(pull)
+  Stream.unwrapScoped(Effect.map(open, Stream.repeatEffectChunkOption))
+
+const pullPortal = (portal: PortalHandle, turn: Turn): Effect.Effect<Pull, never, Scope.Scope> =>
+  Effect.suspend(() => {
+    let opened = false
+    let done = false
+    const pull: Pull = Effect.suspend(() => {
+      if (done) return Effect.fail(Option.none())
+      const step = opened ? portal.fetch(batchRows) : portal.open(batchRows)
+      opened = true
+      return turn(step).pipe(
+        Effect.map((batch) => {
+          done = batch.done
+          return Chunk.unsafeFromArray(batch.rows)
+        }),
+        Effect.mapError(Option.some)
+      )
     })
-  )
+    const close = Effect.suspend(() => (opened && !done ? Effect.ignore(turn(portal.close)) : Effect.void))
+    return Effect.as(
+      Effect.addFinalizer(() => close),
+      pull
+    )
+  })
 
 /** A portal needs a transaction block: one of its own, committed when the stream ends and rolled back when it fails. */
-const streamInOwnTransaction = (
+const pullInOwnTransaction = (
   backend: Backend,
   text: string,
   values: ReadonlyArray<unknown>
-): Stream.Stream<object, DatabaseError> =>
-  Stream.unwrapScoped(
-    Effect.gen(function* () {
-      yield* Effect.addFinalizer((exit) =>
-        Exit.isSuccess(exit) ? commitRest(backend) : rollbackRest(backend)
-      )
-      yield* backend.run({ text: "BEGIN" })
-      return Stream.concat(
-        streamPortal(backend.portal(text, values), (step) => step),
-        Stream.drain(Stream.fromEffect(backend.run({ text: "COMMIT", phase: "commit" })))
-      )
-    })
-  )
+): Effect.Effect<Pull, DatabaseError, Scope.Scope> =>
+  Effect.gen(function* () {
+    yield* Effect.addFinalizer((exit) => (Exit.isSuccess(exit) ? commitRest(backend) : rollbackRest(backend)))
+    yield* backend.run({ text: "BEGIN" })
+    const pull = yield* pullPortal(backend.portal(text, values), (step) => step)
+    const commit = Effect.mapError(backend.run({ text: "COMMIT", phase: "commit" }), Option.some)
+    return Effect.catchAll(pull, (end) =>
+      Option.isSome(end) ? Effect.fail(end) : Effect.zipRight(commit, Effect.fail(end))
+    )
+  })
 
 /** Ends the transaction of a stream that nobody read to its end. */
 const commitRest = (backend: Backend): Effect.Effect<void> =>
@@ -143,9 +156,8 @@ const isInTransaction = (backend: Backend) => backend.isOpen && backend.transact
 /** Outside a transaction a stale plan is prepared anew, once. */
 const runFresh = (backend: Backend, request: Request): Effect.Effect<Response, DatabaseError> =>
   Effect.catchAll(backend.run(request), (error) => {
-    if (error.reason._tag !== "StalePreparedStatement" || request.prepare !== true) return Effect.fail(error)
-    backend.forgetPrepared(request.text)
-    return backend.run({ ...request, prepare: false })
+    const isStale = error.reason._tag === "StalePreparedStatement" && request.prepare === true
+    return isStale ? backend.run({ ...request, prepare: false }) : Effect.fail(error)
   })
 
 const rowsOf = (response: Response) =>

@@ -1,0 +1,296 @@
+import * as SqlClient from "@effect/sql/SqlClient"
+import { assert, describe, layer } from "@effect/vitest"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Stream from "effect/Stream"
+import * as Database from "../../src/Database.js"
+import { DatabaseError } from "../../src/DatabaseError.js"
+import * as Transaction from "../../src/Transaction.js"
+import { TestServer, databaseLayer } from "../support/database.js"
+import { eventually } from "../support/eventually.js"
+import { makeProxy } from "../support/proxy.js"
+
+const silent = Logger.remove(Logger.defaultLogger)
+
+const stats = Effect.flatMap(Database.Database, (database) => database.stats)
+
+const reasonOf = (error: unknown): string =>
+  DatabaseError.is(error) ? error.reason._tag : `not a DatabaseError: ${String(error)}`
+
+const processId = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  const rows = yield* sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`
+  return Number(rows[0]?.pid)
+})
+
+/** What the server says of a backend. */
+const stateOf = (pid: number) =>
+  Effect.flatMap(TestServer, ({ admin }) =>
+    Effect.map(
+      admin.query<{ state: string }>("SELECT state FROM pg_stat_activity WHERE pid = $1", [pid]),
+      (rows) => rows[0]?.state
+    )
+  )
+
+const one = databaseLayer({ maxConnections: 1 })
+
+layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("A statement", (it) => {
+  describe("that is interrupted", () => {
+    it.effect("lets its fiber go within 200 ms and ends on the server, with every connection in use", () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const pids: Array<number> = []
+        const hold = Effect.scoped(
+          Effect.gen(function* () {
+            const connection = yield* sql.reserve
+            const rows = yield* connection.execute("SELECT pg_backend_pid() AS pid", [], undefined)
+            pids.push((rows[0] as { readonly pid: number }).pid)
+            return yield* connection.executeRaw("SELECT pg_sleep(30)", [])
+          })
+        )
+        const innocent = yield* Effect.fork(sql`SELECT pg_sleep(0.5)`)
+        const fibers = yield* Effect.all([Effect.fork(hold), Effect.fork(hold)])
+        yield* eventually(
+          "all are busy",
+          Effect.map(stats, ({ busy }) => busy === 3 && pids.length === 2)
+        )
+        const [took] = yield* Effect.timed(Fiber.interruptAll(fibers))
+        assert.isBelow(Duration.toMillis(took), 200)
+        for (const pid of pids) {
+          yield* eventually(
+            "its backend is idle",
+            Effect.map(stateOf(pid), (state) => state === "idle")
+          )
+        }
+        yield* Fiber.join(innocent)
+      }).pipe(Effect.provide(databaseLayer({ maxConnections: 3 })))
+    )
+
+    it.effect("is cancelled although its fiber, and the Layer, cannot be interrupted in other places", () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const fiber = yield* Effect.fork(
+          Effect.uninterruptibleMask((restore) => restore(sql`SELECT pg_sleep(30)`))
+        )
+        yield* eventually(
+          "it runs",
+          Effect.map(stats, ({ busy }) => busy === 1)
+        )
+        const [took] = yield* Effect.timed(Fiber.interrupt(fiber))
+        assert.isBelow(Duration.toMillis(took), 200)
+        yield* processId
+      }).pipe(Effect.provide(one))
+    )
+
+    it.effect("never harms the next one: a late cancellation finds nobody", () =>
+      Effect.scoped(
+        Effect.gen(function* () {
+          const { url } = yield* TestServer
+          const proxy = yield* makeProxy(url)
+          proxy.holdCancels = true
+          yield* Effect.gen(function* () {
+            const sql = yield* SqlClient.SqlClient
+            const interrupted = sql`SELECT pg_sleep(0.3)`
+            const [took] = yield* Effect.timed(Effect.timeoutOption(interrupted, "50 millis"))
+            assert.isBelow(Duration.toMillis(took), 250)
+            // The statement ends by itself; the cancel request is still on its way.
+            const next = yield* Effect.fork(Effect.either(sql`SELECT pg_sleep(0.2)`))
+            yield* Effect.sleep("400 millis")
+            assert.strictEqual(proxy.heldCancels(), 1)
+            proxy.releaseCancels()
+            assert.isTrue(Either.isRight(yield* Fiber.join(next)))
+          }).pipe(Effect.provide(Database.layer({ url: proxy.url, minConnections: 0, maxConnections: 1 })))
+        })
+      )
+    )
+
+    it.effect("gives its connection up when the cancellation cannot be delivered", () =>
+      Effect.scoped(
+        Effect.gen(function* () {
+          const { url } = yield* TestServer
+          const proxy = yield* makeProxy(url)
+          proxy.holdCancels = true
+          yield* Effect.gen(function* () {
+            const sql = yield* SqlClient.SqlClient
+            const before = yield* processId
+            yield* Effect.timeoutOption(sql`SELECT pg_sleep(8)`, "50 millis")
+            const [took, after] = yield* Effect.timed(processId)
+            assert.notStrictEqual(after, before)
+            assert.isBelow(Duration.toMillis(took), 3000)
+          }).pipe(Effect.provide(Database.layer({ url: proxy.url, minConnections: 0, maxConnections: 1 })))
+        })
+      )
+    )
+  })
+
+  describe("that comes again", () => {
+    const prepared = Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const rows = yield* sql<{
+        statement: string
+      }>`SELECT statement FROM pg_prepared_statements ORDER BY prepare_time`
+      return rows.map(({ statement }) => statement)
+    })
+
+    it.effect("is prepared on the server, the second time", () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const seen = () => sql`SELECT ${1}::int AS again`
+        yield* seen()
+        assert.deepStrictEqual(yield* prepared, [])
+        yield* seen()
+        yield* seen()
+        assert.deepInclude(yield* prepared, "SELECT $1::int AS again")
+      }).pipe(Effect.provide(one))
+    )
+
+    it.effect("is not when `prepare` is off", () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        for (let time = 0; time < 3; time++) yield* sql`SELECT ${1}::int AS again`
+        assert.deepStrictEqual(yield* prepared, [])
+      }).pipe(Effect.provide(databaseLayer({ maxConnections: 1, prepare: false })))
+    )
+
+    it.effect("gives its place up when 256 others came since, also inside a transaction", () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const twice = (column: number) =>
+          Effect.repeatN(sql.unsafe(`SELECT $1::int AS c${column}`, [column]), 1)
+        yield* twice(0)
+        yield* Transaction.run(
+          Effect.gen(function* () {
+            for (let column = 1; column <= 300; column++) yield* twice(column)
+            // One that somebody else has given up already must not abort the transaction.
+            yield* sql`DEALLOCATE ALL`
+            yield* Effect.forEach([301, 302, 303], (column) =>
+              sql.unsafe(`SELECT $1::int AS c${column}`, [column])
+            )
+          })
+        )
+        const all = yield* prepared
+        assert.isAtMost(all.length, 256)
+        assert.notInclude(all, "SELECT $1::int AS c0")
+      }).pipe(Effect.provide(one))
+    )
+
+    it.effect("is prepared anew when its table has changed, or when it was deallocated", () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        yield* sql`CREATE TABLE changing (id int)`
+        yield* sql`INSERT INTO changing VALUES (1)`
+        const all = () => sql`SELECT * FROM changing WHERE id = ${1}`
+        for (let time = 0; time < 3; time++) assert.deepStrictEqual(yield* all(), [{ id: 1 }])
+        yield* sql`ALTER TABLE changing ADD COLUMN name text DEFAULT 'new'`
+        for (let time = 0; time < 3; time++) {
+          assert.deepStrictEqual(yield* all(), [{ id: 1, name: "new" }])
+        }
+        yield* sql`DEALLOCATE ALL`
+        for (let time = 0; time < 3; time++) {
+          assert.deepStrictEqual(yield* all(), [{ id: 1, name: "new" }])
+        }
+        // Inside a transaction the failure has aborted it: typed, and well the next time.
+        yield* sql`ALTER TABLE changing DROP COLUMN name`
+        const error = yield* Effect.flip(Transaction.run(all()))
+        assert.strictEqual(reasonOf(error), "StalePreparedStatement")
+        assert.deepStrictEqual(yield* Transaction.run(all()), [{ id: 1 }])
+      }).pipe(Effect.provide(one))
+    )
+
+    it.effect("works again and again with several statements in one text", () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        for (let time = 0; time < 3; time++) {
+          const results = yield* sql.unsafe("SELECT 1 AS a; SELECT 2 AS b")
+          assert.deepStrictEqual(results, [[{ a: 1 }], [{ b: 2 }]])
+        }
+      }).pipe(Effect.provide(one))
+    )
+  })
+
+  describe("that the client cannot express", () => {
+    it.effect("is refused before it is sent, and the connection stays usable", () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const before = yield* processId
+        const circular: Record<string, unknown> = {}
+        circular["self"] = circular
+        const tooMany = Array.from({ length: 65_536 }, (_, index) => index)
+        const refused = [
+          sql.unsafe("SELECT 1 -- \0"),
+          sql.unsafe("SELECT $1::jsonb", [circular as never]),
+          sql.unsafe(`SELECT ${tooMany.map((index) => `$${index + 1}::int`).join("+")}`, tooMany)
+        ]
+        const errors = yield* Effect.forEach(refused, (statement) => Effect.flip(statement))
+        assert.deepStrictEqual(errors.map(reasonOf), ["InvalidRequest", "InvalidRequest", "InvalidRequest"])
+        assert.match(String(errors[2]), /65536 parameters/)
+        const streamed = yield* Effect.flip(
+          Stream.runDrain(sql.unsafe("SELECT $1::jsonb", [circular as never]).stream)
+        )
+        assert.strictEqual(reasonOf(streamed), "InvalidRequest")
+        // The same inside a transaction does not abort it.
+        const [row] = yield* Transaction.run(
+          Effect.zipRight(
+            Effect.flip(sql.unsafe("SELECT $1::jsonb", [circular as never])),
+            sql`SELECT 1 AS one`
+          )
+        )
+        assert.deepStrictEqual(row, { one: 1 })
+        assert.strictEqual(yield* processId, before)
+      }).pipe(Effect.provide(one))
+    )
+
+    it.effect("or the server cannot take fails as what it is", () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        assert.strictEqual(reasonOf(yield* Effect.flip(sql`SELECT ${"a\0b"}::text`)), "DataException")
+        for (let time = 0; time < 3; time++) {
+          assert.strictEqual(
+            reasonOf(yield* Effect.flip(sql`COPY pg_class FROM STDIN`)),
+            "StatementCancelled"
+          )
+        }
+        const copied = yield* Effect.flip(Stream.runDrain(sql`COPY pg_class FROM STDIN`.stream))
+        assert.notInclude(reasonOf(copied), "not a DatabaseError")
+        yield* Effect.exit(Stream.runDrain(sql`COPY pg_class TO STDOUT`.stream))
+        assert.isAbove(yield* processId, 0)
+      }).pipe(Effect.provide(one))
+    )
+  })
+
+  describe("gives its rows", () => {
+    it.effect("as objects, as arrays, and raw; an empty one gives none", () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const statement = sql`SELECT 1 AS a, ${"x"}::text AS b`
+        for (let time = 0; time < 3; time++) {
+          assert.deepStrictEqual(yield* statement, [{ a: 1, b: "x" }])
+          assert.deepStrictEqual(yield* statement.values, [[1, "x"]])
+          assert.deepStrictEqual(yield* statement.unprepared, [{ a: 1, b: "x" }])
+          assert.deepInclude(yield* statement.raw, { command: "SELECT", rowCount: 1 })
+        }
+        for (const empty of ["", " ", "-- nothing"]) {
+          assert.deepStrictEqual(yield* sql.unsafe(empty), [])
+        }
+        assert.deepStrictEqual([...(yield* Stream.runCollect(sql.unsafe("").stream))], [])
+      }).pipe(Effect.provide(one))
+    )
+
+    it.effect("as a stream without reading ahead of its consumer", () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        yield* sql`CREATE SEQUENCE produced`
+        const rows = yield* Stream.runCollect(
+          Stream.take(sql`SELECT nextval('produced') FROM generate_series(1, 1000000)`.stream, 10)
+        )
+        assert.strictEqual(rows.length, 10)
+        const [row] = yield* sql<{ last_value: string }>`SELECT last_value FROM produced`
+        assert.isAtMost(Number(row?.last_value), 1000)
+      }).pipe(Effect.provide(one))
+    )
+  })
+})
