@@ -383,6 +383,23 @@ export class Backend {
   })
 }
 
+/**
+ * A backend as its user sees it. Test Layers put their own between a program and the server: one that turns transactions into
+ * savepoints, one that fails.
+ */
+export type Line = Pick<
+  Backend,
+  | "abortedBy"
+  | "expectsReadOnly"
+  | "isOpen"
+  | "isQuiet"
+  | "portal"
+  | "processId"
+  | "quiet"
+  | "run"
+  | "transactionStatus"
+>
+
 /** A portal's steps; each is one round trip. */
 export interface PortalHandle {
   readonly open: (rows: number) => Effect.Effect<Batch, DatabaseError>

@@ -9,7 +9,7 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Tarn from "tarn"
 import { DatabaseError, type PoolState } from "../DatabaseError.js"
-import { Backend, type DialOptions } from "./Backend.js"
+import { Backend, type DialOptions, type Line } from "./Backend.js"
 import { Leases } from "./Leases.js"
 import type { Restore } from "./Turns.js"
 
@@ -35,9 +35,9 @@ export interface Pool {
    * Lends a backend until `release`. For a caller that cannot be interrupted but in what it `restore`s, so that a backend is
    * never lost between the pool and its user.
    */
-  readonly acquire: (restore: Restore) => Effect.Effect<Backend, DatabaseError>
-  /** Takes a backend back. One that is not idle and clean is closed, never lent again. */
-  readonly release: (backend: Backend) => Effect.Effect<void>
+  readonly acquire: (restore: Restore) => Effect.Effect<Line, DatabaseError>
+  /** Takes a backend back that it has lent. One that is not idle and clean is closed, never lent again. */
+  release(line: Line): Effect.Effect<void>
   readonly state: Effect.Effect<PoolState>
 }
 
@@ -300,7 +300,7 @@ export const make = Effect.fn("Pool.make")(function* (
 })
 
 /** Lends a backend until the scope closes. The wait can be interrupted; nothing is lost then. */
-export const borrow = (pool: Pool): Effect.Effect<Backend, DatabaseError, Scope.Scope> =>
+export const borrow = (pool: Pool): Effect.Effect<Line, DatabaseError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.tap(pool.acquire(restore), (backend) => Effect.addFinalizer(() => pool.release(backend)))
   )
@@ -308,7 +308,7 @@ export const borrow = (pool: Pool): Effect.Effect<Backend, DatabaseError, Scope.
 /** Lends a backend while `use` runs. */
 export const use = <A, E, R>(
   pool: Pool,
-  use: (backend: Backend) => Effect.Effect<A, E, R>
+  use: (backend: Line) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | DatabaseError, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(pool.acquire(restore), (backend) =>

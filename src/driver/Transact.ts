@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import { DatabaseError, type Reason, reasonOf } from "../DatabaseError.js"
-import { type Backend, controlMillis, type Request, type Response, serverMillis } from "./Backend.js"
+import { controlMillis, type Line, type Request, type Response, serverMillis } from "./Backend.js"
 import { endedError, makeConnection, streamPortal } from "./connections.js"
 import { Hooks, type Outcome } from "./Hooks.js"
 import type { Pool } from "./Pool.js"
@@ -250,7 +250,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
 
 /** The outermost transaction. */
 interface Root {
-  readonly backend: Backend
+  readonly backend: Line
   readonly options: TransactionOptions<never>
   readonly attempt: Attempt
   /** How long COMMIT may take before the connection is given up. */
@@ -503,7 +503,7 @@ const endWith = <E>(
   )
 
 /** Ends what BEGIN began although it failed or was interrupted. */
-const undoBegin = (backend: Backend): Effect.Effect<void, DatabaseError> =>
+const undoBegin = (backend: Line): Effect.Effect<void, DatabaseError> =>
   Effect.zipRight(
     backend.quiet,
     Effect.suspend(() =>

@@ -6,7 +6,7 @@ import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { DatabaseError } from "../DatabaseError.js"
-import { type Backend, controlMillis, type PortalHandle, type Request, type Response } from "./Backend.js"
+import { controlMillis, type Line, type PortalHandle, type Request, type Response } from "./Backend.js"
 import * as Pool from "./Pool.js"
 import { Turns } from "./Turns.js"
 
@@ -119,7 +119,7 @@ const pullPortal = (portal: PortalHandle, turn: Turn): Effect.Effect<Pull, never
 
 /** A portal needs a transaction block: one of its own, committed when the stream ends and rolled back when it fails. */
 const pullInOwnTransaction = (
-  backend: Backend,
+  backend: Line,
   text: string,
   values: ReadonlyArray<unknown>
 ): Effect.Effect<Pull, DatabaseError, Scope.Scope> =>
@@ -134,14 +134,14 @@ const pullInOwnTransaction = (
   })
 
 /** Ends the transaction of a stream that nobody read to its end. */
-const commitRest = (backend: Backend): Effect.Effect<void> =>
+const commitRest = (backend: Line): Effect.Effect<void> =>
   isInTransaction(backend)
     ? Effect.catchAll(backend.run({ text: "COMMIT", timeoutMillis: controlMillis }), (error) =>
         Effect.logError("A stream that was left before its end could not be committed", error)
       )
     : Effect.void
 
-const rollbackRest = (backend: Backend): Effect.Effect<void> =>
+const rollbackRest = (backend: Line): Effect.Effect<void> =>
   Effect.zipRight(
     backend.quiet,
     Effect.suspend(() =>
@@ -151,10 +151,10 @@ const rollbackRest = (backend: Backend): Effect.Effect<void> =>
     )
   )
 
-const isInTransaction = (backend: Backend) => backend.isOpen && backend.transactionStatus !== "I"
+const isInTransaction = (backend: Line) => backend.isOpen && backend.transactionStatus !== "I"
 
 /** Outside a transaction a stale plan is prepared anew, once. */
-const runFresh = (backend: Backend, request: Request): Effect.Effect<Response, DatabaseError> =>
+const runFresh = (backend: Line, request: Request): Effect.Effect<Response, DatabaseError> =>
   Effect.catchAll(backend.run(request), (error) => {
     const isStale = error.reason._tag === "StalePreparedStatement" && request.prepare === true
     return isStale ? backend.run({ ...request, prepare: false }) : Effect.fail(error)
