@@ -45,6 +45,10 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
     readonly transact: Transact.Transact
     /** What {@link "./Transaction"}`.afterCommit` and `.afterRollback` call. */
     readonly after: Transact.Transactions["after"]
+    /** The same database over a changed pool; what the Layers of `promptgrimoire-db/testing` are made with. */
+    readonly derive: <E, R>(
+      wrap: (pool: Pool.Pool) => Effect.Effect<Pool.Pool, E, R>
+    ) => Effect.Effect<Context.Context<Provided>, E, R | Reactivity.Reactivity>
   }
 >() {}
 
@@ -78,18 +82,8 @@ const layerFrom = <E>(config: Effect.Effect<DatabaseConfig.DatabaseConfig, E>) =
 const make = Effect.fn("Database.make")(function* (
   config: DatabaseConfig.DatabaseConfig
 ): Effect.fn.Return<Context.Context<Provided>, DatabaseError, Scope.Scope | Reactivity.Reactivity> {
-  const spanAttributes = [
-    ["db.system.name", "postgresql"],
-    ["db.namespace", config.endpoint.database],
-    ["server.address", config.endpoint.host],
-    ["server.port", config.endpoint.port]
-  ] as const
   const pooled = config.pooler === "transaction"
-  const timeouts = {
-    statementTimeout: config.statementTimeout,
-    lockTimeout: config.lockTimeout,
-    idleInTransactionTimeout: config.idleInTransactionTimeout
-  }
+  const timeouts = limitsOf(config)
   const direct: DialOptions = {
     endpoint: config.directEndpoint,
     connectTimeout: config.connectTimeout,
@@ -116,23 +110,48 @@ const make = Effect.fn("Database.make")(function* (
     validateAfterIdle: config.validateAfterIdle
   })
   if (!pooled) yield* warnOfPooler(pool)
+  const notifications = yield* NotificationHub.make(Session.open(direct))
+  return yield* assemble({ config, pool, dial, direct, notifications })
+})
+
+/** What a database is made of. */
+interface Parts {
+  readonly config: DatabaseConfig.DatabaseConfig
+  readonly pool: Pool.Pool
+  /** How a connection of the pool is opened. */
+  readonly dial: DialOptions
+  /** How a session past any pooler is opened. */
+  readonly direct: DialOptions
+  readonly notifications: NotificationHub.NotificationHub
+}
+
+const assemble = Effect.fnUntraced(function* (
+  parts: Parts
+): Effect.fn.Return<Context.Context<Provided>, never, Reactivity.Reactivity> {
+  const { config, dial, direct, notifications, pool } = parts
+  const spanAttributes = [
+    ["db.system.name", "postgresql"],
+    ["db.namespace", config.endpoint.database],
+    ["server.address", config.endpoint.host],
+    ["server.port", config.endpoint.port]
+  ] as const
+  const timeouts = limitsOf(config)
   const transactions = Transact.make(pool, Crypto.randomUUID(), {
     spanAttributes,
     limits: timeouts,
     commitMillis: commitMillis(config.statementTimeout),
-    session: pooled ? sessionLimits(timeouts) : []
+    session: config.pooler === "transaction" ? sessionLimits(timeouts) : []
   })
-  const session = Session.open(direct)
-  const notifications = yield* NotificationHub.make(session)
   const client = yield* makeClient({ config, pool, transactions, notifications, spanAttributes })
   return Context.make(Database, {
     config,
     stats: pool.state,
     health: Health.check(pool, dial),
-    session,
+    session: Session.open(direct),
     notifications,
     transact: transactions.transact,
-    after: transactions.after
+    after: transactions.after,
+    derive: (wrap) => Effect.flatMap(wrap(pool), (wrapped) => assemble({ ...parts, pool: wrapped }))
   }).pipe(Context.add(PgClient.PgClient, client), Context.add(SqlClient.SqlClient, client))
 })
 
@@ -159,6 +178,16 @@ const sessionLimits = (timeouts: { readonly [Name in keyof Limits]: Duration.Dur
 /** COMMIT is under the statement timeout too (deferred constraints); a server that is silent for longer is lost. */
 const commitMillis = (statementTimeout: Duration.Duration): number | undefined =>
   Duration.isFinite(statementTimeout) ? Duration.toMillis(statementTimeout) + 5000 : undefined
+
+const limitsOf = ({
+  idleInTransactionTimeout,
+  lockTimeout,
+  statementTimeout
+}: DatabaseConfig.DatabaseConfig) => ({
+  statementTimeout,
+  lockTimeout,
+  idleInTransactionTimeout
+})
 
 type Limits = Pick<
   DatabaseConfig.DatabaseConfig,

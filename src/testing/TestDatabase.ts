@@ -2,6 +2,7 @@
  * The Layers that tests swap in: a program that needs `Database`, `PgClient` or `SqlClient` runs on a database of its own,
  * cloned from a template that the migrations were applied to once.
  */
+import * as Reactivity from "@effect/experimental/Reactivity"
 import type * as Migrator from "@effect/sql/Migrator"
 import * as Config from "effect/Config"
 import * as Data from "effect/Data"
@@ -15,12 +16,17 @@ import * as Database from "../Database.js"
 import type { InvalidSettings, Settings } from "../DatabaseConfig.js"
 import type { DatabaseError } from "../DatabaseError.js"
 import * as EmbeddedPostgres from "../EmbeddedPostgres.js"
+import type { Pool } from "../driver/Pool.js"
 import * as Migration from "../migrator/Migration.js"
 import * as MigratorModule from "../Migrator.js"
+import * as Failing from "./Failing.js"
+import * as Sandbox from "./Sandbox.js"
 
 // -----------------------------------------------------------------------------
 // model
 // -----------------------------------------------------------------------------
+
+export type { Fault, FaultPoint } from "./Failing.js"
 
 /** How a test database is made. */
 export interface Options {
@@ -64,6 +70,40 @@ export const layer = (options: Options = {}): Layer.Layer<Database.Provided, Fai
     )
   )
 
+/**
+ * One test in a transaction that is rolled back: the program of the test runs its own transactions as savepoints in it, with the same log records, typed
+ * failures and retries, and leaves nothing behind. Provide it to each test, over a database that the suite shares:
+ *
+ * @example
+ * ```ts
+ * layer(TestDatabase.layer({ loader }))("my suite", (it) => {
+ *   it.effect("leaves nothing behind", () => program.pipe(Effect.provide(TestDatabase.rollback)))
+ * })
+ * ```
+ *
+ * Deferred constraints are checked where the program commits, and effects that wait for a commit run there, too. What a
+ * single transaction cannot do: isolation levels and READ ONLY have no effect, notifications are never delivered, `Database.session` does not see what the
+ * test wrote, and two transactions of the program never run at the same time.
+ */
+export const rollback: Layer.Layer<Database.Provided, DatabaseError, Database.Database> = derived(
+  Sandbox.make
+)
+
+/**
+ * The database of a suite, failing at chosen statements, so that a program's handling of errors is tested on a real server: refused by the server, a defect,
+ * a delay, or a connection that is cut.
+ *
+ * @example
+ * ```ts
+ * program.pipe(
+ *   Effect.provide(TestDatabase.failing([{ at: "COMMIT", fault: { _tag: "Cut", when: "after" } }]))
+ * )
+ * ```
+ */
+export const failing = (
+  points: ReadonlyArray<Failing.FaultPoint>
+): Layer.Layer<Database.Provided, never, Database.Database> => derived((pool) => Failing.make(pool, points))
+
 /** The url of a fresh database, for programs that are started from outside. It is dropped with the scope. */
 export const make = Effect.fn("TestDatabase.make")(function* (
   options: Options = {}
@@ -81,6 +121,12 @@ export const make = Effect.fn("TestDatabase.make")(function* (
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
+
+function derived<E>(wrap: (pool: Pool) => Effect.Effect<Pool, E, Scope.Scope>) {
+  return Layer.scopedContext(Effect.flatMap(Database.Database, ({ derive }) => derive(wrap))).pipe(
+    Layer.provide(Reactivity.layer)
+  )
+}
 
 const prefix = "promptgrimoire_test"
 

@@ -1,0 +1,193 @@
+import { assert, describe, expect, it, layer } from "@effect/vitest"
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Stream from "effect/Stream"
+import type * as Database from "../../src/Database.js"
+import * as DatabaseError from "../../src/DatabaseError.js"
+import * as TestDatabase from "../../src/testing/TestDatabase.js"
+import * as Transaction from "../../src/Transaction.js"
+import { loader } from "../support/migrations.js"
+
+const count = Effect.flatMap(SqlClient.SqlClient, (sql) =>
+  Effect.map(sql<{ n: number }>`SELECT count(*)::int AS n FROM thing`, ([row]) => row?.n)
+)
+
+const insert = (id: number, parent: number | null = null) =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) => sql`INSERT INTO thing VALUES (${id}, ${parent})`)
+
+/** A program as users write them: it knows nothing of the Layer that it runs on. */
+const program = Effect.gen(function* () {
+  const log: Array<string> = []
+  yield* insert(1)
+  yield* Transaction.run(
+    Effect.gen(function* () {
+      yield* insert(2)
+      yield* Transaction.afterCommit(Effect.sync(() => log.push("after commit")))
+      yield* Effect.ignore(Transaction.run(Effect.zipRight(insert(3), Effect.fail("undone"))))
+    })
+  )
+  yield* Effect.ignore(Transaction.run(Effect.zipRight(insert(4), Effect.fail("undone too"))))
+  const duplicate = yield* Effect.flip(insert(1))
+  log.push(DatabaseError.reasonOf(duplicate)?._tag ?? "none")
+  const unfit = yield* Effect.flip(Transaction.run(insert(5, 404)))
+  log.push(`commit ${DatabaseError.reasonOf(unfit)?._tag}`)
+  const lost = yield* Effect.flip(Transaction.run(Effect.zipRight(insert(6), Effect.ignore(insert(1)))))
+  log.push(DatabaseError.reasonOf(lost)?._tag ?? "none")
+  let tries = 0
+  yield* Transaction.run(
+    Effect.suspend(() => (++tries < 2 ? fails("40001") : Effect.void)),
+    { retry: { base: "1 millis" } }
+  )
+  log.push(`tries ${tries}`)
+  const sql = yield* SqlClient.SqlClient
+  log.push(`streamed ${yield* Stream.runCount(sql`SELECT * FROM generate_series(1, 300)`.stream)}`)
+  return { log, rows: yield* sql`SELECT id FROM thing ORDER BY id` }
+})
+
+const fails = (code: string) =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) =>
+    Effect.asVoid(sql.unsafe(`DO $$ BEGIN RAISE SQLSTATE '${code}'; END $$`))
+  )
+
+const expected = {
+  log: [
+    "after commit",
+    "UniqueViolation",
+    "commit ForeignKeyViolation",
+    "TransactionRolledBack",
+    "tries 2",
+    "streamed 300"
+  ],
+  rows: [{ id: 1 }, { id: 2 }]
+}
+
+const table = Effect.flatMap(
+  SqlClient.SqlClient,
+  (sql) =>
+    sql`CREATE TABLE thing (id int PRIMARY KEY, parent int REFERENCES thing DEFERRABLE INITIALLY DEFERRED)`
+)
+
+describe("TestDatabase.layer", () => {
+  it.live("is a migrated database of its own", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      assert.deepStrictEqual(yield* sql`SELECT migration_id FROM effect_sql_migrations ORDER BY 1`, [
+        { migration_id: 1 },
+        { migration_id: 2 }
+      ])
+      yield* sql`CREATE TABLE only_here ()`
+      const elsewhere = yield* Effect.flatMap(
+        SqlClient.SqlClient,
+        (other) => other`SELECT to_regclass('only_here') AS found`
+      ).pipe(Effect.provide(TestDatabase.layer({ loader })))
+      assert.deepStrictEqual(elsewhere, [{ found: null }])
+    }).pipe(Effect.provide(TestDatabase.layer({ loader })))
+  )
+
+  it.live("runs a program as production would", () =>
+    Effect.gen(function* () {
+      yield* table
+      assert.deepStrictEqual(yield* program, expected)
+    }).pipe(Effect.provide(TestDatabase.layer()))
+  )
+})
+
+layer(TestDatabase.layer(), { excludeTestServices: true })("TestDatabase.rollback", (it) => {
+  it.effect("runs the same program, with the same result", () =>
+    Effect.gen(function* () {
+      yield* table
+      assert.deepStrictEqual(yield* program.pipe(Effect.provide(TestDatabase.rollback)), expected)
+      assert.strictEqual(yield* count, 0)
+    })
+  )
+
+  for (const test of [1, 2, 3]) {
+    it.effect(`leaves nothing behind for the next test (${test})`, () =>
+      Effect.gen(function* () {
+        assert.strictEqual(yield* count, 0)
+        yield* Effect.forEach([1, 2, 3], (id) => Transaction.run(insert(id)), { concurrency: "unbounded" })
+        assert.strictEqual(yield* count, 3)
+      }).pipe(Effect.provide(TestDatabase.rollback))
+    )
+  }
+
+  it.effect("lets a program use an initially deferred constraint in every one of its transactions", () =>
+    Effect.gen(function* () {
+      for (const id of [10, 20]) {
+        yield* Transaction.run(Effect.zipRight(insert(id, id + 1), insert(id + 1)))
+      }
+      assert.strictEqual(yield* count, 4)
+    }).pipe(Effect.provide(TestDatabase.rollback))
+  )
+})
+
+layer(TestDatabase.layer(), { excludeTestServices: true })("TestDatabase.failing", (it) => {
+  const reason = <A, E>(
+    effect: Effect.Effect<A, E, Database.Provided>,
+    points: ReadonlyArray<TestDatabase.FaultPoint>
+  ) =>
+    Effect.map(
+      Effect.exit(Effect.provide(effect, TestDatabase.failing(points))),
+      Exit.match({
+        onFailure: (cause) => DatabaseError.reasonOf(Cause.squash(cause))?._tag ?? Cause.squash(cause),
+        onSuccess: () => "success"
+      })
+    )
+
+  it.effect("fails, dies, waits or is cut where it was told to, on a real server", () =>
+    Effect.gen(function* () {
+      yield* table
+      const fail = (code: string) => ({ _tag: "Fail", code }) as const
+      const body = Transaction.run(insert(1))
+      assert.strictEqual(yield* reason(body, [{ at: "BEGIN", fault: fail("53300") }]), "TooManyConnections")
+      assert.strictEqual(
+        yield* reason(body, [{ at: "INSERT INTO thing", fault: fail("23505") }]),
+        "UniqueViolation"
+      )
+      assert.strictEqual(
+        yield* reason(body, [{ at: "COMMIT", fault: fail("40001") }]),
+        "SerializationFailure"
+      )
+      assert.strictEqual(yield* count, 0)
+      assert.strictEqual(
+        yield* reason(body, [{ at: "COMMIT", fault: { _tag: "Cut", when: "before" } }]),
+        "ConnectionLost"
+      )
+      assert.strictEqual(yield* count, 0)
+      assert.strictEqual(
+        yield* reason(body, [{ at: "COMMIT", fault: { _tag: "Cut", when: "after" } }]),
+        "CommitOutcomeUnknown"
+      )
+      assert.strictEqual(yield* count, 1)
+      const defect = new Error("a defect of the test")
+      assert.strictEqual(yield* reason(count, [{ at: /count/, fault: { _tag: "Die", defect } }]), defect)
+      let waited = false
+      const until = Effect.sync(() => {
+        waited = true
+      })
+      assert.strictEqual(yield* reason(count, [{ at: /count/, fault: { _tag: "Delay", until } }]), "success")
+      expect(waited).toBe(true)
+    })
+  )
+
+  it.effect("keeps the body's error when ROLLBACK is cut, and fails the chosen occurrence only", () =>
+    Effect.gen(function* () {
+      const failed = Transaction.run(Effect.zipRight(insert(7), Effect.fail("mine")))
+      assert.strictEqual(
+        yield* reason(failed, [{ at: "ROLLBACK", fault: { _tag: "Cut", when: "before" } }]),
+        "mine"
+      )
+      const twice = Effect.zipRight(Effect.ignore(insert(8)), insert(9))
+      assert.strictEqual(
+        yield* reason(twice, [{ at: "INSERT", occurrence: 2, fault: { _tag: "Fail", code: "23514" } }]),
+        "CheckViolation"
+      )
+      assert.strictEqual(
+        yield* Effect.provide(program, TestDatabase.failing([])).pipe(Effect.isSuccess),
+        false
+      )
+    })
+  )
+})
