@@ -1,5 +1,6 @@
 import { PgClient } from "@effect/sql-pg/PgClient"
 import { assert, layer } from "@effect/vitest"
+import { deepStrictEqual } from "@effect/vitest/utils"
 import * as DateTime from "effect/DateTime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -72,7 +73,7 @@ layer(TestLayer, { excludeTestServices: true })("PromptGrimoire's database", (it
         users.create({ email: "shared@example.com", displayName: "Shared", stytchMemberId: "member-1" })
       )
       const found = yield* Transaction.run(users.findByEmail("shared@example.com"))
-      assert.deepStrictEqual(found, Option.some(created))
+      deepStrictEqual(found, Option.some(created))
     })
   )
 
@@ -81,7 +82,7 @@ layer(TestLayer, { excludeTestServices: true })("PromptGrimoire's database", (it
       const { klass, owner } = yield* teacher("owner")
       const classes = yield* Class.ClassRepository
       const found = yield* classes.findById(klass.id)
-      assert.deepStrictEqual(
+      deepStrictEqual(
         Option.map(found, ({ ownerId }) => ownerId),
         Option.some(owner.id)
       )
@@ -93,7 +94,7 @@ layer(TestLayer, { excludeTestServices: true })("PromptGrimoire's database", (it
       const { conversation } = yield* Transaction.run(teacher("conversation"))
       const conversations = yield* Conversation.ConversationRepository
       const read = yield* Transaction.run(conversations.findById(conversation.id))
-      assert.deepStrictEqual(read, Option.some(conversation))
+      deepStrictEqual(read, Option.some(conversation))
 
       const state = new Uint8Array([0, 1, 2, 3])
       yield* Transaction.run(
@@ -103,7 +104,7 @@ layer(TestLayer, { excludeTestServices: true })("PromptGrimoire's database", (it
         })
       )
       const verified = yield* Transaction.run(conversations.findById(conversation.id))
-      assert.deepStrictEqual(verified, Option.some({ ...conversation, crdtState: state }))
+      deepStrictEqual(verified, Option.some({ ...conversation, crdtState: state }))
     })
   )
 
@@ -116,7 +117,7 @@ layer(TestLayer, { excludeTestServices: true })("PromptGrimoire's database", (it
       assert.strictEqual(Duration.toHours(config.connectionTTL), 1)
       const client = yield* PgClient
       assert.strictEqual(client.config.minConnections, 5)
-      assert.deepStrictEqual(Duration.decode(client.config.connectionTTL ?? 0), Duration.hours(1))
+      deepStrictEqual(Duration.decode(client.config.connectionTTL ?? 0), Duration.hours(1))
     })
   )
 
@@ -146,8 +147,8 @@ layer(TestLayer, { excludeTestServices: true })("PromptGrimoire's database", (it
 
       yield* sql`DELETE FROM "user" WHERE id = ${gone.owner.id}`
 
-      assert.deepStrictEqual(yield* classes.findById(gone.klass.id), Option.none())
-      assert.deepStrictEqual(yield* conversations.findById(gone.conversation.id), Option.none())
+      deepStrictEqual(yield* classes.findById(gone.klass.id), Option.none())
+      deepStrictEqual(yield* conversations.findById(gone.conversation.id), Option.none())
       const expected = new Set<string>([
         gone.owner.id,
         gone.klass.id,
@@ -155,14 +156,11 @@ layer(TestLayer, { excludeTestServices: true })("PromptGrimoire's database", (it
         guests.inTheClassThatGoes.id,
         guests.ofTheUserThatGoes.id
       ])
-      assert.deepStrictEqual(
+      deepStrictEqual(
         yield* everything,
         before.filter(({ id }) => !expected.has(id))
       )
-      assert.deepStrictEqual(
-        yield* conversations.findById(stays.conversation.id),
-        Option.some(stays.conversation)
-      )
+      deepStrictEqual(yield* conversations.findById(stays.conversation.id), Option.some(stays.conversation))
     })
   )
 })

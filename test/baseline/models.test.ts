@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import { deepStrictEqual } from "@effect/vitest/utils"
 import * as DateTime from "effect/DateTime"
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
@@ -90,7 +91,7 @@ describe("Conversation", () => {
     Effect.gen(function* () {
       const crdtState = new Uint8Array([0, 1, 2, 3])
       const made = yield* Conversation.make({ classId, ownerId: owner, rawText: "", crdtState })
-      assert.deepStrictEqual(made.crdtState, crdtState)
+      deepStrictEqual(made.crdtState, crdtState)
     })
   )
 

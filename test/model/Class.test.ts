@@ -1,5 +1,6 @@
 import { PgClient } from "@effect/sql-pg/PgClient"
 import { assert, describe, layer } from "@effect/vitest"
+import { deepStrictEqual } from "@effect/vitest/utils"
 import * as DateTime from "effect/DateTime"
 import * as Effect from "effect/Effect"
 import * as Encoding from "effect/Encoding"
@@ -54,8 +55,8 @@ layer(TestLayer, { excludeTestServices: true })("Class", (it) => {
               newClass(owner.id, { name, inviteCode: `${unique("")}${code}` })
             )
             assert.strictEqual(made.name, name)
-            assert.deepStrictEqual(yield* classes.findById(made.id), Option.some(made))
-            assert.deepStrictEqual(yield* classes.findByInviteCode(` ${made.inviteCode} `), Option.some(made))
+            deepStrictEqual(yield* classes.findById(made.id), Option.some(made))
+            deepStrictEqual(yield* classes.findByInviteCode(` ${made.inviteCode} `), Option.some(made))
           })
         )
       )
@@ -86,7 +87,7 @@ layer(TestLayer, { excludeTestServices: true })("Class", (it) => {
         Effect.flip(classes.insertMany([newClass(owner.id), newClass(nobody)])),
         Effect.flip(classes.insertMany([newClass(owner.id, { inviteCode })]))
       ])
-      assert.deepStrictEqual(
+      deepStrictEqual(
         errors.map(({ _tag }) => _tag),
         [
           "InviteCodeTaken",
@@ -119,11 +120,11 @@ layer(TestLayer, { excludeTestServices: true })("Class", (it) => {
         ownerId: heir.id,
         inviteCode: unique("N")
       })
-      assert.deepStrictEqual([changed.name, changed.ownerId], ["New", heir.id])
-      assert.deepStrictEqual(yield* classes.findById(klass.id), Option.some(changed))
-      assert.deepStrictEqual(yield* classes.deletionImpact(klass.id), { class: 1, conversation: 1 })
+      deepStrictEqual([changed.name, changed.ownerId], ["New", heir.id])
+      deepStrictEqual(yield* classes.findById(klass.id), Option.some(changed))
+      deepStrictEqual(yield* classes.deletionImpact(klass.id), { class: 1, conversation: 1 })
       yield* classes.delete(klass.id)
-      assert.deepStrictEqual(yield* classes.findById(klass.id), Option.none())
+      deepStrictEqual(yield* classes.findById(klass.id), Option.none())
     })
   )
 
@@ -160,7 +161,7 @@ layer(TestLayer, { excludeTestServices: true })("Class", (it) => {
       )
       assert.strictEqual(results.filter(({ created }) => created).length, 1)
       const last = yield* classes.upsert({ ...input, name: "Last" })
-      assert.deepStrictEqual([last.created, last.class.name], [false, "Last"])
+      deepStrictEqual([last.created, last.class.name], [false, "Last"])
     })
   )
 
@@ -197,18 +198,18 @@ layer(TestLayer, { excludeTestServices: true })("Class", (it) => {
                 const expected = order === "oldest-first" ? sorted : sorted.toReversed()
 
                 const forward = yield* pages(owner.id, "next", { limit, order })
-                assert.deepStrictEqual(codes(forward), expected)
+                deepStrictEqual(codes(forward), expected)
                 assert.isUndefined(forward[0]?.previous)
                 assert.strictEqual(forward.length, Math.max(1, Math.ceil(expected.length / limit)))
 
                 const last = forward.at(-1)
                 if (last?.previous !== undefined) {
                   const backward = yield* pages(owner.id, "previous", { limit, cursor: last.previous })
-                  assert.deepStrictEqual(codes([...backward.toReversed(), last]), expected)
+                  deepStrictEqual(codes([...backward.toReversed(), last]), expected)
                   const again = yield* pages(owner.id, "next", { limit, cursor: backward.at(-1)?.next })
-                  assert.deepStrictEqual(codes([...backward.slice(-1), ...again]), expected)
+                  deepStrictEqual(codes([...backward.slice(-1), ...again]), expected)
                 }
-                assert.deepStrictEqual(
+                deepStrictEqual(
                   Array.from(
                     yield* Stream.runCollect(classes.streamByOwner(owner.id)),
                     ({ inviteCode }) => inviteCode
@@ -236,7 +237,7 @@ layer(TestLayer, { excludeTestServices: true })("Class", (it) => {
         const [, twenty] = made
         yield* classes.delete(twenty?.id ?? nothing)
         const rest = yield* pages(owner.id, "next", { limit: 2, cursor: first.next })
-        assert.deepStrictEqual(
+        deepStrictEqual(
           rest.flatMap(({ items }) => items.map(({ name }) => name)),
           ["Class 30", "Class 35", "Class 40", "Class 50"]
         )
@@ -258,9 +259,9 @@ layer(TestLayer, { excludeTestServices: true })("Class", (it) => {
           ({ id }) => classes.delete(id)
         )
         const empty = yield* classes.listByOwner(owner.id, { limit: 2, cursor: first.next })
-        assert.deepStrictEqual([empty.items, empty.next], [[], undefined])
+        deepStrictEqual([empty.items, empty.next], [[], undefined])
         const back = yield* classes.listByOwner(owner.id, { limit: 2, cursor: empty.previous })
-        assert.deepStrictEqual(back.items, first.items)
+        deepStrictEqual(back.items, first.items)
       })
     )
 
@@ -343,7 +344,7 @@ layer(TestLayer, { excludeTestServices: true })("Class", (it) => {
       for (const [operation, effect, allowed] of budget) {
         const sent = yield* statements(effect)
         assert.isTrue(Exit.isSuccess(sent.result), operation)
-        assert.deepStrictEqual([operation, sent.statements, sent.transactions], [operation, allowed, 0])
+        deepStrictEqual([operation, sent.statements, sent.transactions], [operation, allowed, 0])
       }
     })
   )

@@ -1,5 +1,6 @@
 import { PgClient } from "@effect/sql-pg/PgClient"
 import { assert, describe, layer } from "@effect/vitest"
+import { deepStrictEqual } from "@effect/vitest/utils"
 import * as Context from "effect/Context"
 import * as Either from "effect/Either"
 import * as Effect from "effect/Effect"
@@ -60,10 +61,10 @@ layer(TestLayer, { excludeTestServices: true })("Conversation", (it) => {
             Effect.gen(function* () {
               const input = { classId: klass.id, ownerId: owner.id, rawText, crdtState }
               const made = yield* conversations.create(input)
-              assert.deepStrictEqual([made.rawText, made.crdtState], [rawText, crdtState])
-              assert.deepStrictEqual(yield* conversations.findById(made.id), Option.some(made))
+              deepStrictEqual([made.rawText, made.crdtState], [rawText, crdtState])
+              deepStrictEqual(yield* conversations.findById(made.id), Option.some(made))
               const { conversation } = yield* conversations.insertOrGet({ ...input, id: made.id })
-              assert.deepStrictEqual(conversation, made)
+              deepStrictEqual(conversation, made)
             })
           )
       )
@@ -79,7 +80,7 @@ layer(TestLayer, { excludeTestServices: true })("Conversation", (it) => {
       const again = yield* Stream.runCollect(conversations.streamByClass(klass.id))
       const texts = (list: Iterable<Conversation.Conversation>) =>
         Array.from(list, ({ crdtState, rawText }) => JSON.stringify([rawText, crdtState])).sort()
-      assert.deepStrictEqual(texts(again), [...texts(all), ...texts(all)].sort())
+      deepStrictEqual(texts(again), [...texts(all), ...texts(all)].sort())
     })
   )
 
@@ -132,7 +133,7 @@ layer(TestLayer, { excludeTestServices: true })("Conversation", (it) => {
         Effect.flip(conversations.saveCrdtState(nothing, save)),
         Effect.flip(conversations.mergeCrdtState(nothing, () => Effect.succeed(bytes(1))))
       ])
-      assert.deepStrictEqual(
+      deepStrictEqual(
         errors.map(({ _tag }) => _tag),
         [
           "ClassNotFound",
@@ -164,10 +165,7 @@ layer(TestLayer, { excludeTestServices: true })("Conversation", (it) => {
         rawText: "Second",
         crdtState: null
       })
-      assert.deepStrictEqual(
-        [created, conversation.rawText, conversation.crdtState],
-        [false, "Second", bytes(1)]
-      )
+      deepStrictEqual([created, conversation.rawText, conversation.crdtState], [false, "Second", bytes(1)])
       assert.strictEqual(yield* conversations.countByOwner(owner.id), 1)
     })
   )
@@ -185,7 +183,7 @@ layer(TestLayer, { excludeTestServices: true })("Conversation", (it) => {
       const own = yield* conversations.listByOwner(owner.id, { limit: 3 })
       const rest = yield* conversations.listByOwner(owner.id, { limit: 3, cursor: own.next })
       assert.strictEqual(new Set([...own.items, ...rest.items].map(({ id }) => id)).size, 5)
-      assert.deepStrictEqual([rest.items.length, rest.next], [2, undefined])
+      deepStrictEqual([rest.items.length, rest.next], [2, undefined])
       const { items } = yield* conversations.listByClass(klass.id, { order: "newest-first" })
       assert.strictEqual(items.length, 6)
       for (const item of items) {
@@ -208,11 +206,11 @@ layer(TestLayer, { excludeTestServices: true })("Conversation", (it) => {
         const error = yield* Effect.flip(
           conversations.saveCrdtState(conversation.id, { expected: none, state: bytes(2) })
         )
-        assert.deepStrictEqual(
+        deepStrictEqual(
           error._tag === "StaleCrdtState" ? [error.conversationId, error.expected, error.stored] : error,
           [conversation.id, none, first]
         )
-        assert.deepStrictEqual(yield* conversations.crdtState(conversation.id), {
+        deepStrictEqual(yield* conversations.crdtState(conversation.id), {
           state: bytes(1),
           version: first
         })
@@ -253,7 +251,7 @@ layer(TestLayer, { excludeTestServices: true })("Conversation", (it) => {
         yield* conversations.update(conversation.id, { rawText: "Changed" })
         yield* conversations.saveCrdtState(conversation.id, { expected: version, state: bytes(1) })
         const stored = yield* Effect.flatten(conversations.findById(conversation.id))
-        assert.deepStrictEqual([stored.rawText, stored.crdtState], ["Changed", bytes(1)])
+        deepStrictEqual([stored.rawText, stored.crdtState], ["Changed", bytes(1)])
       })
     )
 
@@ -287,9 +285,9 @@ layer(TestLayer, { excludeTestServices: true })("Conversation", (it) => {
         )
         const first = yield* merge
         const second = yield* merge
-        assert.deepStrictEqual([first.statements, first.transactions], [2, 1])
-        assert.deepStrictEqual([second.statements, second.transactions], [1, 1])
-        assert.deepStrictEqual(yield* second.result, yield* first.result)
+        deepStrictEqual([first.statements, first.transactions], [2, 1])
+        deepStrictEqual([second.statements, second.transactions], [1, 1])
+        deepStrictEqual(yield* second.result, yield* first.result)
       })
     )
 
@@ -309,7 +307,7 @@ layer(TestLayer, { excludeTestServices: true })("Conversation", (it) => {
         const expected = new Class.InviteCodeTaken()
         assert.strictEqual((yield* failing(expected))._tag, "InviteCodeTaken")
         assert.strictEqual(yield* failing("broken document"), "broken document")
-        assert.deepStrictEqual(log, ["WARN", "ERROR"])
+        deepStrictEqual(log, ["WARN", "ERROR"])
         const { state } = yield* conversations.crdtState(conversation.id)
         assert.isNull(state)
       })
@@ -343,7 +341,7 @@ layer(TestLayer, { excludeTestServices: true })("Conversation", (it) => {
       )
       const conversations = Context.get(one, Conversation.ConversationRepository)
       const { state } = yield* conversations.crdtState(conversation.id)
-      assert.deepStrictEqual(state, bytes(...updates.keys()))
+      deepStrictEqual(state, bytes(...updates.keys()))
     }).pipe(Effect.scoped)
   )
 
@@ -387,7 +385,7 @@ layer(TestLayer, { excludeTestServices: true })("Conversation", (it) => {
       for (const [operation, effect, allowed] of budget) {
         const sent = yield* statements(effect)
         assert.isTrue(Exit.isSuccess(sent.result), operation)
-        assert.deepStrictEqual([operation, sent.statements, sent.transactions], [operation, ...allowed])
+        deepStrictEqual([operation, sent.statements, sent.transactions], [operation, ...allowed])
       }
       assert.strictEqual(
         yield* Effect.flatMap(User.UserRepository, (users) => Effect.isSuccess(users.delete(owner.id))),

@@ -1,5 +1,6 @@
 import { PgClient } from "@effect/sql-pg/PgClient"
 import { assert, describe, layer } from "@effect/vitest"
+import { deepStrictEqual } from "@effect/vitest/utils"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FastCheck from "effect/FastCheck"
@@ -53,7 +54,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
               Effect.gen(function* () {
                 const stytchMemberId = member === null ? null : `${member}${unique("-")}`
                 const user = yield* users.create(newUser({ displayName, stytchMemberId }))
-                assert.deepStrictEqual(yield* users.findById(user.id), Option.some(user))
+                deepStrictEqual(yield* users.findById(user.id), Option.some(user))
                 assert.strictEqual(user.displayName, displayName)
                 assert.strictEqual(user.stytchMemberId, stytchMemberId)
               })
@@ -69,7 +70,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
         const one = yield* users.create(newUser({ displayName: "  Ada \n", stytchMemberId: "" }))
         const other = yield* users.create(newUser({ stytchMemberId: "  " }))
         assert.strictEqual(one.displayName, "Ada")
-        assert.deepStrictEqual([one.stytchMemberId, other.stytchMemberId], [null, null])
+        deepStrictEqual([one.stytchMemberId, other.stytchMemberId], [null, null])
         const changed = yield* users.update(one.id, { stytchMemberId: "" })
         assert.isNull(changed.stytchMemberId)
       })
@@ -80,7 +81,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
         const users = yield* User.UserRepository
         const longest = "🙂".repeat(100)
         const user = yield* users.create(newUser({ displayName: longest }))
-        assert.deepStrictEqual(
+        deepStrictEqual(
           Option.map(yield* users.findById(user.id), ({ displayName }) => displayName),
           Option.some(longest)
         )
@@ -105,7 +106,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
         assert.strictEqual(sent, 0)
         const error = yield* result
         assert.isTrue(DomainError.isDomainError(error))
-        assert.deepStrictEqual(error._tag === "InvalidInput" ? error.issues : undefined, [
+        deepStrictEqual(error._tag === "InvalidInput" ? error.issues : undefined, [
           { path: "id", message: "must be a UUID in lower case" },
           { path: "email", message: "must be at most 255 characters long, and has 308" },
           {
@@ -138,7 +139,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
         const users = yield* User.UserRepository
         const user = yield* users.create(newUser({ email: " Ünï.Code@Example.ORG " }))
         assert.strictEqual(user.email, "ünï.code@example.org")
-        assert.deepStrictEqual(yield* users.findByEmail("ÜNÏ.CODE@EXAMPLE.ORG"), Option.some(user))
+        deepStrictEqual(yield* users.findByEmail("ÜNÏ.CODE@EXAMPLE.ORG"), Option.some(user))
         const error = yield* Effect.flip(users.create(newUser({ email: "ünï.CODE@example.org" })))
         assert.strictEqual(error._tag, "EmailTaken")
       })
@@ -149,7 +150,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
         const users = yield* User.UserRepository
         const id = yield* legacyUser("Legacy@Example.org")
         const found = yield* Effect.flatten(users.findByEmail("legacy@example.org"))
-        assert.deepStrictEqual([found.id, found.email, found.displayName], [id, "Legacy@Example.org", " "])
+        deepStrictEqual([found.id, found.email, found.displayName], [id, "Legacy@Example.org", " "])
 
         const other = yield* someUser
         const email = "LEGACY@example.org"
@@ -158,18 +159,18 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
           Effect.flip(users.update(other.id, { email })),
           Effect.flip(users.insertMany([newUser({ email })]))
         ])
-        assert.deepStrictEqual(
+        deepStrictEqual(
           errors.map(({ _tag }) => _tag),
           ["EmailTaken", "EmailTaken", "EmailTaken"]
         )
-        assert.deepStrictEqual(yield* users.insertMany([newUser({ email })], { onConflict: "skip" }), {
+        deepStrictEqual(yield* users.insertMany([newUser({ email })], { onConflict: "skip" }), {
           inserted: 0,
           skipped: 1
         })
         const got = yield* users.insertOrGet(newUser({ email }))
-        assert.deepStrictEqual([got.user.id, got.created], [id, false])
+        deepStrictEqual([got.user.id, got.created], [id, false])
         const put = yield* users.upsert(newUser({ email, displayName: "Now trimmed" }))
-        assert.deepStrictEqual([put.user.id, put.user.displayName, put.created], [id, "Now trimmed", false])
+        deepStrictEqual([put.user.id, put.user.displayName, put.created], [id, "Now trimmed", false])
         const own = yield* users.update(id, { email })
         assert.strictEqual(own.email, "legacy@example.org")
       })
@@ -181,10 +182,10 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
       Effect.gen(function* () {
         const users = yield* User.UserRepository
         const user = yield* someUser
-        assert.deepStrictEqual(yield* users.update(user.id, {}), user)
+        deepStrictEqual(yield* users.update(user.id, {}), user)
         const renamed = yield* users.update(user.id, { displayName: "Renamed" })
-        assert.deepStrictEqual(renamed, { ...user, displayName: "Renamed" })
-        assert.deepStrictEqual(yield* users.findById(user.id), Option.some(renamed))
+        deepStrictEqual(renamed, { ...user, displayName: "Renamed" })
+        deepStrictEqual(yield* users.findById(user.id), Option.some(renamed))
       })
     )
 
@@ -201,7 +202,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
           assert.strictEqual(error._tag, "UserNotFound")
           assert.strictEqual(error.message, `there is no user with the id ${nobody}`)
         }
-        assert.deepStrictEqual(yield* users.findById(nobody), Option.none())
+        deepStrictEqual(yield* users.findById(nobody), Option.none())
       })
     )
 
@@ -221,19 +222,16 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
         })
 
         const impact = yield* users.deletionImpact(gone.owner.id)
-        assert.deepStrictEqual(impact, { user: 1, class: 1, conversation: 3 })
+        deepStrictEqual(impact, { user: 1, class: 1, conversation: 3 })
         const before = yield* counts
         yield* users.delete(gone.owner.id)
         const after = yield* counts
-        assert.deepStrictEqual(after, {
+        deepStrictEqual(after, {
           user: before.user - impact.user,
           class: before.class - impact.class,
           conversation: before.conversation - impact.conversation
         })
-        assert.deepStrictEqual(
-          yield* conversations.findById(stays.conversation.id),
-          Option.some(stays.conversation)
-        )
+        deepStrictEqual(yield* conversations.findById(stays.conversation.id), Option.some(stays.conversation))
       })
     )
   })
@@ -252,7 +250,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
           Effect.flip(users.insertOrGet(newUser({ id: user.id }))),
           Effect.flip(users.insertMany([newUser({ id: user.id })]))
         ])
-        assert.deepStrictEqual(
+        deepStrictEqual(
           errors.map(({ _tag }) => _tag),
           ["EmailTaken", "StytchMemberTaken", "IdTaken", "StytchMemberTaken", "IdTaken", "IdTaken"]
         )
@@ -278,7 +276,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
           )
         )
         assert.strictEqual(exits.filter(Exit.isSuccess).length, 1)
-        assert.deepStrictEqual(log, [])
+        deepStrictEqual(log, [])
       })
     )
 
@@ -295,9 +293,9 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
         yield* Effect.flip(Transaction.run(clash, { expected: DomainError.isDomainError })).pipe(
           Effect.provide(logger)
         )
-        assert.deepStrictEqual(log, ["WARN"])
+        deepStrictEqual(log, ["WARN"])
         yield* Effect.flip(Transaction.run(clash)).pipe(Effect.provide(logger))
-        assert.deepStrictEqual(log, ["WARN", "ERROR"])
+        deepStrictEqual(log, ["WARN", "ERROR"])
       })
     )
 
@@ -312,7 +310,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
             return yield* someUser
           })
         )
-        assert.deepStrictEqual(yield* users.findById(kept.id), Option.some(kept))
+        deepStrictEqual(yield* users.findById(kept.id), Option.some(kept))
       })
     )
   })
@@ -340,7 +338,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
               const before = yield* users.insertOrGet(input)
               const other = yield* someUser
               const again = yield* users.insertOrGet({ ...input, displayName: "Again" })
-              assert.deepStrictEqual(again, { user: before.user, created: false })
+              deepStrictEqual(again, { user: before.user, created: false })
               return { ...before, other }
             })
           ),
@@ -349,8 +347,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
         )
         assert.strictEqual(results.filter(({ created }) => created).length, 1)
         assert.strictEqual(new Set(results.map(({ user }) => user.id)).size, 1)
-        for (const { other } of results)
-          assert.deepStrictEqual(yield* users.findById(other.id), Option.some(other))
+        for (const { other } of results) deepStrictEqual(yield* users.findById(other.id), Option.some(other))
       }).pipe(Effect.repeatN(4))
     )
 
@@ -371,7 +368,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
           })
         )
         const late = yield* Fiber.join(fiber)
-        assert.deepStrictEqual(yield* late.result, { user: rival.user, created: false })
+        deepStrictEqual(yield* late.result, { user: rival.user, created: false })
         assert.strictEqual(late.statements, 3)
       })
     )
@@ -415,7 +412,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
           })
         )
         assert.strictEqual(sent.statements, 1)
-        assert.deepStrictEqual(yield* sent.result, [
+        deepStrictEqual(yield* sent.result, [
           ...stored.map((user) => Option.some(user)),
           Option.none(),
           ...stored.map((user) => Option.some(user))
@@ -433,17 +430,41 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
             const ids = uncommitted.map(({ id }) => id)
             const expected = uncommitted.map((user) => Option.some(user))
             const inside = yield* statements(Effect.forEach(ids, users.load, { batching: true }))
-            assert.deepStrictEqual(yield* inside.result, expected)
+            deepStrictEqual(yield* inside.result, expected)
             assert.strictEqual(inside.statements, 1)
             const nested = yield* statements(
               Transaction.run(Effect.forEach(ids, users.load, { batching: true }))
             )
-            assert.deepStrictEqual(yield* nested.result, expected)
+            deepStrictEqual(yield* nested.result, expected)
             assert.strictEqual(nested.statements, 1)
             const elsewhere = yield* apart(Effect.forEach(ids, users.load, { batching: true }))
-            assert.deepStrictEqual(elsewhere, [Option.none(), Option.none(), Option.none()])
+            deepStrictEqual(elsewhere, [Option.none(), Option.none(), Option.none()])
           })
         )
+      })
+    )
+
+    it.effect("answers each of a batch in the transaction that it was made in", () =>
+      Effect.gen(function* () {
+        const users = yield* User.UserRepository
+        const stored = yield* someUser
+        const ofItsOwn = Transaction.run(
+          Effect.gen(function* () {
+            const uncommitted = yield* someUser
+            const [own, other] = yield* Effect.forEach([uncommitted.id, stored.id], users.load, {
+              batching: true
+            })
+            deepStrictEqual([own, other], [Option.some(uncommitted), Option.some(stored)])
+            const [one] = yield* Effect.all([users.load(uncommitted.id)])
+            deepStrictEqual(one, Option.some(uncommitted))
+            return yield* Effect.fail("rolled back" as const)
+          })
+        )
+        const outcomes = yield* Effect.all(
+          [Effect.flip(ofItsOwn), users.load(stored.id), Effect.flip(ofItsOwn), users.load(stored.id)],
+          { batching: true, concurrency: "unbounded" }
+        )
+        deepStrictEqual(outcomes, ["rolled back", Option.some(stored), "rolled back", Option.some(stored)])
       })
     )
 
@@ -463,8 +484,8 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
         const users = yield* User.UserRepository
         const sql = yield* PgClient
         const user = yield* someUser
-        assert.deepStrictEqual(yield* users.findManyById([nobody, user.id]), new Map([[user.id, user]]))
-        assert.deepStrictEqual(yield* users.findManyById([]), new Map())
+        deepStrictEqual(yield* users.findManyById([nobody, user.id]), new Map([[user.id, user]]))
+        deepStrictEqual(yield* users.findManyById([]), new Map())
         const apart = yield* outside
         yield* Transaction.run(
           Effect.gen(function* () {
@@ -487,12 +508,12 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
           for (let n = 0; n < count; n++) yield newUser()
         }
         const none = yield* statements(users.insertMany([]))
-        assert.deepStrictEqual([none.statements, none.transactions], [0, 0])
+        deepStrictEqual([none.statements, none.transactions], [0, 0])
         const one = yield* statements(users.insertMany(many(1000)))
-        assert.deepStrictEqual([one.statements, one.transactions], [1, 0])
+        deepStrictEqual([one.statements, one.transactions], [1, 0])
         const more = yield* statements(users.insertMany(many(2500)))
-        assert.deepStrictEqual([more.statements, more.transactions], [3, 1])
-        assert.deepStrictEqual(yield* more.result, { inserted: 2500, skipped: 0 })
+        deepStrictEqual([more.statements, more.transactions], [3, 1])
+        deepStrictEqual(yield* more.result, { inserted: 2500, skipped: 0 })
         assert.strictEqual(yield* users.count, before + 3500)
       })
     )
@@ -527,8 +548,8 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
           onConflict: "skip",
           batchRows: 3
         })
-        assert.deepStrictEqual(result, { inserted: 2, skipped: 2 })
-        assert.deepStrictEqual(yield* users.findById(taken.id), Option.some(taken))
+        deepStrictEqual(result, { inserted: 2, skipped: 2 })
+        deepStrictEqual(yield* users.findById(taken.id), Option.some(taken))
       })
     )
   })
@@ -572,7 +593,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
       for (const [operation, effect, allowed] of budget) {
         const sent = yield* statements(effect)
         assert.isTrue(Exit.isSuccess(sent.result), operation)
-        assert.deepStrictEqual([operation, sent.statements, sent.transactions], [operation, allowed, 0])
+        deepStrictEqual([operation, sent.statements, sent.transactions], [operation, allowed, 0])
       }
     })
   )
