@@ -19,7 +19,7 @@ import * as Ref from "effect/Ref"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Blocker from "./Blocker.js"
-import type { Table } from "./Catalog.js"
+import type { Relation } from "./Catalog.js"
 import type { Step, StepName } from "./Change.js"
 import * as Fidelity from "./Fidelity.js"
 import * as Lock from "./Lock.js"
@@ -257,7 +257,7 @@ const rollback = (session: Session, error: DatabaseError) =>
 /** A step that does not ask for ACCESS EXCLUSIVE has one good order only: the referenced table first. */
 const isShared = (step: Step) => step.locks.every((lock) => lock.mode !== "ACCESS EXCLUSIVE")
 
-const lockStatements = (step: Step, tables: ReadonlyArray<Table>, way: Way): ReadonlyArray<string> => {
+const lockStatements = (step: Step, tables: ReadonlyArray<Relation>, way: Way): ReadonlyArray<string> => {
   const mode = step.locks[0]?.mode ?? "ACCESS EXCLUSIVE"
   return way === "spin"
     ? [Lock.statement(tables, "SHARE ROW EXCLUSIVE"), spin(Lock.statement(tables, mode, true))]

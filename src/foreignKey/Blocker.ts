@@ -2,7 +2,7 @@
 import type * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
-import type { Table } from "./Catalog.js"
+import type { Relation, Table } from "./Catalog.js"
 import * as Lock from "./Lock.js"
 
 /** A session or a prepared transaction that is in the way. It never says what the session's statement is: that can hold values. */
@@ -66,7 +66,7 @@ export const watch = (
  */
 export const holders = (
   session: Session,
-  locks: ReadonlyArray<{ readonly table: Table; readonly mode: Lock.Mode }>,
+  locks: ReadonlyArray<{ readonly table: Relation | Table; readonly mode: Lock.Mode }>,
   processIds: ReadonlyArray<number>,
   olderThan: number
 ): Effect.Effect<ReadonlyArray<Blocker>, DatabaseError> =>
@@ -85,7 +85,11 @@ export const holders = (
       AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
     ORDER BY coalesce(a.xact_start, x.prepared)`,
     [
-      JSON.stringify(locks.map(({ mode, table }) => ({ relation: table.oid, modes: Lock.conflicts(mode) }))),
+      JSON.stringify(
+        locks.flatMap(({ mode, table }) =>
+          Lock.withPartitions(table).map(({ oid }) => ({ relation: oid, modes: Lock.conflicts(mode) }))
+        )
+      ),
       processIds,
       olderThan
     ]

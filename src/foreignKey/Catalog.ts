@@ -9,12 +9,7 @@ import * as Action from "./Action.js"
 import { label } from "./Sql.js"
 
 /** A table at one end of a foreign key. */
-export interface Table {
-  readonly oid: number
-  readonly schema: string
-  readonly name: string
-  /** `pg_class.relkind`: `r` ordinary, `p` partitioned, `f` foreign. */
-  readonly kind: string
+export interface Table extends Relation {
   /** Whether it is a partition of another table. */
   readonly partition: boolean
   readonly temporary: boolean
@@ -22,6 +17,17 @@ export interface Table {
   readonly extension: string | null
   /** Whether the current role has the rights of its owner. */
   readonly owned: boolean
+  /** Its partitions, those of partitions too, in the order in which PostgreSQL locks them; empty if it is not partitioned. */
+  readonly partitions: ReadonlyArray<Relation>
+}
+
+/** A table's name and kind. */
+export interface Relation {
+  readonly oid: number
+  readonly schema: string
+  readonly name: string
+  /** `pg_class.relkind`: `r` ordinary, `p` partitioned, `f` foreign. */
+  readonly kind: string
 }
 
 /** A foreign key, with everything that a change of it must keep. */
@@ -62,8 +68,8 @@ export const nameOf = (key: Key): string => label(key.referencing.schema, key.re
 
 /** Which keys to read. */
 export interface Filter {
-  /** One table's keys only, by its OID. */
-  readonly table?: number
+  /** The keys of these tables only, by their OIDs. */
+  readonly tables?: ReadonlyArray<number>
   /** Keys of partitions that belong to a key of their partitioned table are left out unless this is true. */
   readonly inherited?: boolean
 }
@@ -74,7 +80,7 @@ export const read = (
   filter: Filter = {}
 ): Effect.Effect<ReadonlyArray<Key>, DatabaseError> =>
   session
-    .query<{ readonly key: string }>(select, [filter.table ?? null, filter.inherited ?? false])
+    .query<{ readonly key: string }>(select, [filter.tables ?? null, filter.inherited ?? false])
     .pipe(Effect.map((rows) => rows.map((row) => decode(JSON.parse(row.key) as Document))))
 
 /** `server_version_num`: 130023 is 13.23. */
@@ -116,7 +122,14 @@ const table = (alias: string) => `(
       WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = t.oid AND d.objsubid = 0
         AND d.refclassid = 'pg_catalog.pg_extension'::regclass AND d.deptype = 'e'
     ),
-    'owned', pg_catalog.pg_has_role(t.relowner, 'USAGE')
+    'owned', pg_catalog.pg_has_role(t.relowner, 'USAGE'),
+    'partitions', CASE WHEN t.relkind <> 'p' THEN '[]' ELSE (
+      SELECT coalesce(jsonb_agg(jsonb_build_object(
+        'oid', c.oid::int8, 'schema', (SELECT s.nspname FROM pg_catalog.pg_namespace s WHERE s.oid = c.relnamespace), 'name', c.relname, 'kind', c.relkind
+      ) ORDER BY q.level, c.oid), '[]')
+      FROM pg_catalog.pg_partition_tree(t.oid) q JOIN pg_catalog.pg_class c ON c.oid = q.relid
+      WHERE q.level > 0
+    ) END
   )
   FROM pg_catalog.pg_class t JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
   WHERE t.oid = ${alias}
@@ -185,7 +198,7 @@ SELECT jsonb_build_object(
 )::text AS key
 FROM pg_catalog.pg_constraint k
 WHERE k.contype = 'f'
-  AND ($1::int8 IS NULL OR k.conrelid = ($1::int8)::oid)
+  AND ($1::int8[] IS NULL OR k.conrelid = ANY (($1::int8[])::oid[]))
   AND ($2::boolean OR k.conparentid = 0)
   AND k.connamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
 ORDER BY k.oid`

@@ -8,6 +8,7 @@ import * as Struct from "effect/Struct"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Action from "./Action.js"
+import { roleOf } from "./Role.js"
 import { literal } from "./Sql.js"
 
 /** What a trigger of a foreign key does. */
@@ -18,7 +19,8 @@ export interface Trigger {
   readonly role: Role
   /** The table it is on (OID). */
   readonly table: number
-  readonly name: string
+  /** Null for a trigger on a partition that follows the one on its partitioned table (15 and later). */
+  readonly name: string | null
   readonly function: string
   readonly deferrable: boolean
   readonly initiallyDeferred: boolean
@@ -96,15 +98,35 @@ export const unsettled = (vector: Vector, comment: string): Vector =>
 
 /** A vector whose triggers have the names that they have in another one. */
 export const withTriggerNames = (vector: Vector, names: Vector): Vector =>
-  mapEntries(vector, (entry, index) => ({
+  mapEntries(vector, (entry) => ({
     ...entry,
     triggers: entry.triggers.map((trigger) => ({
       ...trigger,
       name:
-        names[index]?.triggers.find((other) => other.role === trigger.role && other.table === trigger.table)
-          ?.name ?? trigger.name
+        counterpart(names, entry)?.triggers.find(
+          (other) => other.role === trigger.role && other.table === trigger.table
+        )?.name ?? trigger.name
     }))
   }))
+
+/**
+ * The record of an original, brought up to date with the partitions that were attached or detached since: `current` is the key that took its place, from
+ * which new partitions have inherited.
+ */
+export const reconcile = (recorded: Vector, current: Vector): Vector =>
+  mapEntries(current, (entry, index) => {
+    const known = index === 0 ? recorded[0] : counterpart(recorded, entry)
+    return (
+      known ?? {
+        ...entry,
+        constraint: { ...entry.constraint, condeferred: recorded[0].constraint["condeferred"] },
+        triggers: entry.triggers.map((trigger) => ({
+          ...trigger,
+          initiallyDeferred: trigger.deferrable && recorded[0].constraint["condeferred"] === true
+        }))
+      }
+    )
+  })
 
 /** The fields in which two vectors differ, OIDs of the constraints themselves aside. */
 export const compare = (expected: Vector, actual: Vector): ReadonlyArray<Difference> =>
@@ -146,6 +168,14 @@ const mapEntries = (vector: Vector, change: (entry: Entry, index: number) => Ent
 export const withoutOids = (vector: ReadonlyArray<Entry>): ReadonlyArray<Omit<Entry, "oid">> =>
   vector.map((entry) => Struct.omit(entry, "oid"))
 
+/** The entry for the same two tables. */
+const counterpart = (vector: Vector, entry: Entry) =>
+  vector.find(
+    (other) =>
+      other.constraint["conrelid"] === entry.constraint["conrelid"] &&
+      other.constraint["confrelid"] === entry.constraint["confrelid"]
+  )
+
 const differences = (field: string, expected: unknown, actual: unknown): ReadonlyArray<Difference> => {
   if (isRecord(expected) && isRecord(actual)) {
     const names = new Set([...Object.keys(expected), ...Object.keys(actual)])
@@ -160,24 +190,28 @@ const isRecord = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null
 
 /**
- * The vector of one key, as an SQL expression of type jsonb. Left out: OIDs of constraints and triggers (a new key has new ones),
- * and connoinherit of partitions' rows, which depends on whether they were attached or made by recursion (13 to 17).
+ * The vector of one key, as an SQL expression of type jsonb. Left out, because a new key cannot be made to have the same: OIDs of constraints and triggers;
+ * connoinherit of partitions' rows, which depends on whether they were attached or made by recursion (13 to 17); convalidated of the rows for
+ * partitions of the referenced table, which VALIDATE leaves alone (13 to 17) and nothing reads; names of triggers that are renamed together with the one
+ * of their partitioned table (15 and later).
  */
 const expression = (table: number, name: string) => `
 SELECT jsonb_agg(v.entry ORDER BY v.depth, v.conrelid, v.confrelid)
 FROM (
-  WITH RECURSIVE tree (oid, conrelid, confrelid, depth, parent) AS (
-    SELECT k.oid, k.conrelid, k.confrelid, 0, NULL::jsonb
+  WITH RECURSIVE tree (oid, conrelid, confrelid, depth, parent, referenced) AS (
+    SELECT k.oid, k.conrelid, k.confrelid, 0, NULL::jsonb, false
     FROM pg_catalog.pg_constraint k
     WHERE k.conrelid = ${table}::oid AND k.conname = ${literal(name)} AND k.contype = 'f'
     UNION ALL
-    SELECT k.oid, k.conrelid, k.confrelid, t.depth + 1, jsonb_build_array(t.conrelid::int8, t.confrelid::int8)
+    SELECT k.oid, k.conrelid, k.confrelid, t.depth + 1, jsonb_build_array(t.conrelid::int8, t.confrelid::int8), k.conrelid = t.conrelid
     FROM pg_catalog.pg_constraint k JOIN tree t ON k.conparentid = t.oid
   )
   SELECT t.depth, t.conrelid, t.confrelid, jsonb_build_object(
     'oid', t.oid::int8,
     'parent', t.parent,
-    'constraint', (to_jsonb(k) - '{oid,conparentid}'::text[]) - CASE WHEN t.depth = 0 THEN '' ELSE 'connoinherit' END,
+    'constraint', to_jsonb(k) - '{oid,conparentid}'::text[]
+      - CASE WHEN t.depth = 0 THEN '' ELSE 'connoinherit' END
+      - CASE WHEN t.referenced AND current_setting('server_version_num')::int < 180000 THEN 'convalidated' ELSE '' END,
     'comment', pg_catalog.obj_description(k.oid, 'pg_constraint'),
     'dependencies', (
       SELECT jsonb_agg(jsonb_build_array(d.refclassid::int8, d.refobjid::int8, d.refobjsubid, d.deptype)
@@ -189,7 +223,7 @@ FROM (
     'triggers', (
       SELECT coalesce(jsonb_agg(jsonb_build_object(
         'role', ${roleOf("p.proname")},
-        'table', g.tgrelid::int8, 'name', g.tgname, 'function', p.proname, 'type', g.tgtype, 'enabled', g.tgenabled,
+        'table', g.tgrelid::int8, 'name', CASE WHEN g.tgparentid = 0 THEN g.tgname END, 'function', p.proname, 'type', g.tgtype, 'enabled', g.tgenabled,
         'deferrable', g.tgdeferrable, 'initiallyDeferred', g.tginitdeferred, 'internal', g.tgisinternal,
         'otherTable', g.tgconstrrelid::int8, 'index', g.tgconstrindid::int8
       ) ORDER BY g.tgrelid, ${roleOf("p.proname")}), '[]')
@@ -199,10 +233,3 @@ FROM (
   ) AS entry
   FROM tree t JOIN pg_catalog.pg_constraint k ON k.oid = t.oid
 ) v`
-
-/** The role of a trigger, from the name of its function, as an SQL expression. */
-export function roleOf(functionName: string): string {
-  return `CASE WHEN ${functionName} = 'RI_FKey_check_ins' THEN 'checkInsert'
-    WHEN ${functionName} = 'RI_FKey_check_upd' THEN 'checkUpdate'
-    WHEN ${functionName} LIKE '%\\_del' THEN 'delete' ELSE 'update' END`
-}

@@ -1,6 +1,6 @@
 /** PostgreSQL's table locks (chapter "Explicit Locking"). */
 import { qualified } from "./Sql.js"
-import type { Table } from "./Catalog.js"
+import type { Relation, Table } from "./Catalog.js"
 
 /** The modes above ACCESS SHARE that a change of a foreign key takes. */
 export type Mode = "ROW SHARE" | "SHARE UPDATE EXCLUSIVE" | "SHARE ROW EXCLUSIVE" | "ACCESS EXCLUSIVE"
@@ -37,9 +37,13 @@ export const blocks = (mode: Mode): string => effects[mode].blocks
 /**
  * LOCK TABLE, in the order given. A partitioned table is locked with its partitions; a table that others inherit from is locked alone.
  */
-export const statement = (tables: ReadonlyArray<Table>, mode: Mode, noWait = false): string =>
+export const statement = (tables: ReadonlyArray<Relation>, mode: Mode, noWait = false): string =>
   `LOCK TABLE ${tables.map(target).join(", ")} IN ${mode} MODE${noWait ? " NOWAIT" : ""}`
 
 /** A table as ALTER TABLE and LOCK TABLE name it: with ONLY, unless it is partitioned. */
-export const target = (relation: Table): string =>
+export const target = (relation: Relation): string =>
   relation.kind === "p" ? qualified(relation) : `ONLY ${qualified(relation)}`
+
+/** A table and, if it is known to have some, its partitions. */
+export const withPartitions = (relation: Relation | Table): ReadonlyArray<Relation> =>
+  "partitions" in relation ? [relation, ...relation.partitions] : [relation]

@@ -11,8 +11,8 @@ export interface Marker {
   readonly constraint: string
   readonly from: Target
   readonly to: Target
-  /** The original when the change began, comment and names of triggers included. */
-  readonly original: Fidelity.Vector
+  /** The original when the change began, comment and names of triggers included. The parts of a partitioned table's key do without it. */
+  readonly original?: Fidelity.Vector
 }
 
 const prefix = "promptgrimoire-db is changing a foreign key here, rerun it to finish: "

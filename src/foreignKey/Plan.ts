@@ -24,22 +24,29 @@ export interface PlannedStep {
 /** The steps of one change from its beginning. */
 export const steps = (change: Change.Change): ReadonlyArray<PlannedStep> => {
   const { key, original, target } = change
+  const places = Change.places(change)
+  const leaves = Change.isLeafwise(change)
+    ? []
+    : key.referencing.partitions.filter((partition) => partition.kind !== "p")
   const always = [
-    Change.add(change),
-    ...(key.validated && key.enforced ? [Change.validate(change)] : []),
+    ...places.map((place) => Change.add(change, place)),
+    ...(key.validated && key.enforced
+      ? [...leaves, ...places].map((place) => Change.validate(change, place))
+      : []),
     Change.swap(change, original)
   ]
-  const contended = Change.isSelfReference(key)
-    ? []
-    : [
-        ...(Action.raises(target.action)
-          ? []
-          : [Change.switchTriggers(change, "delete", Name.temporary(key.name), key.name)]),
-        Change.switchNames(change, original),
-        Change.switchTriggers(change, "delete", key.name, Name.aside(key.name)),
-        Change.switchTriggers(change, "update", key.name, Name.aside(key.name)),
-        Change.dropOriginal(change)
-      ]
+  const contended =
+    Change.isSelfReference(key) || Change.isLeafwise(change)
+      ? []
+      : [
+          ...(Action.raises(target.action)
+            ? []
+            : [Change.switchTriggers(change, "delete", Name.temporary(key.name), key.name)]),
+          Change.switchNames(change, original),
+          Change.switchTriggers(change, "delete", key.name, Name.aside(key.name)),
+          Change.switchTriggers(change, "update", key.name, Name.aside(key.name)),
+          Change.dropOriginal(change)
+        ]
   const last = Change.needsSettling(original) ? [Change.settle(change)] : []
   return [
     ...always.map((step) => planned(key, step, "always")),
@@ -64,10 +71,9 @@ const planned = (key: Key, step: Change.Step, when: PlannedStep["when"]): Planne
     step: step.name,
     when,
     sql: ["BEGIN", ...lock, ...step.statements, "COMMIT"],
-    locks: step.locks.map((lock) => ({
-      relation: label(lock.table.schema, lock.table.name),
-      mode: lock.mode
-    })),
+    locks: step.locks.flatMap(({ mode, table }) =>
+      Lock.withPartitions(table).map(({ name, schema }) => ({ relation: label(schema, name), mode }))
+    ),
     blocks: `${Lock.blocks(mode)}${step.name === "validate" ? ", while the rows are checked" : ", for milliseconds"}`
   }
 }

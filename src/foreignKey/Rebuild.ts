@@ -91,7 +91,8 @@ export const converge = (bench: Attempt.Bench, task: Task): Effect.Effect<boolea
   Effect.gen(function* () {
     let changed = false
     // Each round makes progress or finds that somebody else did; the limit only ends a quarrel with another program.
-    for (let round = 0; round < 100; round++) {
+    const rounds = 100 + 10 * task.key.referencing.partitions.length
+    for (let round = 0; round < rounds; round++) {
       const next = yield* decide(bench.session, task)
       if (next === undefined) return changed
       changed = true
@@ -107,11 +108,14 @@ export const converge = (bench: Attempt.Bench, task: Task): Effect.Effect<boolea
 // internal
 // -----------------------------------------------------------------------------
 
-/** What to do next. `current` is the vector of the key that has the original's name now. */
+/** What to do next, and to which table. `current` is the vector of the key that has the original's name now. */
 interface Next {
   readonly does: "add" | "validate" | "swap" | "finish" | "settle" | "drop-temporary"
   readonly change: Change.Change
   readonly current: Fidelity.Vector
+  readonly at: Catalog.Relation
+  /** The constraint to validate. */
+  readonly name: string
 }
 
 const decide = (
@@ -119,40 +123,78 @@ const decide = (
   task: Task
 ): Effect.Effect<Next | undefined, DatabaseError | Disappeared | RecordLost> =>
   Effect.gen(function* () {
-    const { key: was, target } = task
-    const keys = yield* Catalog.read(session, { table: was.referencing.oid })
-    const find = (name: string) => keys.find((key) => key.name === name)
-    const key = find(was.name)
+    const { key: was, target, version } = task
+    const found = yield* Catalog.read(session, { tables: [was.referencing.oid] })
+    const key = found.find(({ name }) => name === was.name)
     const current = yield* Fidelity.read(session, was.referencing.oid, was.name)
     if (key === undefined || current === undefined) {
       return yield* new Disappeared({ constraint: Catalog.nameOf(was) })
     }
-    const temporary = find(Name.temporary(key.name))
-    const aside = find(Name.aside(key.name))
-    const recorded = Marker.decode((temporary ?? key).comment)?.original
-    const next = (does: Next["does"], original: Fidelity.Vector, to = target): Next => ({
+    const aside = found.find(({ name }) => name === Name.aside(key.name))
+    const places = Change.places({ key, version })
+    const keys = Change.isLeafwise({ key, version })
+      ? yield* Catalog.read(session, { tables: places.map(({ oid }) => oid) })
+      : found
+    const temporaryAt = (place: Catalog.Relation) =>
+      keys.find(({ name, referencing }) => name === Name.temporary(key.name) && referencing.oid === place.oid)
+    const temporaries = places.flatMap((place) => temporaryAt(place) ?? [])
+    const recorded = Marker.decode((temporaries[0] ?? key).comment)?.original
+    const next = (
+      does: Next["does"],
+      original: Fidelity.Vector,
+      at: Catalog.Relation = key.referencing,
+      to = target
+    ): Next => ({
       does,
-      change: { key, target: to, original, version: task.version },
-      current
+      change: { key, target: to, original, version },
+      current,
+      at,
+      name: Name.temporary(key.name)
     })
 
     if (aside !== undefined) {
       return recorded === undefined
         ? yield* new RecordLost({ constraint: Catalog.nameOf(key), aside: Catalog.nameOf(aside) })
-        : next("finish", recorded, Target.of(key))
+        : next("finish", Fidelity.reconcile(recorded, current), undefined, Target.of(key))
     }
-    if (temporary === undefined && recorded !== undefined && Change.needsSettling(recorded)) {
-      return next("settle", recorded, Target.of(key))
-    }
-    if (temporary === undefined) {
-      return Target.equals(Target.of(key), target) ? undefined : next("add", current)
+    if (temporaries.length === 0) {
+      if (recorded !== undefined && Change.needsSettling(recorded)) {
+        return next("settle", Fidelity.reconcile(recorded, current), undefined, Target.of(key))
+      }
+      if (Target.equals(Target.of(key), target)) return undefined
     }
     // The names of the original's triggers may have been exchanged already; everything else it may have gained since counts as it is now.
     const original = recorded === undefined ? current : Fidelity.withTriggerNames(current, recorded)
-    if (!Target.equals(Target.of(temporary), target) || !fits(key, temporary)) {
-      return next("drop-temporary", original)
+    const wrong = temporaries.find(
+      (temporary) =>
+        Target.equals(Target.of(key), target) ||
+        !Target.equals(Target.of(temporary), target) ||
+        !fits(key, temporary)
+    )
+    if (wrong !== undefined) return next("drop-temporary", original, wrong.referencing)
+    const missing = places.find((place) => temporaryAt(place) === undefined)
+    if (missing !== undefined) return next("add", original, missing)
+    const unchecked = temporaries.find(({ validated }) => key.validated && !validated)
+    if (unchecked === undefined) return next("swap", original)
+    const part = yield* uncheckedPartition(session, unchecked)
+    return {
+      ...next("validate", original, part?.at ?? unchecked.referencing),
+      name: part?.name ?? unchecked.name
     }
-    return next(key.validated && !temporary.validated ? "validate" : "swap", original)
+  })
+
+/** The first partition whose part of a partitioned table's key is not valid yet (18 and later). */
+const uncheckedPartition = (session: Session, { name, referencing }: Catalog.Key) =>
+  Effect.map(Fidelity.read(session, referencing.oid, name), (vector) => {
+    for (const { constraint } of vector ?? []) {
+      const at = referencing.partitions.find(
+        ({ kind, oid }) => kind !== "p" && oid === Number(constraint["conrelid"])
+      )
+      if (at !== undefined && constraint["convalidated"] === false) {
+        return { at, name: String(constraint["conname"]) }
+      }
+    }
+    return undefined
   })
 
 /** Whether a temporary key found in the catalogs is still the one that this original needs. */
@@ -177,31 +219,31 @@ type Run = (
 const perform = (
   bench: Attempt.Bench,
   task: Task,
-  { change, current, does }: Next
+  { at, change, current, does, name }: Next
 ): Effect.Effect<void, Failure | Lost> => {
   const expected = does === "settle" ? Change.goal(change) : Change.almost(change)
   const run: Run = (step, options) => reported(task, step, Attempt.run(bench, step, { ...options, expected }))
-  const validate = Change.validate(change)
+  const validate = Change.validate(change, at, name)
   const ways: { readonly [Does in Next["does"]]: () => Effect.Effect<void, Failure | Lost> } = {
-    add: () => Effect.zipRight(run(Change.add(change)), overlap(bench, task)),
+    add: () => Effect.zipRight(run(Change.add(change, at)), overlap(bench, task, at)),
     validate: () =>
       reported(task, validate, Attempt.runBesideWrites(bench, validate)).pipe(
         Effect.catchIf(isViolation, () =>
           Effect.zipRight(
-            run(Change.dropTemporary(change)),
+            giveUp(bench.session, run, change),
             new RowsViolate({ constraint: Catalog.nameOf(change.key) })
           )
         )
       ),
     swap: () =>
-      Change.isSelfReference(change.key)
+      Change.isSelfReference(change.key) || Change.isLeafwise(change)
         ? run(Change.swap(change, current))
         : run(Change.swap(change, current), { maxTries: task.swapTries }).pipe(
             Effect.catchTag("TriesExhausted", () => stepAside(bench, run, change))
           ),
     finish: () => finish(run, change),
     settle: () => Effect.zipRight(oldTransactions(bench, task), run(Change.settle(change))),
-    "drop-temporary": () => run(Change.dropTemporary(change))
+    "drop-temporary": () => run(Change.dropTemporary(change, at))
   }
   return ways[does]()
 }
@@ -232,6 +274,16 @@ const finish = (run: Run, change: Change.Change) =>
     yield* run(Change.dropOriginal(change))
   })
 
+/** Drops the temporary key wherever it is. */
+const giveUp = (session: Session, run: Run, change: Change.Change) =>
+  Effect.gen(function* () {
+    const places = Change.places(change)
+    const keys = yield* Catalog.read(session, { tables: places.map(({ oid }) => oid) })
+    for (const { name, referencing } of keys) {
+      if (name === Name.temporary(change.key.name)) yield* run(Change.dropTemporary(change, referencing))
+    }
+  })
+
 /** Waits, for a limited time, until every transaction has ended that was running when this was called. */
 const oldTransactions = (bench: Attempt.Bench, task: Task) =>
   Effect.gen(function* () {
@@ -256,17 +308,17 @@ const oldTransactions = (bench: Attempt.Bench, task: Task) =>
 const isViolation = (error: { readonly _tag: string }): boolean =>
   DatabaseError.is(error) && error.reason._tag === "ForeignKeyViolation"
 
-const overlap = (bench: Attempt.Bench, task: Task) =>
+const overlap = (bench: Attempt.Bench, task: Task, at: Catalog.Relation) =>
   Effect.gen(function* () {
     const { key, target } = task
-    const deleteTrigger = (name: string) =>
+    const deleteTrigger = (table: Catalog.Relation, name: string) =>
       Effect.map(
-        Fidelity.read(bench.session, key.referencing.oid, name),
+        Fidelity.read(bench.session, table.oid, name),
         (vector) => vector?.[0].triggers.find((trigger) => trigger.role === "delete")?.name
       )
-    const original = yield* deleteTrigger(key.name)
-    const temporary = yield* deleteTrigger(Name.temporary(key.name))
-    if (original !== undefined && temporary !== undefined) {
+    const original = yield* deleteTrigger(key.referencing, key.name)
+    const temporary = yield* deleteTrigger(at, Name.temporary(key.name))
+    if (typeof original === "string" && typeof temporary === "string") {
       yield* task.onOverlap(temporary < original ? target.action : key.onDelete)
     }
   })

@@ -19,7 +19,7 @@ export interface Refusal {
     | "foreign-table"
     | "temporary-table"
     | "extension"
-    | "partitioned"
+    | "row-movement"
     | "privileges"
     | "catalog-disagrees"
     | "trigger-state"
@@ -89,6 +89,8 @@ export interface Evidence {
   readonly rights: Rights
   readonly missing: ReadonlyArray<string>
   readonly version: number
+  /** The caller knows that no UPDATE moves rows of a partitioned referenced table (13 and 14). */
+  readonly allowRowMovement: boolean
 }
 
 /** Every reason not to change this key; none means that it can be changed. */
@@ -113,9 +115,23 @@ export const all = (evidence: Evidence): ReadonlyArray<Refusal> => {
         `${name} belongs to extension ${table.extension}, whose updates rely on its definition`
       )
     }
-    if (table.kind === "p") {
-      refuse("partitioned", `${name} is partitioned, which is not supported yet`)
+    for (const partition of table.partitions.filter(({ kind }) => kind === "f")) {
+      refuse("foreign-table", `partition ${label(partition.schema, partition.name)} is a foreign table`)
     }
+  }
+  if (
+    version < 150_000 &&
+    key.referenced.kind === "p" &&
+    !Action.raises(target.action) &&
+    !evidence.allowRowMovement
+  ) {
+    refuse(
+      "row-movement",
+      `PostgreSQL before 15 carries out ON DELETE when an UPDATE moves a row of ${label(
+        key.referenced.schema,
+        key.referenced.name
+      )} to another partition, also with ON UPDATE CASCADE; allow it if that never happens`
+    )
   }
   if (missing.length > 0) {
     refuse("privileges", `role ${label(rights.role)} lacks ${missing.join(", ")}`)

@@ -57,6 +57,11 @@ export interface PlanOptions {
   readonly onDelete: Action.Action
   /** Limits SET NULL or SET DEFAULT to these columns (PostgreSQL 15 and later). */
   readonly onDeleteColumns?: ReadonlyArray<string> | undefined
+  /**
+   * PostgreSQL 13 and 14 carry out ON DELETE when an UPDATE moves a referenced row to another partition, so keys to partitioned tables are refused
+   * there, unless this says that no UPDATE does that.
+   */
+  readonly allowRowMovement?: boolean | undefined
 }
 
 /** How to change it. */
@@ -227,7 +232,8 @@ const isOriginal = (key: Catalog.Key, keys: ReadonlyArray<Catalog.Key>) =>
 const originalOf = (ours: Catalog.Key, keys: ReadonlyArray<Catalog.Key>) =>
   keys.find(
     (key) =>
-      key.referencing.oid === ours.referencing.oid &&
+      (key.referencing.oid === ours.referencing.oid ||
+        key.referencing.partitions.some(({ oid }) => oid === ours.referencing.oid)) &&
       (Name.temporary(key.name) === ours.name || Name.aside(key.name) === ours.name)
   )
 
@@ -307,6 +313,7 @@ const select = (
           version,
           rights,
           missing,
+          allowRowMovement: options.allowRowMovement ?? false,
           problems: problems.filter((problem) => problem.constraint === key.oid),
           siblings: keys.filter((other) => other.referencing.oid === key.referencing.oid)
         })

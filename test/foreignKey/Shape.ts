@@ -26,6 +26,9 @@ export interface Shape {
   readonly triggers: "origin" | "disabled" | "always" | "replica"
   readonly inheritance: boolean
   readonly generatedName: boolean
+  /** How the referencing table is cut; `leaf only` means that one partition has the key, the others do not. */
+  readonly referencingParts: "none" | "partitioned" | "two levels" | "leaf only"
+  readonly referencedParts: "none" | "partitioned" | "two levels"
 }
 
 const awkward = FastCheck.constantFrom(
@@ -58,8 +61,8 @@ const text = FastCheck.string({ unit: "grapheme", minLength: 1, maxLength: 15 })
 )
 
 /** At most 63 bytes, as the server keeps them, and not the same for two indexes. */
-const unique = (name: string, index: number) => {
-  const suffix = `_${index}`
+const unique = (name: string, index: number, part = "") => {
+  const suffix = `${part === "" ? "" : `_${part}`}_${index}`
   let kept = name
   while (Buffer.byteLength(kept) > 63 - suffix.length) kept = Array.from(kept).slice(0, -1).join("")
   return kept + suffix
@@ -117,8 +120,30 @@ export const arbitrary = (version: number): FastCheck.Arbitrary<Shape> =>
       "replica"
     ),
     inheritance: FastCheck.boolean(),
-    generatedName: FastCheck.boolean()
-  })
+    generatedName: FastCheck.boolean(),
+    referencingParts: FastCheck.constantFrom<Shape["referencingParts"]>(
+      "none",
+      "none",
+      "partitioned",
+      "two levels",
+      "leaf only"
+    ),
+    referencedParts: FastCheck.constantFrom<Shape["referencedParts"]>(
+      "none",
+      "none",
+      "partitioned",
+      "two levels"
+    )
+  }).filter(
+    (shape) =>
+      !(isCut(shape) && shape.inheritance) &&
+      !(isCut(shape) && shape.state === "not valid" && version < 180_000) &&
+      !(shape.selfReference && shape.referencingParts !== "none")
+  )
+
+/** Whether the table that has the key is partitioned. */
+const isCut = (shape: Shape) =>
+  shape.selfReference ? shape.referencedParts !== "none" : shape.referencingParts !== "none"
 
 /** The shape with names that are valid and its own. */
 export const numbered = (shape: Shape, index: number): Shape => ({
@@ -135,15 +160,51 @@ export const numbered = (shape: Shape, index: number): Shape => ({
 /** Where the key is. */
 export const key = (shape: Shape) => ({
   schema: shape.selfReference ? shape.schemas[1] : shape.schemas[0],
-  table: shape.selfReference ? shape.referenced : shape.referencing,
+  table: shape.selfReference
+    ? shape.referenced
+    : shape.referencingParts === "leaf only"
+      ? partName(shape.referencing, "low")
+      : shape.referencing,
   name: shape.name
 })
+
+const partName = (table: string, part: string) => unique(table, Number(/\d+$/.exec(table)?.[0] ?? 0), part)
+
+/** Partitions by the first column: below 10, the rest, which is cut again for two levels, and a default one. */
+const parts = (
+  cut: Shape["referencingParts"],
+  schema: string,
+  table: string,
+  column: string
+): ReadonlyArray<string> => {
+  const part = (name: string, of: string, bounds: string, cutAgain = "") =>
+    `CREATE TABLE ${qualified({ schema, name: partName(table, name) })} PARTITION OF ${qualified({ schema, name: of })} ${bounds} ${cutAgain}`
+  return cut === "none"
+    ? []
+    : [
+        part("low", table, "FOR VALUES FROM (MINVALUE) TO (10)"),
+        ...(cut === "two levels"
+          ? [
+              part(
+                "high",
+                table,
+                "FOR VALUES FROM (10) TO (100)",
+                `PARTITION BY RANGE (${identifier(column)})`
+              ),
+              part("highest", partName(table, "high"), "FOR VALUES FROM (50) TO (100)"),
+              part("rest", partName(table, "high"), "DEFAULT")
+            ]
+          : [part("high", table, "FOR VALUES FROM (10) TO (100)")]),
+        part("other", table, "DEFAULT")
+      ]
+}
 
 /** The statements that create the tables and the key. */
 export const create = (shape: Shape): ReadonlyArray<string> => {
   const parent = qualified({ schema: shape.schemas[1], name: shape.referenced })
   const { name, schema, table } = key(shape)
   const child = qualified({ schema, name: table })
+  const whole = qualified({ schema, name: shape.referencing })
   const parentColumns = shape.columns.map(([, column]) => column)
   const childColumns = shape.columns.map(([column]) => column)
   const keyColumns = identifiers(shape.reversedKey ? parentColumns.toReversed() : parentColumns)
@@ -162,11 +223,20 @@ export const create = (shape: Shape): ReadonlyArray<string> => {
   const target = `ALTER TABLE ${child}`
   return [
     'CREATE SCHEMA IF NOT EXISTS "Other ""schema"""',
-    `CREATE TABLE ${parent} (${declare(shape.selfReference ? [...parentColumns, ...childColumns] : parentColumns)})`,
+    `CREATE TABLE ${parent} (${declare(shape.selfReference ? [...parentColumns, ...childColumns] : parentColumns)})${cut(
+      shape.referencedParts,
+      parentColumns
+    )}`,
+    ...parts(shape.referencedParts, shape.schemas[1], shape.referenced, parentColumns[0] ?? ""),
     ...keys,
-    ...(shape.selfReference ? [] : [`CREATE TABLE ${child} (${declare(childColumns)})`]),
+    ...(shape.selfReference
+      ? []
+      : [
+          `CREATE TABLE ${whole} (${declare(childColumns)})${cut(shape.referencingParts, childColumns)}`,
+          ...parts(shape.referencingParts, schema, shape.referencing, childColumns[0] ?? "")
+        ]),
     `INSERT INTO ${parent} (${identifiers(parentColumns)}) VALUES (${parentColumns.map(() => "1").join(", ")})`,
-    ...(shape.selfReference ? [] : [`INSERT INTO ${child} DEFAULT VALUES`]),
+    ...(shape.selfReference ? [] : [`INSERT INTO ${whole} DEFAULT VALUES`]),
     `${target} ADD ${shape.generatedName ? "" : `CONSTRAINT ${identifier(name)} `}FOREIGN KEY (${identifiers(
       childColumns
     )}) REFERENCES ${parent} (${identifiers(parentColumns)})${shape.matchFull ? " MATCH FULL" : ""} ON UPDATE ${sql(
@@ -177,7 +247,8 @@ export const create = (shape: Shape): ReadonlyArray<string> => {
     ...(shape.generatedName
       ? [
           `DO ${literal(`DECLARE generated text := (
-            SELECT conname FROM pg_constraint WHERE conrelid = ${literal(child)}::regclass AND contype = 'f'
+            SELECT conname FROM pg_constraint
+            WHERE conrelid = ${literal(child)}::regclass AND contype = 'f' AND conparentid = 0
           );
           BEGIN EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', ${literal(child)}, generated, ${literal(name)}); END`)}`
         ]
@@ -194,6 +265,9 @@ export const create = (shape: Shape): ReadonlyArray<string> => {
   ]
 }
 
+const cut = (parts: Shape["referencingParts"], columns: ReadonlyArray<string>) =>
+  parts === "none" ? "" : ` PARTITION BY RANGE (${identifiers(columns.slice(0, 1))})`
+
 const triggerStates = (shape: Shape, child: string) => {
   const clause =
     shape.triggers === "disabled"
@@ -204,9 +278,12 @@ const triggerStates = (shape: Shape, child: string) => {
   return `DO ${literal(`DECLARE r record;
     BEGIN
       FOR r IN SELECT tgrelid::regclass AS relation, tgname FROM pg_trigger
-        WHERE tgconstraint = (SELECT oid FROM pg_constraint WHERE conrelid = ${literal(child)}::regclass AND contype = 'f')
+        WHERE tgconstraint IN (
+          SELECT k.oid FROM pg_constraint k JOIN pg_partition_tree(${literal(child)}::regclass) q ON q.relid = k.conrelid
+          WHERE k.contype = 'f'
+        )
       LOOP
-        EXECUTE format('ALTER TABLE %s ${clause} TRIGGER %I', r.relation, r.tgname);
+        EXECUTE format('ALTER TABLE ONLY %s ${clause} TRIGGER %I', r.relation, r.tgname);
       END LOOP;
     END`)}`
 }

@@ -1,0 +1,152 @@
+/**
+ * PL/pgSQL fragments that give the rows and triggers of one key what they should have. A key of partitioned tables is a tree of constraints, whose
+ * generated names a statement cannot know in advance, so these read the catalogs while they run, under the locks of their step.
+ */
+import type * as Fidelity from "./Fidelity.js"
+import { block, literal } from "./Sql.js"
+import { roleOf } from "./Role.js"
+
+/** A constraint by the table it is on and its name. */
+export interface Place {
+  readonly table: number
+  readonly name: string
+}
+
+/** An anonymous block of fragments, each of which may use the variables `vector jsonb` and `r record`. */
+export const guard = (...fragments: ReadonlyArray<string>): string =>
+  block(`DECLARE
+  vector jsonb;
+  r record;
+BEGIN
+  ${fragments.join("\n  ")}
+END`)
+
+/** Names and comments of the constraints below the topmost one, as a vector has them. */
+export const restoreRows = (place: Place, vector: Fidelity.Vector): ReadonlyArray<string> => {
+  const [, ...rest] = vector
+  if (rest.length === 0) return []
+  const wanted = recordset(
+    rest.map(({ comment, constraint }) => ({
+      relation: constraint["conrelid"],
+      referenced: constraint["confrelid"],
+      name: constraint["conname"],
+      comment
+    })),
+    "relation oid, referenced oid, name text, comment text"
+  )
+  const rows = `${rowsOf(place)} k JOIN ${wanted} ON w.relation = k.conrelid AND w.referenced = k.confrelid`
+  return [
+    guard(`FOR r IN
+    SELECT k.conrelid::regclass AS relation, k.conname, w.name FROM ${rows}
+    WHERE k.depth > 0 AND k.conname <> w.name
+  LOOP
+    EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', r.relation, r.conname, r.name);
+  END LOOP;`),
+    guard(`FOR r IN
+    SELECT k.conrelid::regclass AS relation, k.conname, w.comment FROM ${rows}
+    WHERE k.depth > 0 AND pg_catalog.obj_description(k.oid, 'pg_constraint') IS DISTINCT FROM w.comment
+  LOOP
+    EXECUTE format('COMMENT ON CONSTRAINT %I ON %s IS %L', r.conname, r.relation, r.comment);
+  END LOOP;`)
+  ]
+}
+
+/** New names for the constraints below the topmost one: each gets the one that `names` pairs it with. */
+export const renameRows = (
+  place: Place,
+  names: ReadonlyArray<{ readonly relation: unknown; readonly referenced: unknown; readonly name: string }>
+): ReadonlyArray<string> =>
+  names.length === 0
+    ? []
+    : [
+        guard(`FOR r IN
+    SELECT k.conrelid::regclass AS relation, k.conname, w.name
+    FROM ${rowsOf(place)} k
+    JOIN ${recordset(names, "relation oid, referenced oid, name text")} ON w.relation = k.conrelid AND w.referenced = k.confrelid
+    WHERE k.depth > 0 AND k.conname <> w.name
+  LOOP
+    EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', r.relation, r.conname, r.name);
+  END LOOP;`)
+      ]
+
+/** Gives the triggers of a key the names that a vector has: PostgreSQL fires triggers in the order of their names. */
+export const restoreTriggerNames = (place: Place, vector: Fidelity.Vector): string =>
+  guard(`FOR r IN
+    SELECT g.tgrelid::regclass AS relation, g.tgname, w.name
+    FROM ${triggersOf(place)} g
+    JOIN ${recordset(
+      triggers(vector).map(({ name, role, table }) => ({ relation: table, role, name })),
+      "relation oid, role text, name text"
+    )} ON w.relation = g.tgrelid AND w.role = g.role
+    WHERE g.tgparentid = 0 AND g.tgname <> w.name
+  LOOP
+    EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO %I', r.tgname, r.relation, r.name);
+  END LOOP;`)
+
+/**
+ * Exchanges the names of two keys' triggers where the second key's would fire before the first's. From 15 on the triggers of partitions follow
+ * that of their partitioned table.
+ */
+export const fireFirst = (first: Place, second: Place, roles: ReadonlyArray<Fidelity.Role>): string =>
+  guard(`FOR r IN
+    SELECT f.tgrelid::regclass AS relation, f.tgname AS late, s.tgname AS early
+    FROM ${triggersOf(first)} f
+    JOIN ${triggersOf(second)} s ON s.tgrelid = f.tgrelid AND s.role = f.role
+    WHERE f.role IN (${roles.map(literal).join(", ")}) AND f.tgparentid = 0
+      AND s.tgname COLLATE "C" < f.tgname COLLATE "C"
+  LOOP
+    EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO promptgrimoire_fk_exchange', r.early, r.relation);
+    EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO %I', r.late, r.relation, r.early);
+    EXECUTE format('ALTER TRIGGER promptgrimoire_fk_exchange ON %s RENAME TO %I', r.relation, r.late);
+  END LOOP;`)
+
+/** A trigger that was disabled, or fires always or on replicas only, stays so. Only a superuser may do this to such a trigger. */
+export const restoreEnabled = (place: Place, vector: Fidelity.Vector): ReadonlyArray<string> => {
+  const states = triggers(vector).filter((trigger) => trigger.enabled !== "O")
+  return states.length === 0
+    ? []
+    : [
+        guard(`FOR r IN
+    SELECT g.tgrelid::regclass AS relation, g.tgname,
+      CASE w.enabled WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE REPLICA' END AS clause
+    FROM ${triggersOf(place)} g
+    JOIN ${recordset(
+      states.map(({ enabled, role, table }) => ({ relation: table, role, enabled })),
+      "relation oid, role text, enabled text"
+    )} ON w.relation = g.tgrelid AND w.role = g.role
+    WHERE g.tgenabled::text <> w.enabled
+  LOOP
+    EXECUTE format('ALTER TABLE ONLY %s %s TRIGGER %I', r.relation, r.clause, r.tgname);
+  END LOOP;`)
+      ]
+}
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+const triggers = (vector: Fidelity.Vector) => vector.flatMap((entry) => entry.triggers)
+
+/** Rows of our own as a table `w`. */
+const recordset = (rows: ReadonlyArray<object>, columns: string) =>
+  `jsonb_to_recordset(${literal(JSON.stringify(rows))}::jsonb) AS w (${columns})`
+
+/** The constraints of a key, the topmost one with depth 0. */
+const rowsOf = ({ name, table }: Place) => `(
+    WITH RECURSIVE tree AS (
+      SELECT k.oid, k.conrelid, k.confrelid, k.conname::text, 0 AS depth
+      FROM pg_catalog.pg_constraint k
+      WHERE k.conrelid = ${table}::oid AND k.conname = ${literal(name)} AND k.contype = 'f'
+      UNION ALL
+      SELECT k.oid, k.conrelid, k.confrelid, k.conname::text, t.depth + 1
+      FROM pg_catalog.pg_constraint k JOIN tree t ON k.conparentid = t.oid
+    )
+    SELECT * FROM tree
+  )`
+
+const triggersOf = (place: Place) => `(
+    SELECT g.tgrelid, g.tgname::text AS tgname, g.tgenabled, g.tgparentid, ${roleOf("p.proname")} AS role
+    FROM ${rowsOf(place)} k
+    JOIN pg_catalog.pg_trigger g ON g.tgconstraint = k.oid
+    JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
+  )`
