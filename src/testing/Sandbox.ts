@@ -1,6 +1,6 @@
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { DatabaseError } from "../DatabaseError.js"
+import type { DatabaseError } from "../DatabaseError.js"
 import type { Line, PortalHandle, Request, Response } from "../driver/Backend.js"
 import * as Pool from "../driver/Pool.js"
 import { Turns } from "../driver/Turns.js"

@@ -5,7 +5,7 @@
 import * as Reactivity from "@effect/experimental/Reactivity"
 import type * as Migrator from "@effect/sql/Migrator"
 import * as Config from "effect/Config"
-import * as Data from "effect/Data"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -13,10 +13,11 @@ import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import * as Crypto from "node:crypto"
 import * as Database from "../Database.js"
-import type { InvalidSettings, Settings } from "../DatabaseConfig.js"
+import * as DatabaseConfig from "../DatabaseConfig.js"
 import type { DatabaseError } from "../DatabaseError.js"
 import * as EmbeddedPostgres from "../EmbeddedPostgres.js"
 import type { Pool } from "../driver/Pool.js"
+import * as Session from "../driver/Session.js"
 import * as Migration from "../migrator/Migration.js"
 import * as MigratorModule from "../Migrator.js"
 import * as Failing from "./Failing.js"
@@ -33,19 +34,12 @@ export interface Options {
   /** The migrations that the database has been through; none when left out. */
   readonly loader?: Migrator.Loader | undefined
   /** Settings of the Layer besides its url. */
-  readonly settings?: Omit<Settings, "url" | "directUrl"> | undefined
+  readonly settings?: Omit<DatabaseConfig.Settings, "url" | "directUrl"> | undefined
 }
 
-/** No test database could be made. */
-export class TestDatabaseError extends Data.TaggedError("TestDatabaseError")<{
-  readonly message: string
-  readonly cause: unknown
-}> {}
-
 type Failure =
-  | InvalidSettings
+  | DatabaseConfig.InvalidSettings
   | DatabaseError
-  | TestDatabaseError
   | MigratorModule.MigratorError
   | EmbeddedPostgres.EmbeddedPostgresError
 
@@ -56,7 +50,8 @@ type Failure =
 /**
  * A fresh database, dropped with the Layer. It is on the server of `TEST_DATABASE_URL` or `DATABASE_URL`, whose role must be
  * allowed to create databases; without either on an embedded server that is started for it. Provide it once to a suite
- * (`layer(TestDatabase.layer(...))` of `@effect/vitest`).
+ * (`layer(TestDatabase.layer(...))` of `@effect/vitest`). With `KEEP_TEST_DATABASE=1` it is kept, and the log says how to connect. What killed runs left
+ * behind is dropped by the next one.
  */
 export const layer = (options: Options = {}): Layer.Layer<Database.Provided, Failure> =>
   Layer.unwrapScoped(
@@ -109,11 +104,17 @@ export const make = Effect.fn("TestDatabase.make")(function* (
   options: Options = {}
 ): Effect.fn.Return<Redacted.Redacted, Failure, Scope.Scope> {
   const server = yield* serverUrl
-  const admin = yield* adminOf(server)
+  const admin = yield* adminSession(server)
   const source = options.loader === undefined ? "template0" : yield* template(server, admin, options.loader)
-  const name = `${prefix}_${Crypto.randomUUID().replaceAll("-", "")}`
-  yield* Effect.acquireRelease(admin(`CREATE DATABASE ${name} TEMPLATE ${source}`), () =>
-    Effect.ignore(admin(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`))
+  yield* dropLeftovers(admin)
+  const id = Crypto.randomUUID().replaceAll("-", "")
+  const name = `${prefix}_${id}`
+  // Held by this session for as long as the database is in use, so that others can tell it from a leftover.
+  yield* admin.query(`SELECT pg_catalog.pg_advisory_lock(${lockOf("$1")})`, [name])
+  yield* Effect.acquireRelease(admin.query(`CREATE DATABASE ${name} TEMPLATE ${source}`), () =>
+    Effect.ignore(
+      Effect.flatMap(isKept, (kept) => (kept ? keep(admin, server, name, id) : drop(admin, name)))
+    )
   )
   return withDatabase(server, name)
 })
@@ -130,8 +131,6 @@ function derived<E>(wrap: (pool: Pool) => Effect.Effect<Pool, E, Scope.Scope>) {
 
 const prefix = "promptgrimoire_test"
 
-type Admin = (sql: string) => Effect.Effect<ReadonlyArray<Record<string, unknown>>, DatabaseError>
-
 const serverUrl = Effect.gen(function* () {
   const given = yield* Config.nonEmptyString("TEST_DATABASE_URL").pipe(
     Config.orElse(() => Config.nonEmptyString("DATABASE_URL")),
@@ -142,20 +141,60 @@ const serverUrl = Effect.gen(function* () {
   return Redacted.value(server.url)
 })
 
-const adminOf = Effect.fnUntraced(function* (server: string) {
-  const context = yield* Layer.build(
-    Database.layer({
-      url: server,
-      minConnections: 0,
-      maxConnections: 2,
-      statementTimeout: "2 minutes",
-      lockTimeout: "1 minute",
-      applicationName: "promptgrimoire-db-test-admin"
-    })
+const drop = (admin: Session.Session, name: string) =>
+  admin.query(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`)
+
+const isKept = Effect.map(
+  Effect.option(Config.string("KEEP_TEST_DATABASE")),
+  (value) => Option.isSome(value) && !["", "0", "false"].includes(value.value)
+)
+
+/** Puts a database where nobody cleans up, and says how to look into it. */
+const keep = (admin: Session.Session, server: string, name: string, id: string) =>
+  Effect.gen(function* () {
+    const kept = `promptgrimoire_kept_${id}`
+    yield* admin.query(
+      "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE datname = $1",
+      [name]
+    )
+    yield* admin.query(`ALTER DATABASE ${name} RENAME TO ${kept}`)
+    const { hostname, port, username } = new URL(server)
+    yield* Effect.logInfo(
+      `The test database is kept: psql -h ${hostname} -p ${port || 5432} -U ${username} ${kept} (the password is that of the test server). Drop it with: DROP DATABASE ${kept}`
+    )
+  })
+
+/** Databases of runs that were killed: nobody holds their lock any more. */
+const dropLeftovers = Effect.fnUntraced(function* (admin: Session.Session) {
+  const leftovers = yield* admin.query<{ name: string }>(
+    `SELECT datname AS name FROM pg_catalog.pg_database
+     WHERE datname ~ $1 AND pg_catalog.pg_try_advisory_lock(${lockOf("datname::text")})`,
+    [`^${prefix}_[0-9a-f]{32}$`]
   )
-  const { session } = yield* Effect.provide(Database.Database, context)
-  const admin: Admin = (sql) => Effect.scoped(Effect.flatMap(session, ({ query }) => query(sql)))
-  return admin
+  for (const { name } of leftovers) {
+    yield* Effect.ignore(drop(admin, name))
+    yield* admin.query(`SELECT pg_catalog.pg_advisory_unlock(${lockOf("$1")})`, [name])
+  }
+})
+
+const lockOf = (name: string) => `pg_catalog.hashtextextended(${name}, 0)`
+
+/** A session that creates databases and waits for whoever makes the same template; it lives as long as what it created. */
+const adminSession = Effect.fnUntraced(function* (server: string) {
+  const config = yield* DatabaseConfig.resolve({
+    url: server,
+    applicationName: "promptgrimoire-db-test-admin"
+  })
+  const unlimited = Duration.infinity
+  return yield* Session.open({
+    endpoint: config.endpoint,
+    connectTimeout: config.connectTimeout,
+    applicationName: config.applicationName,
+    timeouts: { statementTimeout: unlimited, lockTimeout: unlimited, idleInTransactionTimeout: unlimited },
+    prepare: false,
+    reuseAfterCancel: true,
+    echo: false
+  })
 })
 
 const withDatabase = (server: string, name: string): Redacted.Redacted => {
@@ -170,7 +209,7 @@ const withDatabase = (server: string, name: string): Redacted.Redacted => {
  */
 const template = Effect.fn("TestDatabase.template")(function* (
   server: string,
-  admin: Admin,
+  admin: Session.Session,
   loader: Migrator.Loader
 ) {
   const sources = yield* Migration.sources(loader)
@@ -178,36 +217,26 @@ const template = Effect.fn("TestDatabase.template")(function* (
   for (const { checksum, id, name } of sources) digest.update(`${id}\0${name}\0${checksum ?? ""}\0`)
   const name = `${prefix}_template_${digest.digest("hex").slice(0, 16)}`
   const ready = Effect.map(
-    admin(`SELECT 1 FROM pg_catalog.pg_database WHERE datname = '${name}' AND datistemplate`),
+    admin.query("SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1 AND datistemplate", [name]),
     (rows) => rows.length > 0
   )
+  const create = Effect.gen(function* () {
+    if (yield* ready) return
+    yield* admin.query(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`)
+    yield* admin.query(`CREATE DATABASE ${name} TEMPLATE template0`)
+    yield* MigratorModule.run({ loader }).pipe(
+      Effect.provide(
+        Database.layer({ url: withDatabase(server, name), minConnections: 0, maxConnections: 3 })
+      ),
+      Effect.scoped
+    )
+    yield* admin.query(`ALTER DATABASE ${name} WITH IS_TEMPLATE true ALLOW_CONNECTIONS false`)
+  })
   if (yield* ready) return name
-
-  const context = yield* Layer.build(
-    Database.layer({
-      url: server,
-      minConnections: 0,
-      maxConnections: 1,
-      lockTimeout: "off",
-      statementTimeout: "2 minutes"
-    })
+  yield* Effect.acquireUseRelease(
+    admin.query(`SELECT pg_catalog.pg_advisory_lock(${lockOf("$1")})`, [name]),
+    () => create,
+    () => Effect.ignore(admin.query(`SELECT pg_catalog.pg_advisory_unlock(${lockOf("$1")})`, [name]))
   )
-  const { session } = yield* Effect.provide(Database.Database, context)
-  return yield* Effect.scoped(
-    Effect.gen(function* () {
-      const lock = yield* session
-      yield* lock.query("SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended($1, 0))", [name])
-      if (yield* ready) return name
-      yield* admin(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`)
-      yield* admin(`CREATE DATABASE ${name} TEMPLATE template0`)
-      yield* MigratorModule.run({ loader }).pipe(
-        Effect.provide(
-          Database.layer({ url: withDatabase(server, name), minConnections: 0, maxConnections: 3 })
-        ),
-        Effect.scoped
-      )
-      yield* admin(`ALTER DATABASE ${name} WITH IS_TEMPLATE true ALLOW_CONNECTIONS false`)
-      return name
-    })
-  )
+  return name
 })

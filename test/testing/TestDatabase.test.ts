@@ -1,14 +1,17 @@
 import { assert, describe, expect, it, layer } from "@effect/vitest"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
+import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Logger from "effect/Logger"
 import * as Stream from "effect/Stream"
-import type * as Database from "../../src/Database.js"
+import * as Database from "../../src/Database.js"
 import * as DatabaseError from "../../src/DatabaseError.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import * as Transaction from "../../src/Transaction.js"
 import { loader } from "../support/migrations.js"
+import { adminSession, serverUrl } from "../support/server.js"
 
 const count = Effect.flatMap(SqlClient.SqlClient, (sql) =>
   Effect.map(sql<{ n: number }>`SELECT count(*)::int AS n FROM thing`, ([row]) => row?.n)
@@ -84,6 +87,46 @@ describe("TestDatabase.layer", () => {
       ).pipe(Effect.provide(TestDatabase.layer({ loader })))
       assert.deepStrictEqual(elsewhere, [{ found: null }])
     }).pipe(Effect.provide(TestDatabase.layer({ loader })))
+  )
+
+  it.scopedLive("drops the databases of runs that were killed, and none that is in use", () =>
+    Effect.gen(function* () {
+      const admin = yield* adminSession()
+      const name = `promptgrimoire_test_${"0".repeat(32)}`
+      yield* admin.query(`CREATE DATABASE ${name}`)
+      const exists = Effect.map(
+        admin.query("SELECT 1 FROM pg_database WHERE datname = $1", [name]),
+        (rows) => rows.length === 1
+      )
+      const mine = yield* TestDatabase.make()
+      yield* TestDatabase.make()
+      assert.isFalse(yield* exists)
+      yield* Effect.provide(Effect.void, Database.layer({ url: mine, minConnections: 1 }))
+    })
+  )
+
+  it.scopedLive("keeps a database when asked to, and says how to connect without telling the password", () =>
+    Effect.gen(function* () {
+      const records: Array<string> = []
+      const logger = Logger.make(({ message }) => void records.push(String(message)))
+      yield* Effect.scoped(TestDatabase.make()).pipe(
+        Effect.provide(Logger.replace(Logger.defaultLogger, logger)),
+        Effect.withConfigProvider(
+          ConfigProvider.fromMap(
+            new Map([
+              ["TEST_DATABASE_URL", serverUrl()],
+              ["KEEP_TEST_DATABASE", "1"]
+            ])
+          )
+        )
+      )
+      const [, kept] = /(promptgrimoire_kept_[0-9a-f]{32})/.exec(records.join("\n")) ?? []
+      assert.isDefined(kept)
+      const { password } = new URL(serverUrl())
+      assert.notInclude(records.join("\n"), password === "" ? "no password" : password)
+      const admin = yield* adminSession()
+      yield* admin.query(`DROP DATABASE ${kept}`)
+    })
   )
 
   it.live("runs a program as production would", () =>

@@ -1,0 +1,54 @@
+/**
+ * What a test costs: in a rolled-back transaction of a shared database, and on a database cloned from the template. Prints the median and the 95th percentile
+ * of each.
+ */
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as Console from "effect/Console"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import { fileURLToPath } from "node:url"
+import * as EmbeddedPostgres from "../src/EmbeddedPostgres.js"
+import * as Migrator from "../src/Migrator.js"
+import * as TestDatabase from "../src/testing/TestDatabase.js"
+
+const loader = Migrator.fromDirectory(fileURLToPath(new URL("../migrations", import.meta.url)))
+
+const one = Effect.flatMap(SqlClient.SqlClient, (sql) => sql`SELECT 1`)
+
+const measure = <E, R>(name: string, runs: number, test: Effect.Effect<unknown, E, R>) =>
+  Effect.gen(function* () {
+    yield* test
+    const times = yield* Effect.replicateEffect(
+      Effect.map(Effect.timed(test), ([time]) => Duration.toMillis(time)),
+      runs
+    )
+    const sorted = times.sort((left, right) => left - right)
+    const at = (share: number) =>
+      (sorted[Math.floor(share * (runs - 1))] ?? Number.NaN).toFixed(2).padStart(8)
+    yield* Console.log(`${name.padEnd(52)} median ${at(0.5)} ms   p95 ${at(0.95)} ms   (${runs} runs)`)
+  })
+
+const program = Effect.gen(function* () {
+  const server = yield* EmbeddedPostgres.EmbeddedPostgres
+  const configured = Layer.setConfigProvider(
+    ConfigProvider.fromMap(new Map([["TEST_DATABASE_URL", Redacted.value(server.url)]]))
+  )
+  yield* measure("a test in TestDatabase.rollback", 300, Effect.provide(one, TestDatabase.rollback))
+    .pipe(Effect.provide(TestDatabase.layer({ loader })))
+    .pipe(Effect.provide(configured))
+  yield* measure(
+    "TestDatabase.make: a clone of the migrated template",
+    40,
+    Effect.scoped(TestDatabase.make({ loader }))
+  ).pipe(Effect.provide(configured))
+  yield* measure(
+    "TestDatabase.layer: the clone, and a pool on it",
+    40,
+    Effect.provide(one, TestDatabase.layer({ loader }))
+  ).pipe(Effect.provide(configured))
+})
+
+await Effect.runPromise(program.pipe(Effect.provide(EmbeddedPostgres.layer())))
