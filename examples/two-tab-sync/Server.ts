@@ -5,6 +5,7 @@ import * as HttpServer from "@effect/platform/HttpServer"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import * as Config from "effect/Config"
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -21,6 +22,17 @@ import * as Session from "./Session.js"
 // layers
 // -----------------------------------------------------------------------------
 
+/** The program could not listen. */
+export class NotListening extends Data.TaggedError("NotListening")<{
+  readonly host: string
+  readonly port: number
+  readonly cause: unknown
+}> {
+  override get message() {
+    return `Cannot listen at ${this.host}:${this.port}. Is something else there? PORT=0 takes any port that is free.`
+  }
+}
+
 /** Where the program listens: `HOST` and `PORT`, of which 0 is any that is free. */
 export const listening = Config.all({
   host: Config.nonEmptyString("HOST").pipe(Config.withDefault("127.0.0.1")),
@@ -35,10 +47,11 @@ export const listening = Config.all({
 
 /** A server that closes when it is told to, whatever the browsers think of it. */
 export const layerNode = Layer.unwrapEffect(
-  Effect.sync(() => {
+  Effect.map(listening, (at) => {
     const server = Http.createServer()
     return Layer.scopedDiscard(Effect.addFinalizer(() => close(server))).pipe(
-      Layer.provideMerge(NodeHttpServer.layerConfig(() => server, listening))
+      Layer.provideMerge(NodeHttpServer.layer(() => server, at)),
+      Layer.mapError(({ cause }) => new NotListening({ ...at, cause }))
     )
   })
 )
@@ -121,7 +134,7 @@ const served = (text: string, type: string) =>
       "cache-control": "no-cache",
       "content-security-policy":
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-      "referrer-policy": "no-referrer",
+      "referrer-policy": "same-origin",
       "x-content-type-options": "nosniff"
     }
   })

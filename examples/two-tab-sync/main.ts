@@ -12,6 +12,7 @@ import * as ConfigProvider from "effect/ConfigProvider"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import { loader } from "../../migrations/index.js"
 import * as Database from "../../src/Database.js"
@@ -24,24 +25,19 @@ import * as Page from "./Page.js"
 import * as Rooms from "./Rooms.js"
 import * as Server from "./Server.js"
 
-/** The database of the environment, else an embedded one, with the tables that it needs. */
-const database = Layer.unwrapScoped(
-  Config.nonEmptyString("DATABASE_URL").pipe(
-    Effect.as(Database.layerConfig),
-    Effect.orElse(() =>
-      Effect.map(EmbeddedPostgres.make({ dataDirectory: ".data" }), ({ url }) =>
-        Layer.provide(
-          Database.layerConfig,
-          Layer.setConfigProvider(
-            ConfigProvider.orElse(
-              ConfigProvider.fromMap(new Map([["DATABASE_URL", Redacted.value(url)]])),
-              () => ConfigProvider.fromEnv()
-            )
-          )
-        )
+/** The database of the environment, else an embedded one. */
+const database = Layer.scopedContext(
+  Effect.gen(function* () {
+    const given = yield* Effect.option(Config.nonEmptyString("DATABASE_URL"))
+    if (Option.isSome(given)) return yield* Layer.build(Database.layerConfig)
+    const { url } = yield* EmbeddedPostgres.make({ dataDirectory: ".data" })
+    const settings = new Map([["DATABASE_URL", Redacted.value(url)]])
+    return yield* Layer.build(Database.layerConfig).pipe(
+      Effect.withConfigProvider(
+        ConfigProvider.orElse(ConfigProvider.fromMap(settings), () => ConfigProvider.fromEnv())
       )
     )
-  )
+  })
 )
 const migrated = Layer.provideMerge(Migrator.layer({ loader }), database)
 

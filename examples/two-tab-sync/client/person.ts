@@ -11,8 +11,9 @@ export const cleanName = (typed: string): string | undefined =>
 /** Keeps the name for the next time. */
 export const storeName = (name: string): void => localStorage.setItem(key, name)
 
-/** A colour of one's own, the same in every tab; how bright it is depends on the page's colours. */
-export const hueOf = ({ tab }: Person): number => Number.parseInt(tab.slice(0, 4), 16) % 360
+/** The colour of a name, the same in every tab and after a reload; how bright it is depends on the page's colours. */
+export const hueOf = ({ name }: Person): number =>
+  Array.from(name).reduce((hue, character) => (hue * 31 + (character.codePointAt(0) ?? 0)) % 360, 0)
 
 const key = "two-tab-sync/name"
 
