@@ -3,7 +3,8 @@ import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import { spawn } from "node:child_process"
-import { fileURLToPath } from "node:url"
+import { createRequire } from "node:module"
+import { fileURLToPath, pathToFileURL } from "node:url"
 
 /** The example as a process. */
 export interface Program {
@@ -18,24 +19,32 @@ export interface Program {
   readonly interrupt: Effect.Effect<number | null>
 }
 
-/** Starts `npm start`'s program on a database and waits for its address. It is killed with the scope, if it still runs. */
+/**
+ * Starts `npm start`'s program, on this database or on one of its own in `directory`, and waits for its address. It is killed with
+ * the scope, if it still runs.
+ */
 export const start = Effect.fn("Program.start")(function* (
-  database: Redacted.Redacted,
-  options: { readonly port?: number; readonly environment?: Readonly<Record<string, string>> } = {}
+  database: Redacted.Redacted | undefined,
+  options: {
+    readonly port?: number
+    readonly directory?: string
+    readonly environment?: Readonly<Record<string, string>>
+  } = {}
 ): Effect.fn.Return<Program, never, Scope.Scope> {
   const exited = yield* Deferred.make<number | null>()
   const address = yield* Deferred.make<string>()
   let written = ""
   const process = yield* Effect.acquireRelease(
     Effect.sync(() =>
-      spawn(globalThis.process.execPath, ["--import", "tsx", main], {
+      spawn(globalThis.process.execPath, ["--import", tsx, main], {
         stdio: ["ignore", "pipe", "pipe"],
+        cwd: options.directory,
         env: {
           ...globalThis.process.env,
-          ...options.environment,
-          DATABASE_URL: Redacted.value(database),
+          DATABASE_URL: database === undefined ? "" : Redacted.value(database),
           DATABASE_MIN_CONNECTIONS: "2",
-          PORT: String(options.port ?? 0)
+          PORT: String(options.port ?? 0),
+          ...options.environment
         }
       })
     ),
@@ -70,4 +79,6 @@ export const start = Effect.fn("Program.start")(function* (
   }
 })
 
+/** Resolved from here: the program may run in another directory. */
+const tsx = pathToFileURL(createRequire(import.meta.url).resolve("tsx")).href
 const main = fileURLToPath(new URL("../../../examples/two-tab-sync/main.ts", import.meta.url))

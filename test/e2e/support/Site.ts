@@ -66,6 +66,12 @@ export const storedText = Effect.fn("Site.storedText")(function* (path: string) 
   return doc.getText("text").toJSON()
 }, Effect.orDie)
 
+/** Gives a conversation that nobody has edited the text that it began with. */
+export const setRawText = Effect.fn("Site.setRawText")(function* (path: string, rawText: string) {
+  const sql = yield* PgClient.PgClient
+  yield* sql`UPDATE conversation SET raw_text = ${rawText} WHERE id = ${path.slice("/c/".length)}`
+}, Effect.orDie)
+
 /** Retries until it is so. */
 export const eventually = <A, R>(
   read: Effect.Effect<A, never, R>,
