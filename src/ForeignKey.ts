@@ -19,6 +19,7 @@ import * as Database from "./Database.js"
 import type { DatabaseError } from "./DatabaseError.js"
 import type { Busy } from "./foreignKey/Exclusive.js"
 import * as Run from "./foreignKey/Run.js"
+import * as Script from "./foreignKey/Script.js"
 import type { Selectors } from "./foreignKey/Selectors.js"
 
 export type { Action } from "./foreignKey/Action.js"
@@ -29,6 +30,7 @@ export { Busy } from "./foreignKey/Exclusive.js"
 export type { PlannedStep } from "./foreignKey/Plan.js"
 export {
   NoMatch,
+  type CheckedKey,
   type ForeignKeyInfo,
   type PlanOptions,
   type PlanResult,
@@ -51,6 +53,18 @@ export const list = (
   selectors: Selectors = {}
 ): Effect.Effect<ReadonlyArray<Run.ForeignKeyInfo>, DatabaseError, Database.Database> =>
   withSessions((open) => Run.list(open, selectors))
+
+/**
+ * Keys that do not do what their definition says: triggers that are missing, disabled or carry out another action, keys that were never validated, changes that
+ * were interrupted. An empty list is good news. Locks nothing.
+ */
+export const check = (
+  selectors: Selectors = {}
+): Effect.Effect<ReadonlyArray<Run.CheckedKey>, DatabaseError, Database.Database> =>
+  withSessions((open) => Run.check(open, selectors))
+
+/** A plan as a script for psql, with the locks of each step beside it. */
+export const planScript = (plan: Run.PlanResult): string => Script.render(plan.steps)
 
 /**
  * What {@link rebuild} would do: the statements and locks of every step, and what it would refuse. Takes no lock above ACCESS SHARE. Fails with

@@ -81,19 +81,26 @@ export const add = (change: Change, at: Relation = change.key.referencing): Step
   }
 }
 
-/** Checks the rows that exist. Reads and writes go on; only other schema changes and vacuum wait. */
+/**
+ * Checks the rows that exist. Reads and writes go on; only other schema changes and vacuum wait. A partitioned table whose partitions are valid is not read again
+ * (18 and later), and the referenced table not locked.
+ */
 export const validate = (
   { key }: Pick<Change, "key">,
   at: Relation = key.referencing,
   name: string = Name.temporary(key.name)
-): Step => ({
-  name: "validate",
-  locks: [
-    { table: at, mode: "SHARE UPDATE EXCLUSIVE" },
-    ...(at.oid === key.referenced.oid ? [] : [{ table: key.referenced, mode: "ROW SHARE" as const }])
-  ],
-  statements: [`ALTER TABLE ${qualified(at)} VALIDATE CONSTRAINT ${identifier(name)}`]
-})
+): Step => {
+  const cut = at.kind === "p" ? key.referencing.partitions.filter(({ kind }) => kind === "p") : []
+  const referenced = at.kind === "p" || at.oid === key.referenced.oid ? [] : [alone(key.referenced)]
+  return {
+    name: "validate",
+    locks: [
+      ...[alone(at), ...cut].map((table) => ({ table, mode: "SHARE UPDATE EXCLUSIVE" as const })),
+      ...referenced.map((table) => ({ table, mode: "ROW SHARE" as const }))
+    ],
+    statements: [`ALTER TABLE ${qualified(at)} VALIDATE CONSTRAINT ${identifier(name)}`]
+  }
+}
 
 /** The original goes and the new constraint takes its place, in one transaction that proves them equal before it commits. */
 export const swap = (change: Change, current: Fidelity.Vector): Step => {
@@ -131,7 +138,7 @@ export const switchNames = (change: Change, current: Fidelity.Vector): Step => {
     name: "switch-names",
     locks: [{ table: referencing, mode: "ACCESS EXCLUSIVE" }],
     statements: [
-      Tree.guard(Fidelity.requireUnchanged(referencing.oid, key.name, current)),
+      Tree.guard(Fidelity.requireUnchanged(referencing.oid, key.name, current, "no names")),
       renameConstraint(referencing, key.name, aside.name),
       ...Tree.renameRows(
         aside,
@@ -260,6 +267,9 @@ const definition = ({ key, original, target }: Change): string => {
     key.onUpdate
   )} ${Target.sql(target)}${deferrable}`
 }
+
+/** A table without its partitions. */
+const alone = ({ kind, name, oid, schema }: Relation): Relation => ({ kind, name, oid, schema })
 
 const dropConstraint = (table: Relation, name: string) =>
   `ALTER TABLE ${Lock.target(table)} DROP CONSTRAINT ${identifier(name)}`

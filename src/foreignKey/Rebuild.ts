@@ -25,12 +25,19 @@ import * as Change from "./Change.js"
 import * as Fidelity from "./Fidelity.js"
 import * as Marker from "./Marker.js"
 import * as Name from "./Name.js"
+import * as Orphan from "./Orphan.js"
 import * as Target from "./Target.js"
 
 /** Existing rows violate the key: VALIDATE failed. The temporary key was dropped, the original is as it was. */
-export class RowsViolate extends Data.TaggedError("RowsViolate")<{ readonly constraint: string }> {
+export class RowsViolate extends Data.TaggedError("RowsViolate")<{
+  readonly constraint: string
+  /** Undefined if they could not be counted within 30 seconds. */
+  readonly orphans: Orphan.Orphans | undefined
+}> {
   override get message() {
-    return `rows of the referencing table have no referenced row, although ${this.constraint} should prevent that; the original is as it was`
+    const which =
+      this.orphans === undefined ? "some rows have no referenced row" : Orphan.describe(this.orphans)
+    return `${which}, although ${this.constraint} should prevent that: they were written while its triggers were off. Repair them and run it again; the original is as it was`
   }
 }
 
@@ -231,7 +238,10 @@ const perform = (
         Effect.catchIf(isViolation, () =>
           Effect.zipRight(
             giveUp(bench.session, run, change),
-            new RowsViolate({ constraint: Catalog.nameOf(change.key) })
+            Effect.flatMap(
+              Orphan.count(bench.session, change.key, 30_000),
+              (orphans) => new RowsViolate({ constraint: Catalog.nameOf(change.key), orphans })
+            )
           )
         )
       ),

@@ -9,14 +9,18 @@ import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import type * as Action from "./Action.js"
 import type * as Attempt from "./Attempt.js"
-import type { Blocker } from "./Blocker.js"
+import * as Blocker from "./Blocker.js"
 import * as Catalog from "./Catalog.js"
 import type { StepName } from "./Change.js"
+import * as Consequence from "./Consequence.js"
 import * as Detector from "./Detector.js"
 import * as Exclusive from "./Exclusive.js"
 import * as Fidelity from "./Fidelity.js"
+import * as Index from "./Index.js"
+import * as Lock from "./Lock.js"
 import * as Marker from "./Marker.js"
 import * as Name from "./Name.js"
+import * as Orphan from "./Orphan.js"
 import * as Plan from "./Plan.js"
 import * as Rebuild from "./Rebuild.js"
 import * as Refusal from "./Refusal.js"
@@ -62,12 +66,16 @@ export interface PlanOptions {
    * there, unless this says that no UPDATE does that.
    */
   readonly allowRowMovement?: boolean | undefined
+  /** How long a plan may take to count rows without a referenced row, for each key. Default 5 seconds. */
+  readonly orphanTimeout?: Duration.DurationInput | undefined
 }
 
 /** How to change it. */
 export interface RebuildOptions extends PlanOptions {
   /** The longest that one try asks for locks. Default 250 ms; never more than 0.6 of the server's deadlock_timeout. */
   readonly lockTimeout?: Duration.DurationInput | undefined
+  /** Builds an index on the referencing columns first where none is, CONCURRENTLY. Default false. */
+  readonly createIndexes?: boolean | undefined
   /** How long to go on trying to get locks, for each key; validation does not count. Default 10 minutes. */
   readonly budget?: Duration.DurationInput | undefined
   /** Tries to swap with both tables locked, before the steps that lock one table each. Default 60. */
@@ -88,6 +96,13 @@ export interface Rejected {
   readonly constraint: string
   readonly code: string
   readonly reason: string
+}
+
+/** A key that does not do what its definition says. */
+export interface CheckedKey {
+  /** schema.table.name */
+  readonly constraint: string
+  readonly problems: ReadonlyArray<string>
 }
 
 /** What {@link rebuild} did. */
@@ -137,8 +152,9 @@ export type Progress =
       readonly step: StepName
       readonly tries: number
       readonly elapsedMs: number
-      readonly blockers: ReadonlyArray<Blocker>
+      readonly blockers: ReadonlyArray<Blocker.Blocker>
     }
+  | { readonly _tag: "IndexBuilt"; readonly constraint: string; readonly index: string }
   /** Both constraints are there until the swap; deletes follow this action meanwhile. */
   | { readonly _tag: "Overlap"; readonly constraint: string; readonly live: Action.Action }
   | {
@@ -182,16 +198,46 @@ export const plan = (open: Open, options: PlanOptions): Effect.Effect<PlanResult
     Effect.gen(function* () {
       const session = yield* prepared(open, "plan foreign keys")
       const tasks = yield* select(session, options)
+      const keys = yield* Catalog.read(session)
+      const tables = yield* Consequence.facts(session, tablesOf(keys))
       const steps: Array<Plan.PlannedStep> = []
       const unchanged: Array<string> = []
       const refused: Array<Rejected> = []
-      for (const { key, refusals, target, version } of tasks) {
+      const warnings: Array<{ constraint: string; warning: string }> = []
+      for (const task of tasks) {
+        const { key, refusals, target, version } = task
+        const constraint = Catalog.nameOf(key)
         const original = yield* Fidelity.read(session, key.referencing.oid, key.name)
-        if (isDone(key, target)) unchanged.push(Catalog.nameOf(key))
+        if (isDone(key, target)) unchanged.push(constraint)
         else if (refusals.length > 0 || original === undefined) refused.push(rejection(key, refusals))
-        else steps.push(...Plan.steps({ key, target, original, version }))
+        else {
+          steps.push(...Plan.steps({ key, target, original, version }))
+          const found = [
+            ...Consequence.warnings(key, target, keys, tables),
+            ...(yield* presentObstacles(session, key)),
+            ...(yield* orphanWarnings(session, key, options.orphanTimeout))
+          ]
+          warnings.push(...found.map((warning) => ({ constraint, warning })))
+        }
       }
-      return { steps, unchanged, refused, warnings: [] }
+      return { steps, unchanged, refused, warnings }
+    })
+  )
+
+/** What keeps keys from doing what their definition says. */
+export const check = (
+  open: Open,
+  selectors: Selectors.Selectors = {}
+): Effect.Effect<ReadonlyArray<CheckedKey>, DatabaseError> =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const session = yield* prepared(open, "check foreign keys")
+      const keys = yield* Catalog.read(session)
+      const problems = yield* Detector.read(session)
+      return keys
+        .filter((key) => Selectors.matches(selectors, key))
+        .map((key) => ({ constraint: Catalog.nameOf(key), problems: faults(key, keys, problems) }))
+        .filter((checked) => checked.problems.length > 0)
     })
   )
 
@@ -244,6 +290,22 @@ const leftoversOf = (key: Catalog.Key, keys: ReadonlyArray<Catalog.Key>) =>
 const isInterrupted = (key: Catalog.Key, keys: ReadonlyArray<Catalog.Key>) =>
   leftoversOf(key, keys).length > 0 || Marker.decode(key.comment) !== undefined
 
+/** Faults of the key itself; a missing index is none. */
+const faults = (
+  key: Catalog.Key,
+  keys: ReadonlyArray<Catalog.Key>,
+  problems: ReadonlyArray<Detector.Problem>
+) => [
+  ...problems.filter((problem) => problem.constraint === key.oid).map(({ problem }) => problem),
+  ...(key.enforced && !key.validated
+    ? ["it is not valid: rows from before it was added were never checked"]
+    : []),
+  ...(Name.isOurs(key.name) && originalOf(key, keys) === undefined
+    ? ["it is left over from a change of a constraint that is gone"]
+    : []),
+  ...(isInterrupted(key, keys) ? ["a change of it was interrupted: run it again to finish it"] : [])
+]
+
 const info = (
   key: Catalog.Key,
   keys: ReadonlyArray<Catalog.Key>,
@@ -266,13 +328,8 @@ const info = (
   enforced: key.enforced,
   index: key.supportingIndex,
   problems: [
-    ...problems.filter((problem) => problem.constraint === key.oid).map(({ problem }) => problem),
-    ...(key.enforced && !key.validated
-      ? ["it is not valid: rows from before it was added were never checked"]
-      : []),
-    ...(key.supportingIndex === null ? ["no index on the referencing columns"] : []),
-    ...(Name.isOurs(key.name) ? ["it is left over from a change of a constraint that is gone"] : []),
-    ...(isInterrupted(key, keys) ? ["a change of it was interrupted: run it again to finish it"] : [])
+    ...faults(key, keys, problems),
+    ...(key.supportingIndex === null ? ["no index on the referencing columns"] : [])
   ]
 })
 
@@ -321,6 +378,39 @@ const select = (
     )
   })
 
+const tablesOf = (keys: ReadonlyArray<Catalog.Key>) => [
+  ...new Set(
+    keys.flatMap(({ referenced, referencing }) =>
+      [referenced, referencing].flatMap((table) => Lock.withPartitions(table).map(({ oid }) => oid))
+    )
+  )
+]
+
+/** Who would be in the way right now. */
+const presentObstacles = (session: Session, key: Catalog.Key) =>
+  Effect.map(
+    Blocker.holders(
+      session,
+      [key.referenced, key.referencing].map((table) => ({ table, mode: "ACCESS EXCLUSIVE" })),
+      [session.processId],
+      500
+    ),
+    (holders) => holders.map((holder) => `in the way right now: ${Blocker.describe(holder)}`)
+  )
+
+const orphanWarnings = (session: Session, key: Catalog.Key, timeout: Duration.DurationInput = "5 seconds") =>
+  Effect.map(
+    key.validated && key.enforced
+      ? Orphan.count(session, key, Duration.toMillis(Duration.decode(timeout)))
+      : Effect.succeed({ count: 0, sample: [] }),
+    (orphans) =>
+      orphans === undefined
+        ? ["rows without a referenced row were not counted in the time given; validation will find them"]
+        : orphans.count > 0
+          ? [Orphan.describe(orphans)]
+          : []
+  )
+
 const isDone = (key: Catalog.Key, target: Target.Target) => Target.equals(Target.of(key), target)
 
 const rejection = (key: Catalog.Key, refusals: ReadonlyArray<Refusal.Refusal>): Rejected => ({
@@ -368,6 +458,10 @@ const change = (
             elapsedMs: wait.elapsedMillis,
             blockers: wait.blockers
           })
+      }
+      if (options.createIndexes === true && key.supportingIndex === null) {
+        for (const index of yield* Index.build(session, key))
+          yield* emit({ _tag: "IndexBuilt", constraint, index })
       }
       return yield* Rebuild.converge(bench, {
         ...task,
