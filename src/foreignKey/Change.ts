@@ -17,6 +17,7 @@ import * as Tree from "./Tree.js"
 /** The steps of a change, by name. */
 export type StepName =
   | "add"
+  | "order"
   | "validate"
   | "swap"
   | "switch-names"
@@ -80,6 +81,22 @@ export const add = (change: Change, at: Relation = change.key.referencing): Step
     ]
   }
 }
+
+/**
+ * Lets the original's triggers on one table go on firing first. PostgreSQL fires triggers in the order of their names, which end in an OID, and compares them as
+ * texts: in a database whose OIDs have just got another digit the new triggers would come first, and deletes follow the new action before it is checked.
+ */
+export const keepOrder = ({ key }: Change, side: "referencing" | "referenced"): Step => ({
+  name: "order",
+  locks: [{ table: key[side], mode: "ACCESS EXCLUSIVE" }],
+  statements: [
+    Tree.fireFirst(
+      { table: key.referencing.oid, name: key.name },
+      { table: key.referencing.oid, name: Name.temporary(key.name) },
+      side === "referenced" ? ["delete", "update"] : ["checkInsert", "checkUpdate"]
+    )
+  ]
+})
 
 /**
  * Checks the rows that exist. Reads and writes go on; only other schema changes and vacuum wait. A partitioned table whose partitions are valid is not read again

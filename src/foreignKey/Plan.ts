@@ -11,8 +11,11 @@ export interface PlannedStep {
   /** schema.table.name */
   readonly constraint: string
   readonly step: Change.StepName
-  /** `always`, or `contended`: taken instead of `swap` only, when its locks cannot be had together. */
-  readonly when: "always" | "contended"
+  /**
+   * `always`; `contended`: taken instead of `swap` only, when its locks cannot be had together; `if out of order`: only if the new key's triggers would fire before
+   * the original's.
+   */
+  readonly when: "always" | "contended" | "if out of order"
   /** The transaction, statement by statement. */
   readonly sql: ReadonlyArray<string>
   /** The strongest lock on each table, in the order in which they are taken; ACCESS SHARE is left out. */
@@ -48,8 +51,13 @@ export const steps = (change: Change.Change): ReadonlyArray<PlannedStep> => {
           Change.dropOriginal(change)
         ]
   const last = Change.needsSettling(original) ? [Change.settle(change)] : []
+  const order = Change.isLeafwise(change)
+    ? []
+    : [Change.keepOrder(change, "referenced"), Change.keepOrder(change, "referencing")]
   return [
-    ...always.map((step) => planned(key, step, "always")),
+    ...always.slice(0, 1).map((step) => planned(key, step, "always")),
+    ...order.map((step) => planned(key, step, "if out of order")),
+    ...always.slice(1).map((step) => planned(key, step, "always")),
     ...contended.map((step) => planned(key, step, "contended")),
     ...last.map((step) => planned(key, step, "always"))
   ]

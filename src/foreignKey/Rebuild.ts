@@ -232,7 +232,7 @@ const perform = (
   const run: Run = (step, options) => reported(task, step, Attempt.run(bench, step, { ...options, expected }))
   const validate = Change.validate(change, at, name)
   const ways: { readonly [Does in Next["does"]]: () => Effect.Effect<void, Failure | Lost> } = {
-    add: () => Effect.zipRight(run(Change.add(change, at)), overlap(bench, task, at)),
+    add: () => Effect.zipRight(run(Change.add(change, at)), overlap(bench, task, run, change, at)),
     validate: () =>
       reported(task, validate, Attempt.runBesideWrites(bench, validate)).pipe(
         Effect.catchIf(isViolation, () =>
@@ -318,19 +318,37 @@ const oldTransactions = (bench: Attempt.Bench, task: Task) =>
 const isViolation = (error: { readonly _tag: string }): boolean =>
   DatabaseError.is(error) && error.reason._tag === "ForeignKeyViolation"
 
-const overlap = (bench: Attempt.Bench, task: Task, at: Catalog.Relation) =>
+/**
+ * Keeps the original's triggers firing first while both keys are there, so that deletes do what they did and errors name the original; and tells which action is
+ * live. Best effort: where the locks are not to be had soon, the change goes on with the order as it is.
+ */
+const overlap = (bench: Attempt.Bench, task: Task, run: Run, change: Change.Change, at: Catalog.Relation) =>
   Effect.gen(function* () {
-    const { key, target } = task
-    const deleteTrigger = (table: Catalog.Relation, name: string) =>
-      Effect.map(
-        Fidelity.read(bench.session, table.oid, name),
-        (vector) => vector?.[0].triggers.find((trigger) => trigger.role === "delete")?.name
-      )
-    const original = yield* deleteTrigger(key.referencing, key.name)
-    const temporary = yield* deleteTrigger(at, Name.temporary(key.name))
-    if (typeof original === "string" && typeof temporary === "string") {
-      yield* task.onOverlap(temporary < original ? target.action : key.onDelete)
+    const { key, target } = change
+    const late = yield* lateRoles(bench.session, key, at)
+    if (late.length > 0 && !Change.isLeafwise(change)) {
+      for (const side of ["referenced", "referencing"] as const) {
+        yield* Effect.catchTag(
+          run(Change.keepOrder(change, side), { maxTries: 20 }),
+          "TriesExhausted",
+          () => Effect.void
+        )
+      }
     }
+    const still = yield* lateRoles(bench.session, key, at)
+    yield* task.onOverlap(still.includes("delete") ? target.action : key.onDelete)
+  })
+
+/** What the original's triggers do after the temporary key's. */
+const lateRoles = (session: Session, key: Catalog.Key, at: Catalog.Relation) =>
+  Effect.gen(function* () {
+    const original = yield* Fidelity.read(session, key.referencing.oid, key.name)
+    const temporary = yield* Fidelity.read(session, at.oid, Name.temporary(key.name))
+    const names = (vector: Fidelity.Vector | undefined) => vector?.[0].triggers ?? []
+    return names(temporary).flatMap((added) => {
+      const old = names(original).find(({ role, table }) => role === added.role && table === added.table)
+      return old?.name != null && added.name !== null && added.name < old.name ? [added.role] : []
+    })
   })
 
 const reported = <A, E>(task: Task, step: Change.Step, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>

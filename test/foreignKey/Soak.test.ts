@@ -1,0 +1,153 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import type * as Database from "../../src/Database.js"
+import * as ForeignKey from "../../src/ForeignKey.js"
+import { application, comparable, database, vectors } from "./support.js"
+import * as Traffic from "./Traffic.js"
+
+const orphans =
+  "SELECT count(*)::int AS n FROM child WHERE NOT EXISTS (SELECT FROM parent WHERE id = parent_id)"
+
+/** The machine that runs tests may be busy with others; what is asserted is that nobody waits for a scan or a lost try of our cap. */
+const bearable = 1_000
+
+describe("applications", () => {
+  for (const [way, swapTries] of [
+    ["in one transaction", 60],
+    ["table by table", 0]
+  ] as const) {
+    it.scopedLive(
+      `neither fail nor deadlock nor wait long while a key is changed there and back, ${way}`,
+      () =>
+        Effect.gen(function* () {
+          const session = yield* application
+          yield* session.query(Traffic.tables)
+          const { report, result } = yield* Traffic.beside(
+            Effect.forEach(["cascade", "no-action", "cascade", "restrict"] as const, (onDelete) =>
+              ForeignKey.rebuild({ selectors: {}, onDelete, swapTries })
+            )
+          )
+          for (const { failed, rebuilt, refused } of result) {
+            assert.deepStrictEqual([failed, refused, rebuilt.length], [[], [], 1])
+          }
+          assert.deepStrictEqual(report.errors, [])
+          assert.isBelow(report.longestMillis, bearable)
+          assert.isAbove(report.done, 100)
+          assert.deepStrictEqual(yield* session.query(orphans), [{ n: 0 }])
+        }).pipe(Effect.provide(database)),
+      { timeout: 120_000 }
+    )
+  }
+
+  it.scopedLive("see the original's name in every error, also in the middle of a change", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      yield* session.query(Traffic.tables)
+      const names = new Set<string | undefined>()
+      const probe = Effect.gen(function* () {
+        for (const statement of [
+          "INSERT INTO child (parent_id) VALUES (-1)",
+          "UPDATE child SET parent_id = -1 WHERE id = 1",
+          "DELETE FROM parent WHERE id = 1"
+        ]) {
+          const error = yield* Effect.flip(session.query(`BEGIN; ${statement}; COMMIT`)).pipe(
+            Effect.tap(session.query("ROLLBACK")),
+            Effect.catchAll(() => Effect.as(session.query("ROLLBACK"), undefined))
+          )
+          if (error !== undefined && "constraint" in error.reason) names.add(error.reason.constraint)
+        }
+      })
+      for (const onDelete of ["restrict", "no-action"] as const) {
+        yield* ForeignKey.rebuild({ selectors: {}, onDelete, onProgress: () => Effect.orDie(probe) })
+      }
+      assert.deepStrictEqual([...names], ["fk"])
+    }).pipe(Effect.provide(database))
+  )
+
+  it.scopedLive("keep the old behaviour during a change even if the new triggers' names sort first", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      yield* session.query(Traffic.tables)
+      // As if the database's OIDs had got another digit since the key was made: "..._99" sorts after "..._100000".
+      yield* session.query(`
+        DO $$ DECLARE r record; BEGIN
+          FOR r IN SELECT tgname, tgrelid::regclass AS relation FROM pg_trigger WHERE tgisinternal LOOP
+            EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO %I', r.tgname, r.relation, 'RI_ConstraintTrigger_zz' || r.tgname);
+          END LOOP;
+        END $$`)
+      const before = comparable(yield* vectors(session))
+      const live: Array<ForeignKey.Action> = []
+      const refused: Array<string | undefined> = []
+      const probe = Effect.flip(session.query("DELETE FROM parent WHERE id = 1")).pipe(
+        Effect.map((error) =>
+          refused.push("constraint" in error.reason ? error.reason.constraint : undefined)
+        ),
+        Effect.orDie
+      )
+      yield* ForeignKey.rebuild({
+        selectors: {},
+        onDelete: "cascade",
+        onProgress: (event) =>
+          event._tag === "Overlap"
+            ? Effect.zipRight(
+                Effect.sync(() => live.push(event.live)),
+                probe
+              )
+            : Effect.void
+      })
+      assert.deepStrictEqual([live, refused], [["no-action"], ["fk"]])
+      yield* ForeignKey.rebuild({ selectors: {}, onDelete: "no-action" })
+      assert.deepStrictEqual(comparable(yield* vectors(session)), before)
+    }).pipe(Effect.provide(database))
+  )
+
+  it.scopedLive("that hold a lock for long are named, never ended, and stop nobody else", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      yield* session.query(Traffic.tables)
+      const reader = yield* application
+      yield* reader.query("SET application_name = 'dump'; BEGIN; SELECT count(*) FROM child")
+      const seen = new Set<number | null>()
+      const { report, result } = yield* Traffic.beside(
+        ForeignKey.rebuild({
+          selectors: {},
+          onDelete: "cascade",
+          budget: "3 seconds",
+          onProgress: (event) =>
+            Effect.sync(() => {
+              if (event._tag === "Waiting") event.blockers.forEach(({ pid }) => seen.add(pid))
+            })
+        })
+      )
+      assert.strictEqual(result.failed[0]?.code, "LockBudgetExhausted")
+      assert.include(result.failed[0]?.reason, `${reader.processId} (dump)`)
+      assert.isTrue(seen.has(reader.processId))
+      assert.deepStrictEqual(report.errors, [])
+      assert.isBelow(report.longestMillis, bearable)
+      yield* reader.query("COMMIT")
+      const { rebuilt } = yield* ForeignKey.rebuild({ selectors: {}, onDelete: "cascade" })
+      assert.strictEqual(rebuilt.length, 1)
+    }).pipe(Effect.provide(database))
+  )
+
+  it.scopedLive("are protected from two changes at a time", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      yield* session.query(Traffic.tables)
+      const services = yield* Effect.context<Database.Database>()
+      const inner = ForeignKey.rebuild({ selectors: {}, onDelete: "cascade", patience: 0 })
+      const errors = new Set<string>()
+      yield* ForeignKey.rebuild({
+        selectors: {},
+        onDelete: "cascade",
+        onProgress: () =>
+          Effect.flip(inner).pipe(
+            Effect.map((error) => errors.add(error._tag)),
+            Effect.orDie,
+            Effect.provide(services)
+          )
+      })
+      assert.deepStrictEqual([...errors], ["Busy"])
+    }).pipe(Effect.provide(database))
+  )
+})

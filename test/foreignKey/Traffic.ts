@@ -1,0 +1,143 @@
+/** Applications that go on while a key is changed: what they do, what they suffered. */
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Random from "effect/Random"
+import * as Ref from "effect/Ref"
+import type { Session } from "../../src/driver/Session.js"
+import type { DatabaseError } from "../../src/DatabaseError.js"
+import { application } from "./support.js"
+
+/** Parents 1 to 900 have children and stay; those from 10000 on come and go. */
+export const tables = `
+  CREATE TABLE parent (id bigint PRIMARY KEY, n int NOT NULL DEFAULT 0);
+  CREATE TABLE child (
+    id bigserial PRIMARY KEY,
+    parent_id bigint NOT NULL CONSTRAINT fk REFERENCES parent ON UPDATE CASCADE DEFERRABLE
+  );
+  CREATE INDEX ON child (parent_id);
+  CREATE SEQUENCE passing START 10000;
+  INSERT INTO parent (id) SELECT generate_series(1, 1000);
+  INSERT INTO child (parent_id) SELECT 1 + n % 900 FROM generate_series(1, 20000) AS n`
+
+type Work = (session: Session) => Effect.Effect<unknown, DatabaseError>
+
+const some = Effect.map(Random.nextIntBetween(1, 901), (id) => [id])
+
+const works: ReadonlyArray<readonly [string, Work]> = [
+  [
+    "inserts children",
+    (s) => Effect.flatMap(some, (id) => s.query("INSERT INTO child (parent_id) VALUES ($1)", id))
+  ],
+  [
+    "inserts and deletes parents",
+    (s) =>
+      Effect.flatMap(
+        s.query<{ readonly id: string }>("INSERT INTO parent (id) VALUES (nextval('passing')) RETURNING id"),
+        ([row]) => s.query("DELETE FROM parent WHERE id = $1", [row?.id])
+      )
+  ],
+  [
+    "updates keys",
+    (s) =>
+      Effect.flatMap(some, (id) =>
+        s.query("UPDATE child SET parent_id = 1 + parent_id % 900 WHERE id = $1", id)
+      )
+  ],
+  [
+    "counts children in their parent",
+    (s) =>
+      transaction(
+        s,
+        Effect.flatMap(some, (id) =>
+          Effect.zipRight(
+            s.query("INSERT INTO child (parent_id) VALUES ($1)", id),
+            s.query("UPDATE parent SET n = n + 1 WHERE id = $1", id)
+          )
+        )
+      )
+  ],
+  [
+    "reads and then writes parents",
+    (s) =>
+      transaction(
+        s,
+        Effect.flatMap(some, (id) =>
+          Effect.zipRight(
+            s.query("SELECT n FROM parent WHERE id = $1", id),
+            s.query("UPDATE parent SET n = n + 1 WHERE id = $1", id)
+          )
+        )
+      )
+  ],
+  [
+    "defers the key by name and inserts the child first",
+    (s) =>
+      transaction(
+        s,
+        Effect.zipRight(
+          s.query("SET CONSTRAINTS fk DEFERRED"),
+          Effect.flatMap(s.query<{ readonly id: string }>("SELECT nextval('passing') AS id"), ([row]) =>
+            Effect.zipRight(
+              s.query("INSERT INTO child (parent_id) VALUES ($1)", [row?.id]),
+              s.query("INSERT INTO parent (id) VALUES ($1)", [row?.id])
+            )
+          )
+        )
+      )
+  ],
+  [
+    "joins",
+    (s) =>
+      Effect.flatMap(some, (id) =>
+        s.query("SELECT count(*) FROM child c JOIN parent p ON p.id = c.parent_id WHERE p.id = $1", id)
+      )
+  ]
+]
+
+const transaction = (session: Session, body: Effect.Effect<unknown, DatabaseError>) =>
+  session.query("BEGIN").pipe(
+    Effect.zipRight(body),
+    Effect.zipRight(session.query("COMMIT")),
+    Effect.tapError(() => Effect.ignore(session.query("ROLLBACK")))
+  )
+
+/** What the applications went through. */
+export interface Report {
+  readonly done: number
+  readonly longestMillis: number
+  readonly errors: ReadonlyArray<string>
+}
+
+/** Runs one closed loop of each kind of work while `change` runs, and until it has ended. */
+export const beside = <A, E, R>(change: Effect.Effect<A, E, R>) =>
+  Effect.gen(function* () {
+    const stop = yield* Ref.make(false)
+    const loops = yield* Effect.forEach(works, ([name, work]) =>
+      Effect.fork(
+        Effect.gen(function* () {
+          const session = yield* application
+          let done = 0
+          let longest = 0
+          const errors: Array<string> = []
+          while (!(yield* Ref.get(stop))) {
+            const start = yield* Clock.currentTimeNanos
+            yield* work(session).pipe(
+              Effect.catchAll((error) => Effect.sync(() => errors.push(`${name}: ${error.message}`)))
+            )
+            longest = Math.max(longest, Number((yield* Clock.currentTimeNanos) - start) / 1e6)
+            done += 1
+          }
+          return { done, longest, errors }
+        })
+      )
+    )
+    const result = yield* Effect.ensuring(change, Ref.set(stop, true))
+    const reports = yield* Effect.forEach(loops, Fiber.join)
+    const report: Report = {
+      done: reports.reduce((sum, { done }) => sum + done, 0),
+      longestMillis: Math.max(...reports.map(({ longest }) => longest)),
+      errors: reports.flatMap(({ errors }) => errors)
+    }
+    return { result, report }
+  })
