@@ -18,7 +18,7 @@ import dns from "node:dns"
 import { SqlClient } from "@effect/sql/SqlClient"
 import * as Database from "../../src/Database.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
-import { eventually } from "../support/eventually.js"
+import { eventually, NeverCame } from "../support/eventually.js"
 import { adminSession } from "../support/server.js"
 import * as Proxy from "./Proxy.js"
 import { check, makeRig, outcome, report, type Rig, running, tally, tagOf, timed } from "./support.js"
@@ -44,7 +44,10 @@ const lendable = ({ sql }: Rig, count: number) =>
       ))
     )
   }).pipe(
-    Effect.timeoutFail({ duration: "10 seconds", onTimeout: () => new Error(`not ${count} connections`) })
+    Effect.timeoutFail({
+      duration: "10 seconds",
+      onTimeout: () => new NeverCame({ message: `never lent: ${count} connections` })
+    })
   )
 
 /** Holds every connection of the pool until the scope closes. */
