@@ -9,6 +9,7 @@ import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Inspectable from "effect/Inspectable"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import { type Endpoint, parseEndpoint } from "./driver/Endpoint.js"
@@ -204,10 +205,13 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
       const decoded = value === "off" ? Duration.infinity : decodeDuration(value)
       if (decoded === undefined || (!Duration.isFinite(decoded) && !rule.off)) {
         reject(name, value, durationRule(rule.off))
-        return Duration.zero
+        return refused
       }
       const millis = Duration.toMillis(decoded)
-      if (millis < 1 && !(rule.zero && millis === 0)) reject(name, value, "at least 1 millisecond")
+      if (millis < 1 && !(rule.zero && millis === 0)) {
+        reject(name, value, "at least 1 millisecond")
+        return refused
+      }
       if (Duration.isFinite(decoded) && millis > maxMillis) reject(name, value, "at most 24 days")
       return decoded
     }
@@ -290,11 +294,18 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
 /** The longest time that both Node's timers and PostgreSQL's timeouts (milliseconds in 31 bits) can hold. */
 const maxMillis = 2 ** 31 - 1
 
+/** Stands for a duration that was refused: rules that compare durations find nothing more to say. */
+const refused = Duration.infinity
+
 const decodeDuration = (value: unknown): Duration.Duration | undefined =>
   value === "0" ? Duration.zero : Option.getOrUndefined(Duration.decodeUnknown(value))
 
 const show = (setting: keyof Settings, value: unknown): string => {
   if (value === undefined) return "not set"
   if (setting === "url" || setting === "directUrl") return "<redacted>"
-  return Duration.isDuration(value) ? Duration.format(value) : JSON.stringify(value)
+  if (Duration.isDuration(value)) return Duration.format(value)
+  // What JSON has no form for: symbols, big integers, NaN.
+  return typeof value === "string" || typeof value === "object"
+    ? Inspectable.stringifyCircular(value)
+    : String(value)
 }

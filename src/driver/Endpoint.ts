@@ -52,7 +52,8 @@ export const parseEndpoint = (url: string): Either.Either<Endpoint, string> => {
     return Either.left("a url with a port from 1 to 65535")
   }
   return Either.right({
-    host,
+    // A url has brackets around an IPv6 address.
+    host: host.replace(/^\[(.*)\]$/, "$1"),
     port: portNumber,
     database: database || user,
     user,
