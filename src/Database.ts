@@ -12,15 +12,18 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
+import type * as Stream from "effect/Stream"
 import * as Crypto from "node:crypto"
 import * as DatabaseConfig from "./DatabaseConfig.js"
 import type { DatabaseError, PoolState } from "./DatabaseError.js"
 import { type DialOptions, serverMillis } from "./driver/Backend.js"
+import { target } from "./driver/Endpoint.js"
 import { makeClient } from "./driver/Client.js"
 import * as Health from "./driver/Health.js"
 import * as NotificationHub from "./driver/NotificationHub.js"
 import * as Pool from "./driver/Pool.js"
 import * as Session from "./driver/Session.js"
+import * as Telemetry from "./driver/Telemetry.js"
 import * as Transact from "./driver/Transact.js"
 
 // -----------------------------------------------------------------------------
@@ -35,6 +38,8 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
     readonly config: DatabaseConfig.DatabaseConfig
     /** How many connections there are and what they do. */
     readonly stats: Effect.Effect<PoolState>
+    /** What happens to the connections: opened, closed, refused, leaked. From now on; who is too slow loses the oldest events. */
+    readonly events: Stream.Stream<Pool.PoolEvent>
     /** Whether the database can be used; answers within four seconds, also when the pool is exhausted or the server is gone. */
     readonly health: Effect.Effect<Health.Health>
     /** Opens a dedicated session, outside the pool and past any pooler, that ends with the scope. */
@@ -53,6 +58,7 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
 >() {}
 
 export type { Health } from "./driver/Health.js"
+export type { PoolEvent } from "./driver/Pool.js"
 export type { Notification, Session } from "./driver/Session.js"
 
 // -----------------------------------------------------------------------------
@@ -93,8 +99,14 @@ const make = Effect.fn("Database.make")(function* (
     reuseAfterCancel: true,
     echo: config.echo
   }
+  const telemetry = Telemetry.make(
+    `${target(config.endpoint)}/${config.endpoint.database}`,
+    config.maxConnections,
+    config.minConnections
+  )
   const dial: DialOptions = {
     ...direct,
+    observe: observer(telemetry, config.slowStatement),
     endpoint: config.endpoint,
     timeouts: pooled ? undefined : timeouts,
     prepare: config.prepare,
@@ -107,11 +119,14 @@ const make = Effect.fn("Database.make")(function* (
     acquireTimeout: config.acquireTimeout,
     idleTimeout: config.idleTimeout,
     connectionTTL: config.connectionTTL,
-    validateAfterIdle: config.validateAfterIdle
+    validateAfterIdle: config.validateAfterIdle,
+    maxWaiting: config.maxWaiting,
+    leakWarning: config.leakWarning,
+    telemetry
   })
   if (!pooled) yield* warnOfPooler(pool)
   const notifications = yield* NotificationHub.make(Session.open(direct))
-  return yield* assemble({ config, pool, dial, direct, notifications })
+  return yield* assemble({ config, pool, dial, direct, notifications, telemetry })
 })
 
 /** What a database is made of. */
@@ -123,12 +138,30 @@ interface Parts {
   /** How a session past any pooler is opened. */
   readonly direct: DialOptions
   readonly notifications: NotificationHub.NotificationHub
+  readonly telemetry: Telemetry.Telemetry
+}
+
+/** Measures each statement, and reports the slow ones: their text, never their parameters. */
+const observer = (
+  telemetry: Telemetry.Telemetry,
+  slowStatement: Duration.Duration
+): DialOptions["observe"] => {
+  const limit = Duration.toMillis(slowStatement)
+  return ({ text }, millis, failure) => {
+    telemetry.operation(millis, failure?.reason._tag)
+    return millis < limit
+      ? undefined
+      : Effect.annotateLogs(Effect.logWarning("Slow statement"), {
+          statement: text,
+          millis: Math.round(millis)
+        })
+  }
 }
 
 const assemble = Effect.fnUntraced(function* (
   parts: Parts
 ): Effect.fn.Return<Context.Context<Provided>, never, Reactivity.Reactivity> {
-  const { config, dial, direct, notifications, pool } = parts
+  const { config, dial, direct, notifications, pool, telemetry } = parts
   const spanAttributes = [
     ["db.system.name", "postgresql"],
     ["db.namespace", config.endpoint.database],
@@ -140,12 +173,14 @@ const assemble = Effect.fnUntraced(function* (
     spanAttributes,
     limits: timeouts,
     commitMillis: commitMillis(config.statementTimeout),
-    session: config.pooler === "transaction" ? sessionLimits(timeouts) : []
+    session: config.pooler === "transaction" ? sessionLimits(timeouts) : [],
+    telemetry
   })
   const client = yield* makeClient({ config, pool, transactions, notifications, spanAttributes })
   return Context.make(Database, {
     config,
     stats: pool.state,
+    events: pool.events,
     health: Health.check(pool, dial),
     session: Session.open(direct),
     notifications,

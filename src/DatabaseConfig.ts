@@ -62,6 +62,12 @@ export interface Settings {
   readonly applicationName?: string | undefined
   /** Logs each statement's text at DEBUG, without parameters. */
   readonly echo?: boolean | undefined
+  /** More callers than this do not wait for a connection: they fail with `Overloaded`. */
+  readonly maxWaiting?: number | undefined
+  /** A connection that is held for longer is logged once, with the span that took it. */
+  readonly leakWarning?: DurationSetting | undefined
+  /** A statement that took longer is logged, without its parameters. */
+  readonly slowStatement?: DurationSetting | undefined
 }
 
 /** What stands between the Layer and the server. */
@@ -85,6 +91,9 @@ export interface DatabaseConfig {
   readonly pooler: Pooler
   readonly applicationName: string
   readonly echo: boolean
+  readonly maxWaiting: number
+  readonly leakWarning: Duration.Duration
+  readonly slowStatement: Duration.Duration
 }
 
 /** The defaults of every setting but `url`. */
@@ -102,7 +111,10 @@ export const defaults = {
   prepare: true,
   pooler: "none",
   applicationName: "promptgrimoire-db",
-  echo: false
+  echo: false,
+  maxWaiting: 1000,
+  leakWarning: "30 seconds",
+  slowStatement: "1 second"
 } as const satisfies Omit<Settings, "url">
 
 /** The environment variable of each setting. */
@@ -122,7 +134,10 @@ export const environmentVariables = {
   prepare: "DATABASE_PREPARE",
   pooler: "DATABASE_POOLER",
   applicationName: "DATABASE_APPLICATION_NAME",
-  echo: "DATABASE_ECHO"
+  echo: "DATABASE_ECHO",
+  maxWaiting: "DATABASE_MAX_WAITING",
+  leakWarning: "DATABASE_LEAK_WARNING",
+  slowStatement: "DATABASE_SLOW_STATEMENT"
 } as const satisfies Record<keyof Settings, string>
 
 // -----------------------------------------------------------------------------
@@ -188,7 +203,7 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
       void problems.push({ setting, value: show(setting, value), rule })
     const given = (name: keyof typeof defaults): unknown => raw[name] ?? defaults[name]
 
-    const integer = (name: "minConnections" | "maxConnections", least: number): number => {
+    const integer = (name: "minConnections" | "maxConnections" | "maxWaiting", least: number): number => {
       const value = given(name)
       const number = typeof value === "string" && /^\d+$/.test(value) ? Number(value) : value
       if (typeof number === "number" && Number.isInteger(number) && number >= least && number <= 10_000) {
@@ -198,7 +213,10 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
       return Number.NaN
     }
     const duration = (
-      name: Extract<keyof typeof defaults, `${string}${"Timeout" | "TTL" | "Idle"}`>,
+      name: Extract<
+        keyof typeof defaults,
+        `${string}${"Timeout" | "TTL" | "Idle"}` | "leakWarning" | "slowStatement"
+      >,
       rule: { readonly zero: boolean; readonly off: boolean }
     ): Duration.Duration => {
       const value = given(name)
@@ -248,6 +266,9 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
     const idleInTransactionTimeout = duration("idleInTransactionTimeout", { zero: false, off: true })
     const prepare = boolean("prepare")
     const echo = boolean("echo")
+    const maxWaiting = integer("maxWaiting", 0)
+    const leakWarning = duration("leakWarning", { zero: false, off: true })
+    const slowStatement = duration("slowStatement", { zero: true, off: true })
     const pooler = given("pooler")
     if (pooler !== "none" && pooler !== "transaction") reject("pooler", pooler, '"none" or "transaction"')
     const applicationName = given("applicationName")
@@ -287,7 +308,10 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
           prepare,
           pooler: pooler as Pooler,
           applicationName: applicationName as string,
-          echo
+          echo,
+          maxWaiting,
+          leakWarning,
+          slowStatement
         })
   })
 

@@ -25,6 +25,14 @@ export interface DialOptions {
   readonly reuseAfterCancel: boolean
   /** Logs the text of every statement at DEBUG, never its parameters. */
   readonly echo: boolean
+  /** Called when the server has answered a statement, or was lost; what it gives is run before the caller goes on. */
+  readonly observe?:
+    | ((
+        request: Request,
+        millis: number,
+        failure: DatabaseError | undefined
+      ) => Effect.Effect<void> | undefined)
+    | undefined
 }
 
 /** PostgreSQL's client connection defaults; infinity is 0, which switches a limit off. */
@@ -303,10 +311,12 @@ export class Backend {
           ? undefined
           : setTimeout(() => this.destroy(timeoutError()), request.timeoutMillis)
       this.running = true
-      const finish = (exit: Effect.Effect<A, DatabaseError>) => {
+      const started = performance.now()
+      const finish = (exit: Effect.Effect<A, DatabaseError>, failure?: DatabaseError) => {
         this.running = false
         if (timer !== undefined) clearTimeout(timer)
-        resume(exit)
+        const note = this.options.observe?.(request, performance.now() - started, failure)
+        resume(note === undefined ? exit : Effect.zipRight(note, exit))
       }
       send((error, result) => {
         if (error === null || error === undefined) return finish(Effect.succeed(result as A))
@@ -315,13 +325,13 @@ export class Backend {
         // What changed a table or deallocated a statement has probably done so to others.
         if (failure.reason._tag === "StalePreparedStatement") this.statements.clear()
         if (isBroken(failure)) this.destroy()
-        if (!this.open) return finish(Effect.fail(failure))
+        if (!this.open) return finish(Effect.fail(failure), failure)
         // An error comes before the server is ready again: until then the connection is not idle.
         const end = () => {
           this.client.off("drain", end)
           this.client.off("end", end)
           if (before !== "E" && this.transactionStatus === "E") this.firstError = failure.reason
-          finish(Effect.fail(failure))
+          finish(Effect.fail(failure), failure)
         }
         this.client.on("drain", end)
         this.client.on("end", end)

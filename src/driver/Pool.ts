@@ -1,16 +1,22 @@
 import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as PubSub from "effect/PubSub"
 import * as Random from "effect/Random"
 import * as Runtime from "effect/Runtime"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as Tracer from "effect/Tracer"
 import * as Tarn from "tarn"
-import { DatabaseError, type PoolState } from "../DatabaseError.js"
+import { DatabaseError, type PoolState, type Reason } from "../DatabaseError.js"
 import { Backend, type DialOptions, type Line } from "./Backend.js"
 import { Leases } from "./Leases.js"
+import type { Telemetry } from "./Telemetry.js"
 import type { Restore } from "./Turns.js"
 
 /** How a pool behaves. */
@@ -22,7 +28,34 @@ export interface PoolOptions {
   readonly idleTimeout: Duration.Duration
   readonly connectionTTL: Duration.Duration
   readonly validateAfterIdle: Duration.Duration
+  /** More callers than this do not wait: they fail with `Overloaded`. */
+  readonly maxWaiting: number
+  /** A connection that is lent for longer is reported, once. */
+  readonly leakWarning: Duration.Duration
+  readonly telemetry: Telemetry
 }
+
+/** What happens to the connections of a pool. */
+export type PoolEvent =
+  | { readonly _tag: "Opened"; readonly processId: number; readonly millis: number }
+  | { readonly _tag: "Closed"; readonly processId: number }
+  | { readonly _tag: "DialFailed"; readonly error: DatabaseError }
+  /** A caller that waited, or would have waited, goes without. */
+  | { readonly _tag: "Refused"; readonly error: DatabaseError }
+  /** Every connection older than an error was given up. */
+  | { readonly _tag: "Invalidated"; readonly error: DatabaseError }
+  /** A connection has been lent for longer than `leakWarning`. `holder` is the span that took it. */
+  | {
+      readonly _tag: "Leak"
+      readonly processId: number
+      readonly holder: string
+      readonly heldMillis: number
+    }
+
+/** The connections that a fiber holds while it asks for another one. */
+export class Held extends Context.Reference<Held>()("promptgrimoire-db/driver/Held", {
+  defaultValue: (): ReadonlyArray<Line> => []
+}) {}
 
 /**
  * A pool of backends. `tarn` does the pooling: it keeps minimum and maximum, hands a free connection to whoever waits
@@ -39,6 +72,8 @@ export interface Pool {
   /** Takes a backend back that it has lent. One that is not idle and clean is closed, never lent again. */
   release(line: Line): Effect.Effect<void>
   readonly state: Effect.Effect<PoolState>
+  /** What happens from now on; who is too slow loses the oldest events. */
+  readonly events: Stream.Stream<PoolEvent>
 }
 
 /** Opens the pool and its minimum of connections; the first failure to connect is the error. */
@@ -59,6 +94,10 @@ export const make = Effect.fn("Pool.make")(function* (
   const dialPermits = yield* Effect.makeSemaphore(concurrentDials)
   const closed = yield* Deferred.make<never, DatabaseError>()
   const allReturned = yield* Deferred.make<void>()
+  const events = yield* PubSub.sliding<PoolEvent>(1024)
+  const publish = (event: PoolEvent) => void events.unsafeOffer(event)
+  const { telemetry } = options
+  const count = () => telemetry.connections(live.size - lent, lent, leases.numPendingAcquires())
   let closing = false
   let lent = 0
   let invalidBefore = 0
@@ -84,6 +123,7 @@ export const make = Effect.fn("Pool.make")(function* (
     if (error.reason._tag === "ReadOnlyTransaction" && backend.expectsReadOnly) return
     lease.condemned = true
     if (error.fate !== "invalidate") return
+    publish({ _tag: "Invalidated", error })
     invalidBefore = unsafeNow()
     for (const other of live.keys()) if (other.openedAt < invalidBefore) retire(other)
   }
@@ -94,20 +134,30 @@ export const make = Effect.fn("Pool.make")(function* (
   }
 
   const dial = Effect.gen(function* () {
+    const started = performance.now()
     const backend = yield* Backend.dial(options.dial)
+    const millis = performance.now() - started
+    telemetry.created(millis)
     const ttl = Duration.toMillis(options.connectionTTL)
     const jitter = yield* Random.nextRange(0, 0.1)
     const lease: Lease = {
       lent: false,
       condemned: false,
       idleSince: backend.openedAt,
-      expiresAt: backend.openedAt + ttl * (1 - jitter)
+      expiresAt: backend.openedAt + ttl * (1 - jitter),
+      lentAt: 0,
+      holder: Context.empty(),
+      isReported: false,
+      waits: 0
     }
     live.set(backend, lease)
+    publish({ _tag: "Opened", processId: backend.processId, millis })
     backend.onError = (error) => condemn(backend, error)
     backend.onClose(() => {
       live.delete(backend)
       leases.discard(backend)
+      count()
+      publish({ _tag: "Closed", processId: backend.processId })
     })
     dialFailure = undefined
     return backend
@@ -122,6 +172,7 @@ export const make = Effect.fn("Pool.make")(function* (
       // While other connections are alive, whoever waits gets one of them; without any, nobody will.
       if (live.size === 0) leases.failFirst(error)
       dialFailure = error
+      publish({ _tag: "DialFailed", error })
       return Effect.void
     })
   )
@@ -175,7 +226,7 @@ export const make = Effect.fn("Pool.make")(function* (
   const acquireError = (error: unknown): DatabaseError => {
     if (DatabaseError.is(error)) return error
     if (closing || !(error instanceof Tarn.TimeoutError)) return poolClosed
-    return new DatabaseError({
+    const timeout = new DatabaseError({
       operation: "acquire",
       reason: {
         _tag: "AcquireTimeout",
@@ -184,29 +235,74 @@ export const make = Effect.fn("Pool.make")(function* (
       },
       ...(dialFailure === undefined ? {} : { cause: dialFailure })
     })
+    telemetry.timedOut()
+    publish({ _tag: "Refused", error: timeout })
+    return timeout
   }
 
-  const lend = (backend: Backend): Backend => {
+  const lend = (backend: Backend, holder: Context.Context<never>, waitedSince: number): Backend => {
     const lease = live.get(backend)
-    if (lease !== undefined) lease.lent = true
+    const now = performance.now()
+    if (lease !== undefined) {
+      lease.lent = true
+      lease.lentAt = now
+      lease.holder = holder
+      lease.isReported = false
+    }
     lent++
+    telemetry.waited(now - waitedSince)
+    count()
     return backend
   }
 
   const acquire = (restore: Restore): Effect.Effect<Backend, DatabaseError> =>
-    Effect.suspend(() => {
+    Effect.contextWithEffect((context: Context.Context<never>) => {
       if (closing) return Effect.fail(poolClosed)
+      const started = performance.now()
       const ready = leases.take(isReady)
-      return ready === undefined ? wait(restore) : Effect.succeed(lend(ready))
+      if (ready !== undefined) return Effect.succeed(lend(ready, context, started))
+      const mine = Context.get(context, Held).flatMap((line) => live.get(line as Backend) ?? [])
+      const refused = refusal(mine)
+      return refused === undefined ? wait(restore, context, started, mine) : Effect.fail(refused)
     })
 
-  const wait = (restore: Restore): Effect.Effect<Backend, DatabaseError> => {
+  /** Why a caller must not even wait: too many do, or whoever could give it a connection waits for one, too. */
+  const refusal = (mine: ReadonlyArray<Lease>): DatabaseError | undefined => {
+    const everybodyWaits =
+      mine.length > 0 &&
+      lent >= options.max &&
+      [...live.values()].every((lease) => lease.waits > 0 || mine.includes(lease))
+    const reason: Reason | undefined = everybodyWaits
+      ? {
+          _tag: "NestedAcquire",
+          holders: [...live.values()].map(({ holder }) => nameOf(holder)),
+          pool: state()
+        }
+      : leases.numPendingAcquires() >= options.maxWaiting
+        ? { _tag: "Overloaded", pool: state() }
+        : undefined
+    if (reason === undefined) return undefined
+    const error = new DatabaseError({ operation: "acquire", reason })
+    publish({ _tag: "Refused", error })
+    return error
+  }
+
+  const wait = (
+    restore: Restore,
+    context: Context.Context<never>,
+    started: number,
+    mine: ReadonlyArray<Lease>
+  ): Effect.Effect<Backend, DatabaseError> => {
     const pending = leases.acquire()
+    for (const lease of mine) lease.waits++
+    const stopWaiting = () => {
+      for (const lease of mine) lease.waits--
+    }
     let given: Backend | undefined
     let left = false
-    const promise = pending.promise.then(
+    const promise = pending.promise.finally(stopWaiting).then(
       (backend) => {
-        given = lend(backend)
+        given = lend(backend, context, started)
         if (left) giveBack(backend)
         return Effect.succeed(backend)
       },
@@ -232,6 +328,8 @@ export const make = Effect.fn("Pool.make")(function* (
     backend.expectsReadOnly = false
     const lease = live.get(backend)
     if (lease !== undefined) {
+      telemetry.used(performance.now() - lease.lentAt)
+      lease.holder = Context.empty()
       lease.lent = false
       lease.idleSince = unsafeNow()
     }
@@ -241,6 +339,7 @@ export const make = Effect.fn("Pool.make")(function* (
       leases.drop(backend)
       if (backend.isOpen) runFork(backend.close)
     }
+    count()
     if (closing && lent === 0) Deferred.unsafeDone(allReturned, Exit.void)
   }
 
@@ -263,7 +362,31 @@ export const make = Effect.fn("Pool.make")(function* (
     for (const opened of leases.topUp()) opened.catch(ignore)
     const isNews = dialFailure !== undefined && !reported
     reported = dialFailure !== undefined
-    return isNews ? Effect.logWarning("The pool cannot open connections", dialFailure) : Effect.void
+    const dialWarning = isNews
+      ? Effect.logWarning("The pool cannot open connections", dialFailure)
+      : Effect.void
+    return Effect.zipRight(dialWarning, reportLeaks)
+  })
+
+  const reportLeaks = Effect.suspend(() => {
+    const now = performance.now()
+    const limit = Duration.toMillis(options.leakWarning)
+    const leaks = [...live].filter(
+      ([, lease]) => lease.lent && !lease.isReported && now - lease.lentAt > limit
+    )
+    return Effect.forEach(
+      leaks,
+      ([backend, lease]) => {
+        lease.isReported = true
+        const heldMillis = Math.round(now - lease.lentAt)
+        const holder = nameOf(lease.holder)
+        publish({ _tag: "Leak", processId: backend.processId, holder, heldMillis })
+        return Effect.logWarning(
+          `A connection has been held for ${heldMillis} ms by ${holder} (backend ${backend.processId})`
+        )
+      },
+      { discard: true }
+    )
   })
 
   yield* Effect.addFinalizer(() =>
@@ -282,7 +405,12 @@ export const make = Effect.fn("Pool.make")(function* (
     })
   )
 
-  const pooling: Pool = { acquire, release, state: Effect.sync(state) }
+  const pooling: Pool = {
+    acquire,
+    release,
+    state: Effect.sync(state),
+    events: Stream.fromPubSub(events)
+  }
 
   yield* options.min === 0
     ? Effect.scoped(borrow(pooling))
@@ -323,6 +451,25 @@ interface Lease {
   condemned: boolean
   idleSince: number
   readonly expiresAt: number
+  /** Time of `performance.now()`. */
+  lentAt: number
+  /** The context of who it is lent to. */
+  holder: Context.Context<never>
+  /** Whether it was reported as held for too long. */
+  isReported: boolean
+  /** How many connections its holder waits for. */
+  waits: number
+}
+
+/** The span that somebody works in, and the one around it: what was being done when a connection was taken. */
+const nameOf = (holder: Context.Context<never>): string => {
+  const names: Array<string> = []
+  let span = Option.getOrUndefined(Context.getOption(holder, Tracer.ParentSpan))
+  while (span?._tag === "Span" && names.length < 3) {
+    names.push(span.name)
+    span = Option.getOrUndefined(span.parent)
+  }
+  return names.length === 0 ? "a fiber without a span" : names.join(" in ")
 }
 
 const ignore = () => {}

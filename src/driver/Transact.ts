@@ -6,14 +6,16 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import { identity } from "effect/Function"
 import * as Option from "effect/Option"
 import { DatabaseError, type Reason, reasonOf } from "../DatabaseError.js"
 import { controlMillis, type Line, type Request, type Response, serverMillis } from "./Backend.js"
 import { endedError, makeConnection, streamPortal } from "./connections.js"
 import { Hooks, type Outcome } from "./Hooks.js"
-import type { Pool } from "./Pool.js"
+import { Held, type Pool } from "./Pool.js"
 import * as Retry from "./Retry.js"
 import { type Attempt, once, type RetryOptions } from "./Retry.js"
+import type { Telemetry } from "./Telemetry.js"
 import { type Restore, Turns } from "./Turns.js"
 
 /** The isolation levels of SQL that PostgreSQL tells apart (documentation, chapter "Transaction Isolation"). */
@@ -70,6 +72,7 @@ export interface TransactionDefaults {
   readonly commitMillis: number | undefined
   /** SET LOCAL statements that follow BEGIN. */
   readonly session: ReadonlyArray<string>
+  readonly telemetry: Telemetry
 }
 
 /** The message of the log record that is written before every ROLLBACK. */
@@ -97,6 +100,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
 
   const inside = <A, E, R>(level: Level, effect: Effect.Effect<A, E, R>) =>
     effect.pipe(
+      level.depth === 0 ? holding(level.root.backend) : identity,
       Effect.provideService(CurrentLevel, level),
       Effect.provideService(SqlClient.TransactionConnection, [level.connection, level.depth])
     )
@@ -146,7 +150,15 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
             )
           }),
           Effect.ensuring(pool.release(backend)),
-          Effect.onExit((exit) => afterwards(level.hooks, exit))
+          Effect.onExit((exit) => {
+            const outcome = outcomeOf(exit)
+            defaults.telemetry.transaction(outcome)
+            if (attempt.again) defaults.telemetry.retried()
+            // Nobody knows whether what waits for the end may run after a COMMIT whose outcome is unknown.
+            return outcome === "unknown"
+              ? Effect.void
+              : level.hooks.run(outcome === "committed" ? "committed" : "rolledBack")
+          })
         )
       })
     )
@@ -248,6 +260,14 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
 // internal
 // -----------------------------------------------------------------------------
 
+/** Tells the pool, should the body ask for another connection, that it has this one already. */
+const holding =
+  (line: Line) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.mapInputContext(effect, (context: Context.Context<R>) =>
+      Context.add(context, Held, [...Context.get(context, Held), line])
+    )
+
 /** The outermost transaction. */
 interface Root {
   readonly backend: Line
@@ -303,13 +323,12 @@ const transactionIdOf = (response: Response): string | undefined => {
   return row?.id
 }
 
-/** Runs what waited for the end; nobody knows whether it may after a COMMIT whose outcome is unknown. */
-const afterwards = (hooks: Hooks, exit: Exit.Exit<unknown, unknown>): Effect.Effect<void> => {
-  if (Exit.isSuccess(exit)) return hooks.run("committed")
+const outcomeOf = (exit: Exit.Exit<unknown, unknown>): "committed" | "rolled back" | "unknown" => {
+  if (Exit.isSuccess(exit)) return "committed"
   const unknown = [...Cause.failures(exit.cause)].some(
     (error) => DatabaseError.is(error) && error.reason._tag === "CommitOutcomeUnknown"
   )
-  return unknown ? Effect.void : hooks.run("rolledBack")
+  return unknown ? "unknown" : "rolled back"
 }
 
 /** The limits among options, without those that are left out. */

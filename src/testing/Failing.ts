@@ -46,7 +46,8 @@ export const make = (pool: Pool, points: ReadonlyArray<FaultPoint>): Effect.Effe
           return line
         }),
       release: (line) => pool.release(lent.get(line) ?? line),
-      state: pool.state
+      state: pool.state,
+      events: pool.events
     }
   })
 

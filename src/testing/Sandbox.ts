@@ -23,7 +23,8 @@ export const make = (pool: Pool.Pool): Effect.Effect<Pool.Pool, DatabaseError, S
       acquire: (restore) =>
         Effect.as(turns.take(restore), new SandboxLine(backend, deferred) satisfies Line as Line),
       release: () => turns.pass,
-      state: Effect.map(pool.state, (state) => ({ ...state, max: 1 }))
+      state: Effect.map(pool.state, (state) => ({ ...state, max: 1 })),
+      events: pool.events
     }
   })
 

@@ -1,0 +1,82 @@
+import * as Metric from "effect/Metric"
+import * as MetricBoundaries from "effect/MetricBoundaries"
+import * as MetricKey from "effect/MetricKey"
+import * as MetricLabel from "effect/MetricLabel"
+
+/**
+ * What a pool and its transactions tell about themselves, as Effect metrics under the names of OpenTelemetry's semantic conventions for database clients
+ * (`db.client.*`, times in seconds), labelled with the pool's name. Two have no name there: `promptgrimoire.db.transactions` by outcome, and
+ * `promptgrimoire.db.transaction.retries`.
+ */
+export interface Telemetry {
+  /** How many connections are idle and in use, and how many callers wait. */
+  readonly connections: (idle: number, used: number, pending: number) => void
+  /** A caller got its connection after so many milliseconds. */
+  readonly waited: (millis: number) => void
+  /** A connection was given back after so many milliseconds. */
+  readonly used: (millis: number) => void
+  /** A connection was opened in so many milliseconds. */
+  readonly created: (millis: number) => void
+  /** A caller waited for a connection in vain. */
+  readonly timedOut: () => void
+  /** The server answered a statement after so many milliseconds; `errorType` is the tag of its failure. */
+  readonly operation: (millis: number, errorType: string | undefined) => void
+  readonly transaction: (outcome: "committed" | "rolled back" | "unknown") => void
+  readonly retried: () => void
+}
+
+/** Metrics of one pool. `name` tells it from others of the process; it is shown as it is. */
+export const make = (name: string, max: number, min: number): Telemetry => {
+  const pool = MetricLabel.make("db.client.connection.pool.name", name)
+  const system = MetricLabel.make("db.system.name", "postgresql")
+  const gauge = (metric: string, ...labels: ReadonlyArray<MetricLabel.MetricLabel>) => {
+    const made = Metric.fromMetricKey(MetricKey.taggedWithLabels(MetricKey.gauge(metric), [pool, ...labels]))
+    return (value: number) => made.unsafeUpdate(value, [])
+  }
+  const histogram = (metric: string, label: MetricLabel.MetricLabel) => {
+    const made = Metric.fromMetricKey(
+      MetricKey.taggedWithLabels(MetricKey.histogram(metric, seconds), [label])
+    )
+    return (millis: number, extra: ReadonlyArray<MetricLabel.MetricLabel> = []) =>
+      made.unsafeUpdate(millis / 1000, extra)
+  }
+  const counter = (metric: string, ...labels: ReadonlyArray<MetricLabel.MetricLabel>) => {
+    const made = Metric.fromMetricKey(
+      MetricKey.taggedWithLabels(MetricKey.counter(metric), [pool, ...labels])
+    )
+    return () => made.unsafeUpdate(1, [])
+  }
+  const state = (value: string) => MetricLabel.make("db.client.connection.state", value)
+  const outcome = (value: string) =>
+    counter("promptgrimoire.db.transactions", MetricLabel.make("outcome", value))
+
+  const idle = gauge("db.client.connection.count", state("idle"))
+  const used = gauge("db.client.connection.count", state("used"))
+  const pending = gauge("db.client.connection.pending_requests")
+  const operation = histogram("db.client.operation.duration", system)
+  const outcomes = {
+    committed: outcome("committed"),
+    "rolled back": outcome("rolled back"),
+    unknown: outcome("unknown")
+  }
+  gauge("db.client.connection.max")(max)
+  gauge("db.client.connection.idle.min")(min)
+  return {
+    connections: (idleCount, usedCount, pendingCount) => {
+      idle(idleCount)
+      used(usedCount)
+      pending(pendingCount)
+    },
+    waited: histogram("db.client.connection.wait_time", pool),
+    used: histogram("db.client.connection.use_time", pool),
+    created: histogram("db.client.connection.create_time", pool),
+    timedOut: counter("db.client.connection.timeouts"),
+    operation: (millis, errorType) =>
+      operation(millis, errorType === undefined ? [] : [MetricLabel.make("error.type", errorType)]),
+    transaction: (how) => outcomes[how](),
+    retried: counter("promptgrimoire.db.transaction.retries")
+  }
+}
+
+/** The bucket boundaries that the conventions advise for durations of database operations. */
+const seconds = MetricBoundaries.fromIterable([0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10])
