@@ -45,10 +45,13 @@ export const initial = (rawText: string): Uint8Array => {
 export const merge = Effect.fnUntraced(function* (state: Uint8Array, update: Uint8Array) {
   const doc = new Y.Doc()
   const text = doc.getText(textName)
-  Y.applyUpdate(doc, state)
+  // The state comes from a column that other programs can write to, too.
   yield* Effect.try({
-    try: () => Y.applyUpdate(doc, update),
-    catch: () => new BadUpdate({ problem: "it is not a Yjs update" })
+    try: () => {
+      Y.applyUpdate(doc, state)
+      Y.applyUpdate(doc, update)
+    },
+    catch: () => new BadUpdate({ problem: "it, or what is stored, is not a Yjs update" })
   })
   if (text.length > maxTextLength) {
     return yield* new TextTooLong({ of: "characters", length: text.length, limit: maxTextLength })
@@ -72,5 +75,5 @@ export const missing = (state: Uint8Array, stateVector: Uint8Array) =>
       update: Y.diffUpdate(state, stateVector),
       stateVector: Y.encodeStateVectorFromUpdate(state)
     }),
-    catch: () => new BadUpdate({ problem: "the state vector is none" })
+    catch: () => new BadUpdate({ problem: "the state vector, or what is stored, is not of Yjs" })
   })
