@@ -195,10 +195,23 @@ layer(Site.layer, { excludeTestServices: true, timeout: "2 minutes" })("the serv
     })
   )
 
+  it.scoped("keeps its hands off a state that another program wrote and that is none", () =>
+    Effect.gen(function* () {
+      const path = yield* Site.newText
+      yield* Site.setColumns(path, { crdt_state: Buffer.from([0, 1, 2, 3]) })
+      const { hear, say } = yield* connect(path)
+      yield* say(hello)
+      yield* say({ _tag: "Sync", stateVector: "AA==" })
+      assert.strictEqual((yield* hear("Refused", "State"))._tag, "Refused")
+      yield* say(writes(1, "over it"))
+      assert.include(yield* hear("Refused", "Saved"), { reason: "BadUpdate", id: 1 })
+    })
+  )
+
   it.scoped("starts from the raw text of a conversation that nobody has edited", () =>
     Effect.gen(function* () {
       const path = yield* Site.newText
-      yield* Site.setRawText(path, "pasted\r\nlong ago")
+      yield* Site.setColumns(path, { raw_text: "pasted\r\nlong ago" })
       const { hear, say } = yield* connect(path)
       yield* say(hello)
       yield* say({ _tag: "Sync", stateVector: "AA==" })

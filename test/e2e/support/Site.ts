@@ -66,10 +66,13 @@ export const storedText = Effect.fn("Site.storedText")(function* (path: string) 
   return doc.getText("text").toJSON()
 }, Effect.orDie)
 
-/** Gives a conversation that nobody has edited the text that it began with. */
-export const setRawText = Effect.fn("Site.setRawText")(function* (path: string, rawText: string) {
+/** Writes into a conversation past the program. */
+export const setColumns = Effect.fn("Site.setColumns")(function* (
+  path: string,
+  columns: { readonly raw_text: string } | { readonly crdt_state: Buffer }
+) {
   const sql = yield* PgClient.PgClient
-  yield* sql`UPDATE conversation SET raw_text = ${rawText} WHERE id = ${path.slice("/c/".length)}`
+  yield* sql`UPDATE conversation SET ${sql.update(columns)} WHERE id = ${path.slice("/c/".length)}`
 }, Effect.orDie)
 
 /** Retries until it is so. */
