@@ -3,6 +3,7 @@ import * as HelpDoc from "@effect/cli/HelpDoc"
 import * as Options from "@effect/cli/Options"
 import * as ValidationError from "@effect/cli/ValidationError"
 import * as Data from "effect/Data"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as ForeignKey from "../ForeignKey.js"
@@ -101,12 +102,19 @@ const onDeleteColumns = Options.text("columns").pipe(
 
 const connection = { url: Connection.url, json: Connection.json }
 
-const changeOptions = { ...connection, ...selectorOptions, onDelete, onDeleteColumns }
+const allowRowMovement = Options.boolean("allow-row-movement").pipe(
+  Options.withDescription(
+    "PostgreSQL 13 and 14 only: change keys to partitioned tables, although an UPDATE that moves a row to another partition carries out ON DELETE there."
+  )
+)
+
+const changeOptions = { ...connection, ...selectorOptions, onDelete, onDeleteColumns, allowRowMovement }
 
 const target = (
   options: Selected & {
     readonly onDelete: ForeignKey.Action
     readonly onDeleteColumns: ReadonlyArray<string>
+    readonly allowRowMovement: boolean
   }
 ) =>
   Effect.map(
@@ -120,6 +128,7 @@ const target = (
     (selected) => ({
       selectors: selected,
       onDelete: options.onDelete,
+      allowRowMovement: options.allowRowMovement,
       ...(options.onDeleteColumns.length > 0 ? { onDeleteColumns: options.onDeleteColumns } : {})
     })
   )
@@ -156,7 +165,13 @@ const listLines = (keys: ReadonlyArray<ForeignKey.ForeignKeyInfo>) => [
   )
 ]
 
-const plan = Command.make("plan", changeOptions, ({ json, url, ...options }) =>
+const script = Options.boolean("sql").pipe(
+  Options.withDescription(
+    "Print a script for psql, with the locks of each step in comments, to be run by hand."
+  )
+)
+
+const plan = Command.make("plan", { ...changeOptions, script }, ({ json, script, url, ...options }) =>
   runCommand(
     { json, url },
     Effect.gen(function* () {
@@ -164,7 +179,7 @@ const plan = Command.make("plan", changeOptions, ({ json, url, ...options }) =>
       yield* Report.result(
         json,
         result,
-        planLines(result),
+        script ? [ForeignKey.planScript(result).trimEnd()] : planLines(result),
         result.refused.length > 0 ? Report.exitCodes.refused : Report.exitCodes.done
       )
     })
@@ -188,19 +203,49 @@ const planLines = ({ refused, steps, unchanged, warnings }: ForeignKey.PlanResul
   ...refused.map(({ constraint, reason }) => `x ${constraint} is refused: ${reason}`)
 ]
 
-/** The proofs are pages of PL/pgSQL: a person reads what is changed, and finds the whole text with --json. */
+/** The proofs are pages of PL/pgSQL: a person reads what is changed, and finds the whole text with --sql or --json. */
 const abbreviate = (statement: string): string => {
-  if (statement.startsWith("DO "))
-    return "DO ... (checks or restores catalog entries; --json prints it whole)"
+  if (statement.startsWith("DO ")) return "DO ... (checks or restores catalog entries; --sql prints it whole)"
   return statement.length > 200 ? `${statement.slice(0, 160)} ...` : statement
 }
 
-const rebuild = Command.make("rebuild", changeOptions, ({ json, url, ...options }) =>
+const createIndexes = Options.boolean("create-indexes").pipe(
+  Options.withDescription(
+    "First build, CONCURRENTLY, the indexes on referencing columns that are missing: without one every delete scans the table."
+  )
+)
+
+const millis = (name: string, description: string) =>
+  Options.integer(name).pipe(
+    Options.withDescription(description),
+    Options.filterMap(
+      (value) => (value >= 1 ? Option.some(Duration.millis(value)) : Option.none()),
+      `--${name} takes a number of milliseconds, 1 or more`
+    ),
+    Options.optional
+  )
+
+const lockTimeout = millis(
+  "lock-timeout",
+  "The longest, in milliseconds, that one try asks for locks; default 250. Never more than 0.6 of the server's deadlock_timeout."
+)
+
+const budget = millis(
+  "budget",
+  "How long, in milliseconds, to go on trying for each key; default 10 minutes."
+)
+
+const rebuildOptions = { ...changeOptions, createIndexes, lockTimeout, budget }
+
+const rebuild = Command.make("rebuild", rebuildOptions, ({ json, url, ...options }) =>
   runCommand(
     { json, url },
     Effect.gen(function* () {
       const result = yield* ForeignKey.rebuild({
         ...(yield* target(options)),
+        createIndexes: options.createIndexes,
+        lockTimeout: Option.getOrUndefined(options.lockTimeout),
+        budget: Option.getOrUndefined(options.budget),
         onProgress: (event) => (json ? Effect.void : Report.progress(describe(event)))
       })
       const code =
@@ -240,6 +285,8 @@ const describe = (event: ForeignKey.Progress): string => {
       return `${event.constraint}: ${event.step} waits for locks (${event.tries} tries, ${Report.duration(event.elapsedMs)})${event.blockers
         .map((blocker) => `\n  held by ${ForeignKey.describeBlocker(blocker)}`)
         .join("")}`
+    case "IndexBuilt":
+      return `${event.constraint}: built index ${event.index}`
     case "Overlap":
       return `${event.constraint}: until the swap, deletes follow ${event.live}`
     case "Finished":
@@ -247,8 +294,31 @@ const describe = (event: ForeignKey.Progress): string => {
   }
 }
 
+const check = Command.make("check", { ...connection, ...selectorOptions }, ({ json, url, ...selected }) =>
+  runCommand(
+    { json, url },
+    Effect.gen(function* () {
+      const found = yield* ForeignKey.check(selected)
+      yield* Report.result(
+        json,
+        found,
+        found.length === 0
+          ? ["Every foreign key does what it says."]
+          : found.flatMap(({ constraint, problems }) =>
+              problems.map((problem) => `! ${constraint}: ${problem}`)
+            ),
+        found.length === 0 ? Report.exitCodes.done : Report.exitCodes.refused
+      )
+    })
+  )
+).pipe(
+  Command.withDescription(
+    "Looks for foreign keys that do not do what their catalog entry says, have no triggers, or are not valid. Exits with 3 when there are any."
+  )
+)
+
 /** `fk` and what belongs to it. */
 export const command = Command.make("fk").pipe(
   Command.withDescription("Foreign keys of a live database: list them, and change what a delete does."),
-  Command.withSubcommands([list, plan, rebuild])
+  Command.withSubcommands([list, plan, rebuild, check])
 )
