@@ -19,7 +19,7 @@ export const install = (stop: () => void): Effect.Effect<void, never, Scope.Scop
         if (typeof event === "string" && process.listenerCount(event) === 0) process.kill(process.pid, event)
       }
       process.on("exit", stopEmbeddedPostgres)
-      for (const signal of signals) process.on(signal, stopEmbeddedPostgres)
+      for (const signal of signals) process.prependListener(signal, stopEmbeddedPostgres)
       return stopEmbeddedPostgres
     }),
     (listener) => Effect.sync(() => uninstall(listener))
