@@ -329,7 +329,7 @@ const show = (setting: keyof Settings, value: unknown): string => {
   if (setting === "url" || setting === "directUrl") return "<redacted>"
   if (Duration.isDuration(value)) return Duration.format(value)
   // What JSON has no form for: symbols, big integers, NaN.
-  return typeof value === "string" || typeof value === "object"
-    ? Inspectable.stringifyCircular(value)
-    : String(value)
+  return typeof value === "symbol" || typeof value === "bigint" || typeof value === "number"
+    ? String(value)
+    : Inspectable.stringifyCircular(value)
 }

@@ -188,7 +188,7 @@ describe("The settings", () => {
       for (const wrong of [Number.NaN, -1, 1.5, 10_001, "12x", "-1", 5n, null, [], {}, true, Symbol("x")]) {
         if (wrong === null) continue
         const problems = yield* problemsOf({ url, maxConnections: wrong })
-        assert.include(settingsOf(problems), "maxConnections", String(wrong))
+        assert.include(settingsOf(problems), "maxConnections")
       }
       for (const wrong of [
         "30",
