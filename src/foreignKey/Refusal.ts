@@ -7,7 +7,6 @@ import * as Action from "./Action.js"
 import { nameOf, type Key } from "./Catalog.js"
 import { bindsPrimaryKeyByDefault } from "./Change.js"
 import type * as Detector from "./Detector.js"
-import * as Name from "./Name.js"
 import { label } from "./Sql.js"
 import type { Target } from "./Target.js"
 
@@ -83,8 +82,8 @@ export const missingPrivileges = (
 export interface Evidence {
   readonly key: Key
   readonly target: Target
-  /** All keys of the same table. */
-  readonly siblings: ReadonlyArray<Key>
+  /** Keys of the same table that a change of a constraint that is gone left behind. */
+  readonly leftovers: ReadonlyArray<Key>
   readonly problems: ReadonlyArray<Detector.Problem>
   readonly rights: Rights
   readonly missing: ReadonlyArray<string>
@@ -95,7 +94,7 @@ export interface Evidence {
 
 /** Every reason not to change this key; none means that it can be changed. */
 export const all = (evidence: Evidence): ReadonlyArray<Refusal> => {
-  const { key, missing, problems, rights, siblings, target, version } = evidence
+  const { key, missing, problems, rights, target, version } = evidence
   const found: globalThis.Array<Refusal> = []
   const refuse = (code: Refusal["code"], reason: string) => found.push({ code, reason })
   const ends =
@@ -166,17 +165,11 @@ export const all = (evidence: Evidence): ReadonlyArray<Refusal> => {
   if (target.columns.length > 0 && version < 150_000) {
     refuse("columns", "a list of columns for SET NULL or SET DEFAULT needs PostgreSQL 15 or later")
   }
-  const leftovers = siblings.filter((other) => Name.isOurs(other.name))
-  for (const other of leftovers) {
-    const owner = siblings.find(
-      (k) => Name.temporary(k.name) === other.name || Name.aside(k.name) === other.name
+  for (const other of evidence.leftovers) {
+    refuse(
+      "leftover",
+      `${nameOf(other)} is left over from a change of a constraint that is gone: drop it or rename it`
     )
-    if (owner === undefined) {
-      refuse(
-        "leftover",
-        `${nameOf(other)} is left over from a change of a constraint that is gone: drop it or rename it`
-      )
-    }
   }
   return found
 }

@@ -213,6 +213,11 @@ export const plan = (open: Open, options: PlanOptions): Effect.Effect<PlanResult
         else {
           steps.push(...Plan.steps({ key, target, original, version }))
           const found = [
+            ...(task.interrupted
+              ? [
+                  "a change of it was interrupted: these are all its steps, those that are done already are left out when it is resumed"
+                ]
+              : []),
             ...Consequence.warnings(key, target, keys, tables),
             ...(yield* presentObstacles(session, key)),
             ...(yield* orphanWarnings(session, key, options.orphanTimeout))
@@ -372,7 +377,12 @@ const select = (
           missing,
           allowRowMovement: options.allowRowMovement ?? false,
           problems: problems.filter((problem) => problem.constraint === key.oid),
-          siblings: keys.filter((other) => other.referencing.oid === key.referencing.oid)
+          leftovers: keys.filter(
+            (other) =>
+              other.referencing.oid === key.referencing.oid &&
+              Name.isOurs(other.name) &&
+              originalOf(other, keys) === undefined
+          )
         })
       }))
     )
