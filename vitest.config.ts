@@ -5,7 +5,7 @@ export default defineConfig({
     testTimeout: 60_000,
     hookTimeout: 120_000,
     include: ["test/**/*.test.ts"],
-    exclude: ["test/faults/**", "test/e2e/**", "test/matrix/**"],
+    exclude: ["test/faults/**", "test/e2e/**", "test/pgbouncer/**"],
     globalSetup: ["test/globalSetup.ts"],
     pool: "forks",
     maxWorkers: 2,

@@ -42,6 +42,8 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
     readonly events: Stream.Stream<Pool.PoolEvent>
     /** Whether the database can be used; answers within four seconds, also when the pool is exhausted or the server is gone. */
     readonly health: Effect.Effect<Health.Health>
+    /** Whether a connection pooler, such as PgBouncer, stands between the pool and PostgreSQL. */
+    readonly isBehindPooler: Effect.Effect<boolean, DatabaseError>
     /** Opens a dedicated session, outside the pool and past any pooler, that ends with the scope. */
     readonly session: Effect.Effect<Session.Session, DatabaseError, Scope.Scope>
     /** The listeners of {@link "./Notification"}. */
@@ -124,7 +126,11 @@ const make = Effect.fn("Database.make")(function* (
     leakWarning: config.leakWarning,
     telemetry
   })
-  if (!pooled) yield* warnOfPooler(pool)
+  if (!pooled && (yield* isBehindPooler(pool))) {
+    yield* Effect.logWarning(
+      'There is a connection pooler between this program and PostgreSQL. If it pools transactions, set pooler to "transaction" and directUrl to the server: timeouts, LISTEN and advisory locks of a session do not work through it'
+    )
+  }
   const notifications = yield* NotificationHub.make(Session.open(direct))
   return yield* assemble({ config, pool, dial, direct, notifications, telemetry })
 })
@@ -182,6 +188,7 @@ const assemble = Effect.fnUntraced(function* (
     stats: pool.state,
     events: pool.events,
     health: Health.check(pool, dial),
+    isBehindPooler: isBehindPooler(pool),
     session: Session.open(direct),
     notifications,
     transact: transactions.transact,
@@ -191,15 +198,11 @@ const assemble = Effect.fnUntraced(function* (
 })
 
 /** A pooler makes up the process id that it tells a client, so the backend's own is another one. */
-const warnOfPooler = (pool: Pool.Pool) =>
+const isBehindPooler = (pool: Pool.Pool) =>
   Pool.use(pool, (backend) =>
-    Effect.flatMap(backend.run({ text: "SELECT pg_catalog.pg_backend_pid() AS pid" }), (response) => {
+    Effect.map(backend.run({ text: "SELECT pg_catalog.pg_backend_pid() AS pid" }), (response) => {
       const [row] = "rows" in response ? response.rows : []
-      return row?.pid === backend.processId
-        ? Effect.void
-        : Effect.logWarning(
-            'There is a connection pooler between this program and PostgreSQL. If it pools transactions, set pooler to "transaction" and directUrl to the server: timeouts, LISTEN and advisory locks of a session do not work through it'
-          )
+      return row?.pid !== backend.processId
     })
   )
 

@@ -68,6 +68,7 @@ export type ConnectProblem =
   | "TLS not offered by the server"
   | "TLS refused"
   | "not a PostgreSQL server"
+  | "a pooler refuses the limits"
 
 interface ServerReason<Tag extends string> extends ServerFields {
   readonly _tag: Tag
@@ -524,6 +525,8 @@ const adviceFor: { readonly [Problem in ConnectProblem]: string } = {
   "closed by the server": "The server closed the connection before it was ready: look into its log.",
   "TLS not offered by the server": "Switch TLS on there, or use sslmode=disable in the url.",
   "TLS refused": "Check the server's certificate, its name, and sslmode and sslrootcert in the url.",
+  "a pooler refuses the limits":
+    'A connection pooler takes no limits in the startup packet: set pooler to "transaction", and directUrl to the server itself.',
   "not a PostgreSQL server":
     "What answers there does not speak PostgreSQL's protocol: check the port of the url."
 }

@@ -27,27 +27,28 @@ export const embeddedDirectory = ".data"
 /** The environment in which the settings of a command are read. */
 type Environment = Readonly<Record<string, string | undefined>>
 
-/**
- * The database of a command. It opens connections only when it needs them, and goes past a pooler, because it holds locks of
- * sessions.
- */
-export const layer = (given: Option.Option<Redacted.Redacted>, environment: Environment) => {
+/** `direct`: past a pooler, because the command holds locks of sessions. `as configured`: as the program would. */
+export type Way = "direct" | "as configured"
+
+/** The database of a command. It opens connections only when it needs them. */
+export const layer = (given: Option.Option<Redacted.Redacted>, environment: Environment, way: Way) => {
+  const direct = way === "direct" ? nonEmpty(environment[environmentVariables.directUrl]) : Option.none()
   const chosen = Option.map(given, Redacted.value).pipe(
-    Option.orElse(() => nonEmpty(environment[environmentVariables.directUrl])),
+    Option.orElse(() => direct),
     Option.orElse(() => nonEmpty(environment[environmentVariables.url]))
   )
   return Option.match(chosen, {
-    onSome: (target) => databaseAt(target, environment),
+    onSome: (target) => databaseAt(target, environment, way),
     onNone: () =>
       Layer.unwrapScoped(
         Effect.map(EmbeddedPostgres.make({ dataDirectory: embeddedDirectory }), (server) =>
-          databaseAt(Redacted.value(server.url), environment)
+          databaseAt(Redacted.value(server.url), environment, "direct")
         )
       )
   })
 }
 
-const databaseAt = (target: string, environment: Environment) => {
+const databaseAt = (target: string, environment: Environment, way: Way) => {
   const settings = new Map<string, string>([
     [environmentVariables.minConnections, "0"],
     [environmentVariables.maxConnections, "4"]
@@ -56,8 +57,10 @@ const databaseAt = (target: string, environment: Environment) => {
     if (value !== undefined) settings.set(name, value)
   }
   settings.set(environmentVariables.url, target)
-  settings.delete(environmentVariables.directUrl)
-  settings.delete(environmentVariables.pooler)
+  if (way === "direct") {
+    settings.delete(environmentVariables.directUrl)
+    settings.delete(environmentVariables.pooler)
+  }
   return Database.layerConfig.pipe(Layer.provide(Layer.setConfigProvider(ConfigProvider.fromMap(settings))))
 }
 

@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Database from "../Database.js"
 import * as ForeignKey from "../ForeignKey.js"
 import * as Migrator from "../Migrator.js"
+import * as Transaction from "../Transaction.js"
 import * as Connection from "./Connection.js"
 import { ownDirectory } from "./migrate.js"
 import * as Report from "./Report.js"
@@ -36,16 +37,11 @@ const diagnose = Effect.gen(function* () {
     SELECT pg_catalog.current_setting('server_version') AS version,
            pg_catalog.current_database()::text AS database, current_user::text AS role
   `
-  const shown = yield* sql<{ name: string; value: string }>`
+  // Behind a transaction pooler the limits are those of a transaction.
+  const shown = yield* Transaction.run(sql<{ name: string; value: string }>`
     SELECT name, pg_catalog.current_setting(name) AS value FROM pg_catalog.pg_settings WHERE ${sql.in("name", limits)}
-  `
-  const pooler = yield* Effect.scoped(
-    Effect.flatMap(database.session, ({ processId, query }) =>
-      Effect.map(query<{ pid: number }>("SELECT pg_catalog.pg_backend_pid() AS pid"), ([row]) =>
-        row?.pid === processId ? ("none" as const) : ("present" as const)
-      )
-    )
-  )
+  `)
+  const pooler = (yield* database.isBehindPooler) ? "present" : "none"
   const { migrations } = yield* Migrator.status({ loader: Migrator.fromDirectory(ownDirectory) })
   const keys = yield* ForeignKey.list()
   const label = (key: ForeignKey.ForeignKeyInfo) => `${key.schema}.${key.table}.${key.name}`
@@ -82,7 +78,7 @@ export const command = Command.make(
   { url: Connection.url, json: Connection.json },
   ({ json, url }) =>
     runCommand(
-      { json, url },
+      { json, url, way: "as configured" },
       Effect.flatMap(diagnose, (diagnosis) => Report.result(json, diagnosis, lines(diagnosis)))
     )
 ).pipe(

@@ -14,10 +14,18 @@ import * as Report from "./Report.js"
  * is printed like an error: whoever runs the command gets one line, and its JSON document if they asked for one.
  */
 export const runCommand = <A, E>(
-  { json, url }: { readonly json: boolean; readonly url: Option.Option<Redacted.Redacted> },
+  {
+    json,
+    url,
+    way = "direct"
+  }: {
+    readonly json: boolean
+    readonly url: Option.Option<Redacted.Redacted>
+    readonly way?: Connection.Way
+  },
   work: Effect.Effect<A, E, Provided | FileSystem>
 ) =>
-  Effect.suspend(() => Effect.provide(work, Connection.layer(url, process.env))).pipe(
+  Effect.suspend(() => Effect.provide(work, Connection.layer(url, process.env, way))).pipe(
     Effect.catchAllCause((cause) => {
       const failure = Cause.failureOption(cause)
       if (Option.isSome(failure) && failure.value instanceof Report.Exited) return Effect.fail(failure.value)

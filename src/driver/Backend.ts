@@ -400,6 +400,7 @@ export class Backend {
 export type Line = Pick<
   Backend,
   | "abortedBy"
+  | "destroy"
   | "expectsReadOnly"
   | "isOpen"
   | "isQuiet"

@@ -10,14 +10,15 @@ import { type Endpoint, target } from "./Endpoint.js"
 
 /** The error of a failed dial. What `pg` or Node said is read for its code only, so that no secret gets out. */
 export const connectError = (error: unknown, endpoint: Endpoint): DatabaseError => {
-  const reason: Reason = isServerError(error)
-    ? classify(error)
-    : {
-        _tag: "ConnectFailed",
-        problem: connectProblem(error),
-        target: target(endpoint),
-        systemCode: systemCode(error)
-      }
+  const reason: Reason =
+    isServerError(error) && !isRefusedParameter(error)
+      ? classify(error)
+      : {
+          _tag: "ConnectFailed",
+          problem: connectProblem(error),
+          target: target(endpoint),
+          systemCode: systemCode(error)
+        }
   return new DatabaseError({ operation: "connect", reason })
 }
 
@@ -49,6 +50,10 @@ export const statementError = (error: unknown, lost: Phase | undefined): Databas
   return new DatabaseError({ operation: "execute", reason })
 }
 
+/** PgBouncer's answer to startup parameters that it does not follow. */
+const isRefusedParameter = (error: { readonly code: string; readonly message?: string | undefined }) =>
+  error.code === "08P01" && error.message?.includes("unsupported startup parameter") === true
+
 const systemCode = (error: unknown): string | undefined =>
   typeof error === "object" && error !== null && "code" in error && typeof error.code === "string"
     ? error.code
@@ -73,6 +78,7 @@ const connectProblem = (error: unknown): ConnectProblem => {
   const known = code === undefined ? undefined : problemsByCode[code]
   if (known !== undefined) return known
   const text = error instanceof Error ? error.message : ""
+  if (isServerError(error)) return "a pooler refuses the limits"
   if (text === "timeout expired") return "timeout"
   if (text.includes("does not support SSL")) return "TLS not offered by the server"
   if (code !== undefined && /^(ERR_TLS|ERR_SSL|CERT|DEPTH_|SELF_|UNABLE_|EPROTO)/.test(code))

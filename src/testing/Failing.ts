@@ -11,7 +11,7 @@ export type Fault =
   | { readonly _tag: "Die"; readonly defect: unknown }
   /** The statement waits until this effect succeeds. */
   | { readonly _tag: "Delay"; readonly until: Effect.Effect<unknown> }
-  /** The connection is cut by the server before the statement is sent, or after it has been carried out and before the answer. */
+  /** The connection is lost before the statement is sent, or after it was carried out and before its answer came. */
   | { readonly _tag: "Cut"; readonly when: "before" | "after" }
 
 /** Where it goes wrong. */
@@ -103,6 +103,7 @@ const failing = (backend: Line, hit: (request: Request) => Fault | undefined): L
     set expectsReadOnly(value) {
       backend.expectsReadOnly = value
     },
+    destroy: (cause) => backend.destroy(cause),
     run,
     portal: (text: string, values: ReadonlyArray<unknown>): PortalHandle => {
       const portal = backend.portal(text, values)
@@ -127,6 +128,5 @@ const lost = (request: Request) =>
     reason: { _tag: "ConnectionLost", phase: request.phase ?? "sent", systemCode: undefined }
   })
 
-/** The backend ends itself, as an administrator would. */
-const cut = (backend: Line): Effect.Effect<void> =>
-  Effect.ignore(backend.run({ text: "SELECT pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())" }))
+/** The network goes: this side loses the connection at once, the server when it looks. */
+const cut = (backend: Line): Effect.Effect<void> => Effect.sync(() => backend.destroy())

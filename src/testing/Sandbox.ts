@@ -62,6 +62,10 @@ class SandboxLine implements Line {
     return this.inTransaction ? this.backend.transactionStatus : "I"
   }
 
+  destroy(cause?: Error): void {
+    this.backend.destroy(cause)
+  }
+
   portal(text: string, values: ReadonlyArray<unknown>): PortalHandle {
     return this.backend.portal(text, values)
   }

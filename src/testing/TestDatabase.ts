@@ -50,17 +50,25 @@ type Failure =
 /**
  * A fresh database, dropped with the Layer. It is on the server of `TEST_DATABASE_URL` or `DATABASE_URL`, whose role must be
  * allowed to create databases; without either on an embedded server that is started for it. Provide it once to a suite
- * (`layer(TestDatabase.layer(...))` of `@effect/vitest`). With `KEEP_TEST_DATABASE=1` it is kept, and the log says how to connect. What killed runs left
+ * (`layer(TestDatabase.layer(...))` of `@effect/vitest`). With `TEST_POOLER_URL`, the same server behind a transaction pooler, the Layer goes through that. With `KEEP_TEST_DATABASE=1` it is kept, and the log says how to connect. What killed runs left
  * behind is dropped by the next one.
  */
 export const layer = (options: Options = {}): Layer.Layer<Database.Provided, Failure> =>
   Layer.unwrapScoped(
-    Effect.map(make(options), (url) =>
+    Effect.map(Effect.zip(make(options), poolerUrl), ([url, pooler]) =>
       Database.layer({
         minConnections: 1,
         applicationName: "promptgrimoire-db-test",
         ...options.settings,
-        url
+        ...Option.match(pooler, {
+          onNone: () => ({ url }),
+          onSome: (through) => ({
+            url: withDatabase(through, databaseOf(url)),
+            directUrl: url,
+            pooler: "transaction" as const,
+            prepare: false
+          })
+        })
       })
     )
   )
@@ -196,6 +204,10 @@ const adminSession = Effect.fnUntraced(function* (server: string) {
     echo: false
   })
 })
+
+const poolerUrl = Effect.option(Config.nonEmptyString("TEST_POOLER_URL"))
+
+const databaseOf = (url: Redacted.Redacted): string => new URL(Redacted.value(url)).pathname.slice(1)
 
 const withDatabase = (server: string, name: string): Redacted.Redacted => {
   const url = new URL(server)

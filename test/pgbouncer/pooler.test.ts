@@ -1,0 +1,88 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as Effect from "effect/Effect"
+import * as Logger from "effect/Logger"
+import * as Redacted from "effect/Redacted"
+import * as Database from "../../src/Database.js"
+import * as TestDatabase from "../../src/testing/TestDatabase.js"
+import * as Transaction from "../../src/Transaction.js"
+import * as PgBouncer from "./PgBouncer.js"
+import { promptgrimoireDb } from "../support/command.js"
+
+/** A database's url through the pooler. */
+const through = (direct: Redacted.Redacted): Redacted.Redacted => {
+  const url = new URL(process.env["TEST_POOLER_URL"] ?? "")
+  url.pathname = new URL(Redacted.value(direct)).pathname
+  return Redacted.make(url.toString())
+}
+
+const shown = (name: string) =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) =>
+    Effect.map(sql<{ value: string }>`SELECT current_setting(${name}) AS value`, ([row]) => row?.value)
+  )
+
+describe("behind a transaction pooler", () => {
+  it.scopedLive("the limits are set in each transaction, and do not leak into the next one's session", () =>
+    Effect.gen(function* () {
+      assert.strictEqual(yield* Transaction.run(shown("statement_timeout")), "7s")
+      assert.strictEqual(yield* Transaction.run(shown("lock_timeout")), "3s")
+      assert.strictEqual(yield* Transaction.run(shown("idle_in_transaction_session_timeout")), "1min")
+      assert.strictEqual(
+        yield* Transaction.run(shown("statement_timeout"), { statementTimeout: "2 seconds" }),
+        "2s"
+      )
+      assert.strictEqual(yield* shown("statement_timeout"), "0")
+    }).pipe(
+      Effect.provide(
+        TestDatabase.layer({ settings: { statementTimeout: "7 seconds", lockTimeout: "3 seconds" } })
+      )
+    )
+  )
+
+  it.scopedLive("a Layer that does not know of the pooler fails when it is built, and says what to set", () =>
+    Effect.gen(function* () {
+      const direct = yield* TestDatabase.make()
+      const error = yield* Effect.flip(
+        Effect.provide(Effect.void, Database.layer({ url: through(direct), minConnections: 1 }))
+      )
+      assert.include(error.message, 'set pooler to "transaction"')
+    })
+  )
+
+  it.scopedLive("a pooler that ignores the limits in silence is found, and warned of", () =>
+    Effect.gen(function* () {
+      const direct = yield* TestDatabase.make()
+      const lenient = yield* PgBouncer.make(process.env["TEST_DATABASE_URL"] ?? "", [
+        "ignore_startup_parameters = options"
+      ])
+      const url = new URL(lenient.url)
+      url.pathname = new URL(Redacted.value(direct)).pathname
+      const records: Array<string> = []
+      const logger = Logger.make(({ message }) => void records.push(String(message)))
+      yield* Effect.provide(Effect.void, Database.layer({ url: url.toString(), minConnections: 1 })).pipe(
+        Effect.provide(Logger.replace(Logger.defaultLogger, logger))
+      )
+      assert.include(records.join("\n"), "There is a connection pooler")
+    })
+  )
+
+  it.scopedLive("doctor sees the pooler, and the limits that a transaction has", () =>
+    Effect.gen(function* () {
+      const direct = yield* TestDatabase.make()
+      const { code, stdout } = yield* promptgrimoireDb(
+        ["doctor", "--json", "--url", Redacted.value(through(direct))],
+        {
+          env: {
+            DATABASE_POOLER: "transaction",
+            DATABASE_DIRECT_URL: Redacted.value(direct),
+            DATABASE_STATEMENT_TIMEOUT: "9 seconds"
+          }
+        }
+      )
+      assert.strictEqual(code, 0, stdout)
+      const { pooler, timeouts } = JSON.parse(stdout)
+      assert.strictEqual(pooler, "present")
+      assert.strictEqual(timeouts.statement_timeout, "9s")
+    })
+  )
+})
