@@ -1,0 +1,101 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Fs from "node:fs"
+import * as Path from "node:path"
+import * as DatabaseError from "../../src/DatabaseError.js"
+import { repository } from "../support/command.js"
+
+/** Every reason, kept complete by the type checker. */
+const reasons = {
+  SerializationFailure: true,
+  DeadlockDetected: true,
+  LockTimeout: true,
+  StatementTimeout: true,
+  StatementCancelled: true,
+  IdleInTransactionTimeout: true,
+  TransactionTimeout: true,
+  IdleSessionTimeout: true,
+  ServerShutdown: true,
+  ServerStarting: true,
+  DatabaseUnavailable: true,
+  TooManyConnections: true,
+  ServerResources: true,
+  ServerSystemError: true,
+  AuthenticationFailed: true,
+  ReadOnlyTransaction: true,
+  InvalidTransactionState: true,
+  StalePreparedStatement: true,
+  ProtocolViolation: true,
+  ServerConnectionException: true,
+  UniqueViolation: true,
+  ForeignKeyViolation: true,
+  NotNullViolation: true,
+  CheckViolation: true,
+  ExclusionViolation: true,
+  IntegrityViolation: true,
+  ValueTooLong: true,
+  OutOfRange: true,
+  InvalidInput: true,
+  DataException: true,
+  PermissionDenied: true,
+  UndefinedObject: true,
+  DuplicateObject: true,
+  SyntaxError: true,
+  InvalidStatement: true,
+  ObjectState: true,
+  FeatureNotSupported: true,
+  RaisedException: true,
+  ServerError: true,
+  ConnectFailed: true,
+  ConnectionLost: true,
+  AcquireTimeout: true,
+  Overloaded: true,
+  PoolClosed: true,
+  NestedAcquire: true,
+  TransactionAborted: true,
+  TransactionRolledBack: true,
+  CommitOutcomeUnknown: true,
+  TransactionEnded: true,
+  InvalidRequest: true
+} satisfies Readonly<Record<DatabaseError.ReasonTag, true>>
+
+/** The rows of the table of reasons: tag, codes, retry, fate. */
+const rows = Fs.readFileSync(Path.join(repository, "docs/errors.md"), "utf8")
+  .split("\n")
+  .map((line) => /^\| `(\w+)` \| ([^|]*)\| (\w+)[^|]*\| (keep|destroy|invalidate) \|$/.exec(line))
+  .flatMap((match) => {
+    const [, tag = "", codes = "", retry, fate] = match ?? []
+    return match === null ? [] : [{ tag, codes, retry, fate }]
+  })
+
+/** The text that tells codes apart which stand for two things. */
+const messageFor: Readonly<Record<string, string>> = {
+  StatementTimeout: "canceling statement due to statement timeout",
+  StalePreparedStatement: "cached plan must not change result type"
+}
+
+describe("the table of reasons in docs/errors.md", () => {
+  it("has every reason once", () => {
+    assert.sameMembers(
+      rows.map(({ tag }) => tag),
+      Object.keys(reasons)
+    )
+  })
+
+  for (const { codes, fate, retry, tag } of rows) {
+    it(`says what becomes of ${tag}`, () => {
+      const policy = DatabaseError.policy({ _tag: tag } as DatabaseError.Reason)
+      assert.deepStrictEqual<object>(policy, { retry, fate })
+    })
+
+    if (tag.startsWith("Transaction") && tag !== "TransactionTimeout") continue
+    // A class stands for its codes without a reason of their own; no server uses the last ones.
+    const all = codes.replaceAll(/class (\w\w)/g, "$1ZZZ").match(/\b[0-9A-Z]{5}\b/g) ?? []
+    for (const code of all) {
+      it(`gives ${code} to ${tag}`, () => {
+        const message = messageFor[tag]
+        const reason = DatabaseError.classify({ code, ...(message === undefined ? {} : { message }) })
+        assert.strictEqual(reason._tag, tag)
+      })
+    }
+  }
+})
