@@ -93,6 +93,16 @@ type Way = "as-listed" | "reversed" | "spin"
 /** The ways in turn: each has a load under which it starves, so none is used alone. */
 const ways: ReadonlyArray<Way> = ["reversed", "as-listed", "spin"]
 
+/** With all its locks, a step took longer than others can be made to wait; it was rolled back. */
+export class StepTooSlow extends Data.TaggedError("StepTooSlow")<{
+  readonly step: StepName
+  readonly millis: number
+}> {
+  override get message() {
+    return `step ${this.step} did not finish within ${bodyLimit} ms of getting its locks (so many partitions?) and was rolled back; the original still protects the data`
+  }
+}
+
 /** How {@link run} goes about a step. */
 export interface Options {
   /** Give up after so many lost tries. */
@@ -108,7 +118,7 @@ export const run = (
   options: Options = {}
 ): Effect.Effect<
   void,
-  DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile | Unfaithful
+  DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile | Unfaithful | StepTooSlow
 > =>
   Effect.zipRight(
     bench.stillAlone,
@@ -218,7 +228,7 @@ const attempt = (
   step: Step,
   tries: number,
   expected: Fidelity.Vector | undefined
-): Effect.Effect<Result, DatabaseError | ChangedMeanwhile | Unfaithful> =>
+): Effect.Effect<Result, DatabaseError | ChangedMeanwhile | Unfaithful | StepTooSlow> =>
   Effect.gen(function* () {
     const way =
       step.locks.length === 1 || isShared(step) ? "as-listed" : (ways[tries % ways.length] ?? "as-listed")
@@ -232,23 +242,29 @@ const attempt = (
     ]
     const body = [
       ...lockStatements(step, tables, way),
-      "SET LOCAL statement_timeout = '10s'",
+      `SET LOCAL statement_timeout = '${bodyLimit}ms'`,
       ...step.statements,
       "COMMIT"
     ]
     const blockers = yield* Ref.make<Seen>([])
+    const took = yield* Ref.make(0)
     const exit = yield* Effect.exit(
       Effect.zipRight(
         watched(bench, blockers, "5 millis", bench.session.query(prelude.join(";\n"))),
-        timed(bench, watched(bench, blockers, "5 millis", bench.session.query(body.join(";\n"))))
+        timed(bench, took, watched(bench, blockers, "5 millis", bench.session.query(body.join(";\n"))))
       )
     )
     if (Exit.isSuccess(exit)) return won
     yield* Effect.catchAll(exit, (error) =>
       Effect.zipRight(rollback(bench.session, error), judge(step, error, expected))
     )
-    return yield* lost(blockers)
+    // Asking for locks never takes so long: it was the statements, and trying again would stop everybody again.
+    const millis = yield* Ref.get(took)
+    return millis >= bodyLimit ? yield* new StepTooSlow({ step: step.name, millis }) : yield* lost(blockers)
   })
+
+/** The longest that one statement may take while others wait for its locks, in milliseconds. */
+const bodyLimit = 2_000
 
 /** Only a session that still lives can and need be rolled back. */
 const rollback = (session: Session, error: DatabaseError) =>
@@ -280,14 +296,18 @@ BEGIN
   END LOOP;
 END`)
 
-const timed = <A, E>(bench: Bench, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+const timed = <A, E>(bench: Bench, took: Ref.Ref<number>, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
   Effect.gen(function* () {
     const start = yield* Clock.currentTimeNanos
     return yield* Effect.ensuring(
       effect,
-      Effect.flatMap(Clock.currentTimeNanos, (end) =>
-        Ref.update(bench.longestLock, (longest) => Math.max(longest, Number(end - start) / 1e6))
-      )
+      Effect.flatMap(Clock.currentTimeNanos, (end) => {
+        const millis = Number(end - start) / 1e6
+        return Effect.zipRight(
+          Ref.set(took, millis),
+          Ref.update(bench.longestLock, (longest) => Math.max(longest, millis))
+        )
+      })
     )
   })
 

@@ -70,6 +70,7 @@ export type Failure =
   | DatabaseError
   | Attempt.LockBudgetExhausted
   | Attempt.Unfaithful
+  | Attempt.StepTooSlow
   | RowsViolate
   | Disappeared
   | RecordLost
@@ -221,7 +222,10 @@ type Lost = Attempt.TriesExhausted | Attempt.ChangedMeanwhile
 type Run = (
   step: Change.Step,
   options?: Attempt.Options
-) => Effect.Effect<void, DatabaseError | Attempt.LockBudgetExhausted | Attempt.Unfaithful | Lost>
+) => Effect.Effect<
+  void,
+  DatabaseError | Attempt.LockBudgetExhausted | Attempt.Unfaithful | Attempt.StepTooSlow | Lost
+>
 
 const perform = (
   bench: Attempt.Bench,
