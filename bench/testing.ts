@@ -36,9 +36,10 @@ const program = Effect.gen(function* () {
   const configured = Layer.setConfigProvider(
     ConfigProvider.fromMap(new Map([["TEST_DATABASE_URL", Redacted.value(server.url)]]))
   )
-  yield* measure("a test in TestDatabase.rollback", 300, Effect.provide(one, TestDatabase.rollback))
-    .pipe(Effect.provide(TestDatabase.layer({ loader })))
-    .pipe(Effect.provide(configured))
+  yield* measure("a test in TestDatabase.rollback", 300, Effect.provide(one, TestDatabase.rollback)).pipe(
+    Effect.provide(TestDatabase.layer({ loader })),
+    Effect.provide(configured)
+  )
   yield* measure(
     "TestDatabase.make: a clone of the migrated template",
     40,

@@ -257,8 +257,9 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
 
     it.effect("nobody has without a Layer", () =>
       Effect.gen(function* () {
-        // @ts-expect-error -- the missing Layer is an error of the compiler; at run time it is a defect
-        const without: Effect.Effect<unknown> = Transaction.run(Effect.void)
+        // A missing Layer is an error of the compiler; whoever talks it out of that gets a defect.
+        const nothing = Context.empty() as Context.Context<Database.Database>
+        const without = Effect.provide(Transaction.run(Effect.void), nothing)
         const exit = yield* Effect.exit(without)
         assert.match(
           Exit.isFailure(exit) ? Cause.pretty(exit.cause) : "",

@@ -194,7 +194,7 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
       it.scoped("when the body fails", () =>
         Effect.gen(function* () {
           const { details, exit } = yield* observed((insert) =>
-            Effect.zipRight(insert, Effect.fail(new Error("no such class")))
+            Effect.zipRight(insert, Effect.fail(new Refused({ why: "no such class" })))
           )
           assert.match(details, /no such class/)
           assert.isTrue(Exit.isFailure(exit) && Cause.isFailType(exit.cause))

@@ -13,7 +13,7 @@ import * as Database from "../../src/Database.js"
 import { DatabaseError } from "../../src/DatabaseError.js"
 import * as Transaction from "../../src/Transaction.js"
 import { type LogRecord, TestServer, databaseLayer, recordLogs } from "../support/database.js"
-import { eventually } from "../support/eventually.js"
+import { eventually, NeverCame } from "../support/eventually.js"
 import { makeProxy } from "../support/proxy.js"
 
 const silent = Logger.remove(Logger.defaultLogger)
@@ -56,7 +56,10 @@ const isWhole = (max: number) =>
       Array.from({ length: max }, () => takeOne),
       { concurrency: "unbounded" }
     ).pipe(
-      Effect.timeoutFail({ duration: "2 seconds", onTimeout: () => new Error(`only ${lent} could be had`) })
+      Effect.timeoutFail({
+        duration: "2 seconds",
+        onTimeout: () => new NeverCame({ message: `only ${lent} could be had` })
+      })
     )
   })
 
@@ -118,7 +121,7 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("The
           yield* Fiber.join(other).pipe(
             Effect.timeoutFail({
               duration: "1 second",
-              onTimeout: () => new Error(`stalled in round ${round}`)
+              onTimeout: () => new NeverCame({ message: `stalled in round ${round}` })
             })
           )
           yield* Fiber.join(holder)
