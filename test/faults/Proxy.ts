@@ -92,7 +92,7 @@ export interface Proxy {
   /** Sends new connections to another server. */
   readonly retarget: (url: Redacted.Redacted) => Effect.Effect<void>
   readonly connections: Effect.Effect<{
-    /** Sockets of clients that are open now. */
+    /** Sockets that clients have open now. */
     readonly open: number
     /** Sockets of clients so far. */
     readonly accepted: number
@@ -258,7 +258,7 @@ export const make = (url: Redacted.Redacted): Effect.Effect<Proxy, never, Scope.
           target = addressOf(url)
         }),
       connections: Effect.sync(() => ({
-        open: [...links].filter((link) => !link.client.destroyed).length,
+        open: [...links].filter(({ client }) => !client.destroyed && !client.readableEnded).length,
         accepted: opened,
         dialed,
         cancels

@@ -11,7 +11,7 @@ import { EventEmitter } from "node:events"
 import * as Database from "../../src/Database.js"
 import { eventually } from "../support/eventually.js"
 import * as Proxy from "./Proxy.js"
-import { check, makeRig, outcome, report, type Rig, tally, timed } from "./support.js"
+import { check, Logs, makeRig, outcome, report, type Rig, tally, timed } from "./support.js"
 
 /** Opens so many connections at once. */
 const open = ({ sql }: Rig, count: number) =>
@@ -191,6 +191,34 @@ describe("In the long run", () => {
       assert.deepStrictEqual(after, before.handles)
     }),
     180_000
+  )
+
+  check(
+    "F29: a connection held for too long is one warning with its holder's span, and none once it is back",
+    Effect.gen(function* () {
+      const { sql } = yield* makeRig({ maxConnections: 2, leakWarning: "500 millis" })
+      const logs = yield* Logs
+      const leaks = () => logs.filter(({ level, text }) => level === "Warning" && text.includes("held"))
+      const held = yield* Deferred.make<void>()
+      const holder = yield* Effect.fork(
+        sql.withTransaction(Deferred.await(held)).pipe(Effect.withSpan("checkout.of.orders"))
+      )
+      yield* eventually(
+        "the warning",
+        Effect.sync(() => leaks().length > 0)
+      )
+      // Long enough for two more, if they came.
+      yield* Effect.sleep("1500 millis")
+      assert.strictEqual(leaks().length, 1)
+      assert.include(leaks()[0]?.text, "checkout.of.orders")
+      yield* Deferred.succeed(held, undefined)
+      yield* Fiber.join(holder)
+      for (let i = 0; i < 20; i++) yield* Effect.delay(sql`SELECT 1`, "50 millis")
+      assert.strictEqual(leaks().length, 1)
+      // Somebody else's is another one.
+      yield* Effect.scoped(Effect.zipRight(sql.reserve, Effect.sleep("1800 millis")))
+      assert.strictEqual(leaks().length, 2)
+    })
   )
 
   const jumps = {
