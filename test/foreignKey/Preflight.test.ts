@@ -131,6 +131,35 @@ describe("a key is refused, and nothing touched", () => {
   )
 })
 
+describe("a role that only owns the tables", () => {
+  it.scopedLive("changes their keys there and back, among sessions of other roles", () =>
+    Effect.gen(function* () {
+      const { name, url } = yield* emptyDatabase
+      const role = `r${name}`
+      yield* Effect.gen(function* () {
+        const session = yield* application
+        yield* session.query(`${pair}; CREATE ROLE ${role} LOGIN PASSWORD 'x';
+          ALTER TABLE child ALTER CONSTRAINT fk DEFERRABLE;
+          ALTER TABLE child OWNER TO ${role}; ALTER TABLE parent OWNER TO ${role}`)
+        yield* Effect.addFinalizer(() =>
+          Effect.ignore(session.query(`DROP OWNED BY ${role}; DROP ROLE ${role}`))
+        )
+        const before = comparable(yield* vectors(session))
+        const limited = new URL(Redacted.value(url))
+        limited.username = role
+        limited.password = "x"
+        for (const onDelete of ["cascade", "no-action"] as const) {
+          const result = yield* ForeignKey.rebuild({ selectors: {}, onDelete }).pipe(
+            Effect.provide(Database.layer({ url: limited.toString(), minConnections: 1 }))
+          )
+          assert.deepStrictEqual([result.refused, result.failed, result.rebuilt.length], [[], [], 1])
+        }
+        assert.deepStrictEqual(comparable(yield* vectors(session)), before)
+      }).pipe(Effect.provide(Database.layer({ url, minConnections: 1 })))
+    })
+  )
+})
+
 describe("a plan warns", () => {
   it.scopedLive("of everything that one delete will reach, with the planner's estimates", () =>
     Effect.gen(function* () {
