@@ -67,7 +67,7 @@ export const layer = (files: ReadonlyArray<File>): Layer.Layer<Project> =>
           return directory
         },
         node: (args, { cwd, env }) =>
-          program(process.execPath, args, { cwd, env: { ...noDatabase, NODE_ENV: undefined, ...env } })
+          program(process.execPath, args, { cwd, env: { ...surroundings, ...env } })
       })
     })
   )
@@ -76,8 +76,16 @@ export const layer = (files: ReadonlyArray<File>): Layer.Layer<Project> =>
 // internal
 // -----------------------------------------------------------------------------
 
-/** A program sees the database that it is given, and not that of the tests. */
-const noDatabase = { DATABASE_URL: undefined, DATABASE_DIRECT_URL: undefined, TEST_DATABASE_URL: undefined }
+/** What a program must not see of the tests: their database, the version of their server, their runner. */
+const surroundings = {
+  DATABASE_URL: undefined,
+  DATABASE_DIRECT_URL: undefined,
+  TEST_DATABASE_URL: undefined,
+  TEST_POOLER_URL: undefined,
+  POSTGRES_VERSION: undefined,
+  NODE_ENV: undefined,
+  VITEST: undefined
+}
 
 const nameOf = (page: string) => Path.basename(page, ".md")
 
