@@ -16,7 +16,7 @@ import type * as Stream from "effect/Stream"
 import * as Crypto from "node:crypto"
 import * as DatabaseConfig from "./DatabaseConfig.js"
 import type { DatabaseError, PoolState } from "./DatabaseError.js"
-import { type DialOptions, serverMillis } from "./driver/Backend.js"
+import { answerMillis, type DialOptions, serverMillis } from "./driver/Backend.js"
 import { target } from "./driver/Endpoint.js"
 import { makeClient } from "./driver/Client.js"
 import * as Health from "./driver/Health.js"
@@ -112,7 +112,9 @@ const make = Effect.fn("Database.make")(function* (
     endpoint: config.endpoint,
     timeouts: pooled ? undefined : timeouts,
     prepare: config.prepare,
-    reuseAfterCancel: !pooled
+    reuseAfterCancel: !pooled,
+    // Behind a transaction pooler the server enforces limits in transactions only; those set their own.
+    answerMillis: pooled ? undefined : answerMillis(config.statementTimeout)
   }
   const pool = yield* Pool.make({
     dial,
@@ -178,7 +180,7 @@ const assemble = Effect.fnUntraced(function* (
   const transactions = Transact.make(pool, Crypto.randomUUID(), {
     spanAttributes,
     limits: timeouts,
-    commitMillis: commitMillis(config.statementTimeout),
+    commitMillis: answerMillis(config.statementTimeout),
     session: config.pooler === "transaction" ? sessionLimits(timeouts) : [],
     telemetry
   })
@@ -212,10 +214,6 @@ const sessionLimits = (timeouts: { readonly [Name in keyof Limits]: Duration.Dur
   `SET LOCAL lock_timeout = ${serverMillis(timeouts.lockTimeout)}`,
   `SET LOCAL idle_in_transaction_session_timeout = ${serverMillis(timeouts.idleInTransactionTimeout)}`
 ]
-
-/** COMMIT is under the statement timeout too (deferred constraints); a server that is silent for longer is lost. */
-const commitMillis = (statementTimeout: Duration.Duration): number | undefined =>
-  Duration.isFinite(statementTimeout) ? Duration.toMillis(statementTimeout) + 5000 : undefined
 
 const limitsOf = ({
   idleInTransactionTimeout,

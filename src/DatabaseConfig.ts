@@ -44,7 +44,7 @@ export interface Settings {
   readonly connectTimeout?: DurationSetting | undefined
   /** A connection above the minimum that was idle for so long is closed. */
   readonly idleTimeout?: DurationSetting | undefined
-  /** A connection this old is closed when it is not in use, less a random 0 to 10 percent. */
+  /** A connection this old is closed when it is not in use, less a random 0 to 15 percent. */
   readonly connectionTTL?: DurationSetting | undefined
   /** A connection that was idle for so long is asked whether it is alive before it is lent. Zero asks every time. */
   readonly validateAfterIdle?: DurationSetting | undefined

@@ -258,7 +258,7 @@ export const isServerError = (error: unknown): error is ServerErrorLike =>
 export const policy = (reason: Reason): { readonly retry: Retry; readonly fate: Fate } => {
   const base = policies[reason._tag]
   const lostInTransit = reason._tag === "ConnectionLost" && reason.phase === "commit"
-  const retry = lostInTransit ? "unknown" : base.retry
+  const retry = lostInTransit || isCompletionUnknown(reason) ? "unknown" : base.retry
   return isFatal(reason) && base.fate === "keep" ? { retry, fate: "destroy" } : { retry, fate: base.fate }
 }
 
@@ -435,7 +435,7 @@ const policies: { readonly [Tag in ReasonTag]: { readonly retry: Retry; readonly
   ServerResources: { retry: "never", fate: "invalidate" },
   ServerSystemError: { retry: "never", fate: "invalidate" },
   AuthenticationFailed: { retry: "never", fate: "destroy" },
-  ReadOnlyTransaction: { retry: "never", fate: "invalidate" },
+  ReadOnlyTransaction: { retry: "transaction", fate: "invalidate" },
   InvalidTransactionState: { retry: "never", fate: "keep" },
   StalePreparedStatement: { retry: "never", fate: "keep" },
   ProtocolViolation: { retry: "never", fate: "destroy" },
@@ -513,6 +513,10 @@ const refine = (tag: ServerTag, text: string): ServerTag =>
   tag === "FeatureNotSupported" && text === "cached plan must not change result type"
     ? "StalePreparedStatement"
     : tag
+
+/** The server itself does not know what became of a statement or a transaction. */
+const isCompletionUnknown = (reason: Reason) =>
+  reason._tag === "ServerConnectionException" && (reason.code === "40003" || reason.code === "08007")
 
 const isFatal = (reason: Reason) =>
   "severity" in reason && (reason.severity === "FATAL" || reason.severity === "PANIC")

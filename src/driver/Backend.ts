@@ -1,4 +1,4 @@
-import * as Clock from "effect/Clock"
+import type * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -33,6 +33,8 @@ export interface DialOptions {
         failure: DatabaseError | undefined
       ) => Effect.Effect<void> | undefined)
     | undefined
+  /** See {@link Backend.answerMillis}; no limit when left out. */
+  readonly answerMillis?: number | undefined
 }
 
 /** PostgreSQL's client connection defaults; infinity is 0, which switches a limit off. */
@@ -59,6 +61,8 @@ export interface Request {
   readonly phase?: Phase
   /** The connection is closed when the server has not answered within so many milliseconds. */
   readonly timeoutMillis?: number | undefined
+  /** Our own text, which changes no limit that is not known. */
+  readonly isControl?: boolean
 }
 
 /** What the server answered. A text of several statements has several results. */
@@ -86,15 +90,22 @@ export class Backend {
   onError: (error: DatabaseError) => void = ignore
   /** Whether the open transaction asked to be read only, so that 25006 says nothing about the server. */
   expectsReadOnly = false
+  /**
+   * The connection is given up when the server has not answered a statement within so many milliseconds: it enforces its
+   * `statement_timeout` itself, so that it is gone, or hangs, when it is silent for much longer.
+   */
+  answerMillis: number | undefined
+  private knowsLimit = true
   private readonly notificationListeners = new Set<(message: Pg.Notification) => void>()
 
   private constructor(
     private readonly client: Pg.Client & ClientInternals,
     readonly options: DialOptions,
-    /** Clock time of the dial, in milliseconds. */
+    /** When it was dialed, in milliseconds of a clock that nobody sets. */
     readonly openedAt: number
   ) {
     this.processId = client.processID
+    this.answerMillis = options.answerMillis
     this.peer = {
       host: client.connection.stream.remoteAddress ?? options.endpoint.host,
       port: options.endpoint.port
@@ -108,7 +119,7 @@ export class Backend {
 
   /** Opens a connection. An interruption closes the socket; nothing is left behind. */
   static dial(options: DialOptions): Effect.Effect<Backend, DatabaseError> {
-    return Effect.flatMap(Clock.currentTimeMillis, (now) =>
+    return Effect.flatMap(Effect.clock, (clock) =>
       Effect.async<Backend, DatabaseError>((resume) => {
         const client = new Pg.Client(clientConfig(options)) as Pg.Client & ClientInternals
         const fail = (error: DatabaseError) => {
@@ -118,7 +129,7 @@ export class Backend {
         client.on("error", ignore)
         client.connect((error: Error | null) => {
           if (error === null || error === undefined) {
-            resume(Effect.succeed(new Backend(client, options, now)))
+            resume(Effect.succeed(new Backend(client, options, passedMillis(clock))))
           } else {
             fail(connectError(error, options.endpoint))
           }
@@ -172,6 +183,8 @@ export class Backend {
     return this.afterSettling(() => {
       const values = wireValues(request)
       if (typeof values === "string") return invalidRequest("execute", values)
+      // A program that sets the limit itself has another one than we know, on this connection.
+      if (request.isControl !== true && /statement_timeout/i.test(request.text)) this.knowsLimit = false
       const name =
         this.options.prepare && request.prepare === true && isPreparable(request)
           ? this.statements.use(request.text)
@@ -306,15 +319,13 @@ export class Backend {
         return undefined
       }
       const before = this.transactionStatus
-      const timer =
-        request.timeoutMillis === undefined
-          ? undefined
-          : setTimeout(() => this.destroy(timeoutError()), request.timeoutMillis)
+      const limit = request.timeoutMillis ?? (this.knowsLimit ? this.answerMillis : undefined)
+      const timer = limit === undefined ? undefined : alarm(limit, () => this.destroy(timeoutError()))
       this.running = true
       const started = performance.now()
       const finish = (exit: Effect.Effect<A, DatabaseError>, failure?: DatabaseError) => {
         this.running = false
-        if (timer !== undefined) clearTimeout(timer)
+        timer?.()
         const note = this.options.observe?.(request, performance.now() - started, failure)
         resume(note === undefined ? exit : Effect.zipRight(note, exit))
       }
@@ -409,7 +420,8 @@ export type Line = Pick<
   | "quiet"
   | "run"
   | "transactionStatus"
->
+> &
+  Partial<Pick<Backend, "answerMillis">>
 
 /** A portal's steps; each is one round trip. */
 export interface PortalHandle {
@@ -432,6 +444,24 @@ interface ClientInternals {
 }
 
 const ignore = () => {}
+
+/** Milliseconds since some moment: unlike the time of day they never jump. */
+export const passedMillis = (clock: Clock.Clock): number => Number(clock.unsafeCurrentTimeNanos()) / 1e6
+
+/**
+ * Calls back after so many milliseconds. A timer that comes much too late says that this process stood still, not that the
+ * server was silent: what it answered meanwhile is yet to be read. Then there is more time, once.
+ */
+const alarm = (millis: number, ring: () => void): (() => void) => {
+  const due = performance.now() + millis
+  let timer = setTimeout(() => {
+    if (performance.now() - due < lateMillis) ring()
+    else timer = setTimeout(ring, Math.min(millis, 1000))
+  }, millis)
+  return () => clearTimeout(timer)
+}
+
+const lateMillis = 250
 
 const timeoutError = () => Object.assign(new Error("the server did not answer"), { code: "ETIMEDOUT" })
 
@@ -476,6 +506,10 @@ const startupOptions = (timeouts: SessionTimeouts): ReadonlyArray<string> => [
 /** A duration in the milliseconds that PostgreSQL's limits are given in; 0 is no limit. */
 export const serverMillis = (duration: Duration.Duration): number =>
   Duration.isFinite(duration) ? Math.ceil(Duration.toMillis(duration)) : 0
+
+/** How long a server that is under a `statement_timeout` may take to answer, in milliseconds. */
+export const answerMillis = (statementTimeout: Duration.Duration): number | undefined =>
+  Duration.isFinite(statementTimeout) ? Duration.toMillis(statementTimeout) + 5000 : undefined
 
 /** The protocol counts parameters in 16 bits. */
 const maxParameters = 65_535

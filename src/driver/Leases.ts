@@ -33,15 +33,26 @@ export class Leases<T> extends Tarn.Pool<T> {
     if (remove(this.used, (used) => used.resource === resource)) this._tryAcquireOrCreate()
   }
 
-  /** Opens what is missing to `min`; gives the promises of what is being opened. */
-  topUp(): ReadonlyArray<Promise<T>> {
-    const missing = this.min - this.used.length - this.free.length - this.pendingCreates.length
+  /** Opens what is missing to `min`, and `more` where there is room; gives the promises of what is being opened. */
+  topUp(more = 0): ReadonlyArray<Promise<T>> {
+    const count = this.used.length + this.free.length + this.pendingCreates.length
+    const missing = Math.min(this.min + more, this.max) - count
     return Array.from({ length: this.destroyed ? 0 : Math.max(missing, 0) }, () =>
       this._create().promise.then((resource) => {
         this._tryAcquireOrCreate()
         return resource
       })
     )
+  }
+
+  /** Whether it is open and not lent. */
+  isFree(resource: T): boolean {
+    return this.free.some((free) => free.resource === resource)
+  }
+
+  /** How many are open. */
+  get open(): number {
+    return this.used.length + this.free.length
   }
 
   /** Whether fewer than `min` are open. */

@@ -14,7 +14,7 @@ import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import * as Tarn from "tarn"
 import { DatabaseError, type PoolState, type Reason } from "../DatabaseError.js"
-import { Backend, type DialOptions, type Line } from "./Backend.js"
+import { Backend, type DialOptions, type Line, passedMillis } from "./Backend.js"
 import { Leases } from "./Leases.js"
 import type { Telemetry } from "./Telemetry.js"
 import type { Restore } from "./Turns.js"
@@ -88,7 +88,7 @@ export const make = Effect.fn("Pool.make")(function* (
       Exit.isSuccess(exit) ? exit.value : Promise.reject(Cause.squash(exit.cause) as Error)
     )
   const clock = yield* Effect.clock
-  const unsafeNow = () => clock.unsafeCurrentTimeMillis()
+  const unsafeNow = () => passedMillis(clock)
 
   const live = new Map<Backend, Lease>()
   const dialPermits = yield* Effect.makeSemaphore(concurrentDials)
@@ -99,6 +99,8 @@ export const make = Effect.fn("Pool.make")(function* (
   const { telemetry } = options
   const count = () => telemetry.connections(live.size - lent, lent, leases.numPendingAcquires())
   let closing = false
+  /** How many connections wait for the one that takes their place. */
+  let renewing = 0
   let lent = 0
   let invalidBefore = 0
   /** Why the last dial failed, until one succeeds. */
@@ -133,18 +135,37 @@ export const make = Effect.fn("Pool.make")(function* (
     if (leases.discard(backend)) runFork(backend.close)
   }
 
+  /**
+   * Dials, and after a second dials again beside it, every second: a network that swallowed the first dial may be back. The first
+   * one goes on for as long as it may, for a server that needs its time.
+   */
+  const dialTwice = Effect.suspend(() => {
+    let taken = false
+    const once = (connectTimeout: Duration.Duration) =>
+      Effect.flatMap(Backend.dial({ ...options.dial, connectTimeout }), (backend) => {
+        if (taken) return Effect.zipRight(backend.close, Effect.never)
+        taken = true
+        return Effect.succeed(backend)
+      })
+    return Effect.raceFirst(
+      once(options.dial.connectTimeout),
+      Effect.retry(once(slowDial), Schedule.spaced("100 millis")).pipe(Effect.delay(slowDial))
+    )
+  })
+
   const dial = Effect.gen(function* () {
     const started = performance.now()
-    const backend = yield* Backend.dial(options.dial)
+    const backend = yield* dialTwice
     const millis = performance.now() - started
     telemetry.created(millis)
     const ttl = Duration.toMillis(options.connectionTTL)
-    const jitter = yield* Random.nextRange(0, 0.1)
+    const jitter = yield* Random.nextRange(0, maxJitter)
     const lease: Lease = {
       lent: false,
       condemned: false,
       idleSince: backend.openedAt,
-      expiresAt: backend.openedAt + ttl * (1 - jitter),
+      renewAt: backend.openedAt + ttl * (1 - jitter),
+      expiresAt: backend.openedAt + ttl,
       lentAt: 0,
       holder: Context.empty(),
       isReported: false,
@@ -181,7 +202,9 @@ export const make = Effect.fn("Pool.make")(function* (
   const create = dialPermits
     .withPermits(1)(
       Effect.suspend(() =>
-        leases.numPendingAcquires() === 0 && !leases.isBelowMinimum ? Effect.fail(noLongerWanted) : dial
+        leases.numPendingAcquires() === 0 && !leases.isBelowMinimum && renewing === 0
+          ? Effect.fail(noLongerWanted)
+          : dial
       )
     )
     .pipe(Effect.raceFirst(Deferred.await(closed)))
@@ -304,7 +327,9 @@ export const make = Effect.fn("Pool.make")(function* (
       (backend) => {
         given = lend(backend, context, started)
         if (left) giveBack(backend)
-        return Effect.succeed(backend)
+        if (!closing) return Effect.succeed(backend)
+        // It was on its way when the pool closed, and is about to be closed with the others.
+        return Effect.fail(poolClosed)
       },
       (error: unknown) => Effect.fail(acquireError(error))
     )
@@ -326,6 +351,7 @@ export const make = Effect.fn("Pool.make")(function* (
   const giveBack = (backend: Backend) => {
     lent--
     backend.expectsReadOnly = false
+    backend.answerMillis = options.dial.answerMillis
     const lease = live.get(backend)
     if (lease !== undefined) {
       telemetry.used(performance.now() - lease.lentAt)
@@ -333,7 +359,8 @@ export const make = Effect.fn("Pool.make")(function* (
       lease.lent = false
       lease.idleSince = unsafeNow()
     }
-    if (isFit(backend) && !closing) {
+    const isDue = lease !== undefined && unsafeNow() >= lease.renewAt
+    if (isFit(backend) && !isDue && !closing) {
       leases.release(backend)
     } else {
       leases.drop(backend)
@@ -354,10 +381,33 @@ export const make = Effect.fn("Pool.make")(function* (
         : Effect.void
     })
 
-  /** Closes idle connections past their lifetime or their idle time, and opens new ones up to the minimum. */
+  /**
+   * Ends idle connections that are due, but never so many that fewer than the minimum are left: those go when another one is
+   * open in their place, or one at a time where the maximum leaves no room for that.
+   */
+  const renew = (now: number) => {
+    const due = [...live].flatMap(([backend, lease]) =>
+      now >= lease.renewAt && leases.isFree(backend) ? [backend] : []
+    )
+    const spare = Math.max(leases.open - options.min, 0)
+    for (const backend of due.splice(0, spare)) retire(backend)
+    if (due.length === 0 || renewing > 0) return
+    if (leases.open >= options.max) {
+      for (const backend of due.splice(0, 1)) retire(backend)
+      return
+    }
+    for (const opened of leases.topUp(due.length)) {
+      renewing++
+      opened
+        .then(() => due.splice(0, 1).forEach(retire))
+        .catch(ignore)
+        .finally(() => renewing--)
+    }
+  }
+
+  /** Renews connections, closes those that were idle for too long, and opens new ones up to the minimum. */
   const housekeeping = Effect.suspend(() => {
-    const now = unsafeNow()
-    for (const [backend, lease] of live) if (now >= lease.expiresAt) retire(backend)
+    renew(unsafeNow())
     leases.check()
     for (const opened of leases.topUp()) opened.catch(ignore)
     const isNews = dialFailure !== undefined && !reported
@@ -419,7 +469,15 @@ export const make = Effect.fn("Pool.make")(function* (
         catch: (error) => acquireError(error)
       })
   yield* housekeeping.pipe(
-    Effect.repeat(Schedule.spaced(Duration.millis(housekeepingMillis))),
+    Effect.repeat(
+      // Often enough that what is due at different times ends at different times.
+      Schedule.spaced(
+        Duration.clamp(Duration.times(options.connectionTTL, 0.005), {
+          minimum: Duration.millis(20),
+          maximum: Duration.millis(housekeepingMillis)
+        })
+      )
+    ),
     Effect.interruptible,
     Effect.forkScoped
   )
@@ -450,6 +508,9 @@ interface Lease {
   /** An error said that it must not be lent again. */
   condemned: boolean
   idleSince: number
+  /** When another one is opened in its place. */
+  readonly renewAt: number
+  /** When it is not lent any more. */
   readonly expiresAt: number
   /** Time of `performance.now()`. */
   lentAt: number
@@ -477,9 +538,14 @@ const ignore = () => {}
 /** More dials at once would open connections for callers that an idle one serves sooner. */
 const concurrentDials = 4
 
+const slowDial = Duration.seconds(1)
+
 const pingMillis = 1000
 
 const housekeepingMillis = 1000
+
+/** The part of its lifetime by which a connection's end comes early at most: those of one start must not end together. */
+const maxJitter = 0.15
 
 /** How long a pool that closes waits for what is lent; then statements are cancelled and connections cut. */
 const closeGrace = Duration.seconds(3)

@@ -1,7 +1,7 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
-import { policy as policyOf, type Reason } from "../DatabaseError.js"
+import type { Reason } from "../DatabaseError.js"
 
 /** How often a transaction may be run again, and how long it pauses before. */
 export interface RetryOptions {
@@ -53,5 +53,6 @@ export const isTransient = (reason: Reason | undefined): boolean => {
   if (reason._tag === "TransactionRolledBack" || reason._tag === "TransactionAborted") {
     return isTransient(reason.first)
   }
-  return policyOf(reason).retry === "transaction"
+  // A transaction that a read-only server refused may be run again, but elsewhere and later: that is the caller's decision.
+  return reason._tag === "SerializationFailure" || reason._tag === "DeadlockDetected"
 }

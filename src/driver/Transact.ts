@@ -9,7 +9,14 @@ import * as Exit from "effect/Exit"
 import { identity } from "effect/Function"
 import * as Option from "effect/Option"
 import { DatabaseError, type Reason, reasonOf } from "../DatabaseError.js"
-import { controlMillis, type Line, type Request, type Response, serverMillis } from "./Backend.js"
+import {
+  answerMillis,
+  controlMillis,
+  type Line,
+  type Request,
+  type Response,
+  serverMillis
+} from "./Backend.js"
 import { endedError, makeConnection, streamPortal } from "./connections.js"
 import { Hooks, type Outcome } from "./Hooks.js"
 import { Held, type Pool } from "./Pool.js"
@@ -138,9 +145,11 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
         }
         const limits = { ...defaults.limits, ...limitsOf(options) }
         backend.expectsReadOnly = options.readOnly === true
+        backend.answerMillis = answerMillis(Duration.decode(limits.statementTimeout ?? Duration.infinity))
         const level = makeLevel(root, 0, limits)
-        const begun = Effect.onError(restore(backend.run({ text: begin(options, defaults.session) })), () =>
-          Effect.ignore(undoBegin(backend))
+        const begun = Effect.onError(
+          restore(backend.run({ text: begin(options, defaults.session), isControl: true })),
+          () => Effect.ignore(undoBegin(backend))
         )
         return begun.pipe(
           Effect.flatMap((response) => {
@@ -188,6 +197,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           // An interrupted SAVEPOINT would abort the transaction around it, which is not concerned.
           const begun = naming(root, control(root, [`SAVEPOINT ${savepoint.name}`, ...setLimits(own)]))
           const level = makeLevel(root, parent.depth + 1, { ...parent.limits, ...own })
+          if (own.statementTimeout !== undefined) allow(root, Duration.decode(own.statementTimeout))
           return Effect.zipRight(
             begun,
             Effect.suspend(() =>
@@ -532,9 +542,20 @@ const undoBegin = (backend: Line): Effect.Effect<void, DatabaseError> =>
     )
   )
 
+/** Gives the server time for a limit of a nested transaction, until the outermost one ends. */
+const allow = ({ backend }: Root, statementTimeout: Duration.Duration): void => {
+  const longest = Math.max(
+    backend.answerMillis ?? Number.POSITIVE_INFINITY,
+    answerMillis(statementTimeout) ?? Number.POSITIVE_INFINITY
+  )
+  backend.answerMillis = Number.isFinite(longest) ? longest : undefined
+}
+
 /** Statements of our own that no interruption reaches, so that they need a limit. */
 const control = (root: Root, statements: ReadonlyArray<string>): Effect.Effect<void, DatabaseError> =>
-  Effect.asVoid(root.backend.run({ text: statements.join(";"), timeoutMillis: controlMillis }))
+  Effect.asVoid(
+    root.backend.run({ text: statements.join(";"), timeoutMillis: controlMillis, isControl: true })
+  )
 
 const commandOf = (response: Response): string | undefined =>
   "command" in response ? response.command : undefined
