@@ -13,6 +13,7 @@ describe("The proxy", () => {
     "reads both directions: startup, simple and extended queries, answers, errors, the end",
     Effect.gen(function* () {
       const { proxy, sql } = yield* makeRig(one)
+      const rows = yield* proxy.count("DataRow")
       yield* sql`SELECT ${1}::int AS a`
       yield* sql.unsafe("SELECT 1; SELECT 2")
       yield* Effect.ignore(sql`SELECT 1 / 0`)
@@ -28,7 +29,7 @@ describe("The proxy", () => {
       assert.include(names, "server CommandComplete SELECT 1")
       assert.include(names, "server ErrorResponse 22012")
       assert.include(names, "server ReadyForQuery I")
-      assert.strictEqual(yield* proxy.count("DataRow"), 3)
+      assert.strictEqual(yield* proxy.count("DataRow"), rows + 3)
       assert.deepStrictEqual(yield* proxy.connections, { open: 1, accepted: 1, dialed: 1, cancels: 0 })
     })
   )
