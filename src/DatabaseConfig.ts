@@ -54,7 +54,10 @@ export interface Settings {
   readonly lockTimeout?: DurationSetting | undefined
   /** The server's `idle_in_transaction_session_timeout`. */
   readonly idleInTransactionTimeout?: DurationSetting | undefined
-  /** Whether statements that come again are prepared on the server. Off behind poolers that cannot follow them. */
+  /**
+   * Whether statements that come again are prepared on the server. Off by default behind a transaction pooler: PgBouncer follows
+   * prepared statements since 1.21, with `max_prepared_statements`.
+   */
   readonly prepare?: boolean | undefined
   /** What stands between this Layer and the server: `transaction` for PgBouncer's transaction mode and its like. */
   readonly pooler?: Pooler | undefined
@@ -264,13 +267,14 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
     const statementTimeout = duration("statementTimeout", { zero: false, off: true })
     const lockTimeout = duration("lockTimeout", { zero: false, off: true })
     const idleInTransactionTimeout = duration("idleInTransactionTimeout", { zero: false, off: true })
-    const prepare = boolean("prepare")
     const echo = boolean("echo")
     const maxWaiting = integer("maxWaiting", 0)
     const leakWarning = duration("leakWarning", { zero: false, off: true })
     const slowStatement = duration("slowStatement", { zero: true, off: true })
     const pooler = given("pooler")
     if (pooler !== "none" && pooler !== "transaction") reject("pooler", pooler, '"none" or "transaction"')
+    // A pooler before PgBouncer 1.21 hands the next transaction to a server that knows nothing of what was prepared.
+    const prepare = raw.prepare === undefined ? pooler !== "transaction" : boolean("prepare")
     const applicationName = given("applicationName")
     if (typeof applicationName !== "string" || !/^[\x20-\x7e]{1,63}$/.test(applicationName)) {
       reject("applicationName", applicationName, "1 to 63 characters of printable ASCII")

@@ -268,28 +268,33 @@ export const policy = (reason: Reason): { readonly retry: Retry; readonly fate: 
 
 type ReasonOf<Tag extends ReasonTag> = Extract<Reason, { readonly _tag: Tag }>
 
-/** Handles the errors of one reason; every other error passes. */
+/** Handles the errors of one reason, also those of another client's `SqlError`; every other error passes. */
 export const catchReason: {
   <const Tag extends ReasonTag, A2, E2, R2>(
     tag: Tag,
-    handle: (reason: ReasonOf<Tag>, error: SqlError) => Effect.Effect<A2, E2, R2>
+    handle: (reason: ReasonOf<Tag>, error: DatabaseError) => Effect.Effect<A2, E2, R2>
   ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A | A2, E | E2, R | R2>
   <A, E, R, const Tag extends ReasonTag, A2, E2, R2>(
     self: Effect.Effect<A, E, R>,
     tag: Tag,
-    handle: (reason: ReasonOf<Tag>, error: SqlError) => Effect.Effect<A2, E2, R2>
+    handle: (reason: ReasonOf<Tag>, error: DatabaseError) => Effect.Effect<A2, E2, R2>
   ): Effect.Effect<A | A2, E | E2, R | R2>
 } = dual(
   3,
   <A, E, R, const Tag extends ReasonTag, A2, E2, R2>(
     self: Effect.Effect<A, E, R>,
     tag: Tag,
-    handle: (reason: ReasonOf<Tag>, error: SqlError) => Effect.Effect<A2, E2, R2>
+    handle: (reason: ReasonOf<Tag>, error: DatabaseError) => Effect.Effect<A2, E2, R2>
   ): Effect.Effect<A | A2, E | E2, R | R2> =>
     Effect.catchAll(self, (error): Effect.Effect<A2, E | E2, R2> => {
       const reason = error instanceof SqlError ? reasonOf(error) : undefined
       return reason?._tag === tag
-        ? handle(reason as ReasonOf<Tag>, error as E & SqlError)
+        ? handle(
+            reason as ReasonOf<Tag>,
+            DatabaseError.is(error)
+              ? error
+              : new DatabaseError({ reason, operation: "execute", cause: error })
+          )
         : Effect.fail(error)
     })
 )
@@ -325,7 +330,7 @@ const catchConstraint = <Tag extends ConstraintTag>(
       toError: (reason: ReasonOf<Tag>) => E2
     ): Effect.Effect<A, E | E2, R> =>
       catchReason(self, tag, (reason, error): Effect.Effect<never, E | E2> =>
-        Effect.fail(nameOf(reason) === name ? toError(reason) : (error as E & SqlError))
+        Effect.fail(nameOf(reason) === name ? toError(reason) : (error as E & DatabaseError))
       )
   )
 

@@ -24,7 +24,7 @@ const table = [
   ["55P03", "LockTimeout", "never", "keep"],
   ["57014", "StatementCancelled", "never", "keep"],
   ["53300", "TooManyConnections", "unsent", "destroy"],
-  ["25006", "ReadOnlyTransaction", "never", "invalidate"],
+  ["25006", "ReadOnlyTransaction", "transaction", "invalidate"],
   ["57P03", "ServerStarting", "unsent", "destroy"],
   ["57P01", "ServerShutdown", "unsent", "invalidate"],
   ["53100", "ServerResources", "never", "invalidate"],

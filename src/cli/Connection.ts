@@ -51,7 +51,9 @@ export const layer = (given: Option.Option<Redacted.Redacted>, environment: Envi
 const databaseAt = (target: string, environment: Environment, way: Way) => {
   const settings = new Map<string, string>([
     [environmentVariables.minConnections, "0"],
-    [environmentVariables.maxConnections, "4"]
+    [environmentVariables.maxConnections, "4"],
+    // A migration or a change of the schema takes as long as it takes; each sets the limits that it needs.
+    ...(way === "direct" ? [[environmentVariables.statementTimeout, "off"] as const] : [])
   ])
   for (const [name, value] of Object.entries(environment)) {
     if (value !== undefined) settings.set(name, value)

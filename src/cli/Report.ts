@@ -64,3 +64,14 @@ export const duration = (millis: number): string => {
   if (millis < 60_000) return `${(millis / 1000).toFixed(1)} s`
   return `${Math.floor(millis / 60_000)} min ${Math.round((millis % 60_000) / 1000)} s`
 }
+
+/** An action as SQL spells it: `NO ACTION`. */
+export const words = (action: string): string => action.replaceAll("-", " ").toUpperCase()
+
+/** Foreign keys in an order that a rebuild does not change. */
+export const byName = <A extends { readonly schema: string; readonly table: string; readonly name: string }>(
+  keys: ReadonlyArray<A>
+): ReadonlyArray<A> => {
+  const label = ({ name, schema, table }: A) => `${schema}\0${table}\0${name}`
+  return keys.toSorted((left, right) => (label(left) < label(right) ? -1 : 1))
+}

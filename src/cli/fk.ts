@@ -141,7 +141,7 @@ const list = Command.make("list", { ...connection, ...selectorOptions }, ({ json
   runCommand(
     { json, url },
     Effect.gen(function* () {
-      const keys = yield* ForeignKey.list(selected)
+      const keys = Report.byName(yield* ForeignKey.list(selected))
       yield* Report.result(json, keys, keys.length === 0 ? ["There are no foreign keys."] : listLines(keys))
     })
   )
@@ -156,7 +156,7 @@ const listLines = (keys: ReadonlyArray<ForeignKey.ForeignKeyInfo>) => [
       `${key.schema}.${key.table}.${key.name}`,
       key.columns.join(", "),
       `${key.referencedSchema}.${key.referencedTable} (${key.referencedColumns.join(", ")})`,
-      key.onDelete.toUpperCase(),
+      Report.words(key.onDelete),
       key.index ?? "none"
     ])
   ),
@@ -190,9 +190,15 @@ const plan = Command.make("plan", { ...changeOptions, script }, ({ json, script,
   )
 )
 
+const conditions: { readonly [When in ForeignKey.PlannedStep["when"]]: string } = {
+  always: "",
+  contended: " (only if its tables are too busy for the swap)",
+  "if out of order": " (only if the new key's triggers would fire before the original's)"
+}
+
 const planLines = ({ refused, steps, unchanged, warnings }: ForeignKey.PlanResult) => [
   ...steps.flatMap((step, index) => [
-    `${index + 1}. ${step.constraint}: ${step.step}${step.when === "contended" ? " (only if its tables are too busy for the swap)" : ""}`,
+    `${index + 1}. ${step.constraint}: ${step.step}${conditions[step.when]}`,
     ...step.sql.map((statement) => `     ${abbreviate(statement)};`),
     ...step.locks.map(({ mode, relation }) => `   locks ${relation} in ${mode} mode`),
     `   ${step.blocks}`,
@@ -215,25 +221,22 @@ const createIndexes = Options.boolean("create-indexes").pipe(
   )
 )
 
-const millis = (name: string, description: string) =>
-  Options.integer(name).pipe(
+const duration = (name: string, description: string) =>
+  Options.text(name).pipe(
     Options.withDescription(description),
     Options.filterMap(
-      (value) => (value >= 1 ? Option.some(Duration.millis(value)) : Option.none()),
-      `--${name} takes a number of milliseconds, 1 or more`
+      (value) => Option.filter(Duration.decodeUnknown(value), (decoded) => Duration.toMillis(decoded) >= 1),
+      `--${name} takes a duration such as "500 millis" or "2 minutes"`
     ),
     Options.optional
   )
 
-const lockTimeout = millis(
+const lockTimeout = duration(
   "lock-timeout",
-  "The longest, in milliseconds, that one try asks for locks; default 250. Never more than 0.6 of the server's deadlock_timeout."
+  'The longest that one try asks for locks, default "250 millis". Never more than 0.6 of the server\'s deadlock_timeout.'
 )
 
-const budget = millis(
-  "budget",
-  "How long, in milliseconds, to go on trying for each key; default 10 minutes."
-)
+const budget = duration("budget", 'How long to go on trying for each key, default "10 minutes".')
 
 const rebuildOptions = { ...changeOptions, createIndexes, lockTimeout, budget }
 

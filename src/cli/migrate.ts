@@ -60,7 +60,7 @@ const migrateUp = Command.make("migrate", options, ({ directory, json, url }) =>
 ).pipe(Command.withDescription("Applies what is pending."))
 
 /** After a migration a person wants to see what a delete does now. */
-const foreignKeyLines = Effect.map(ForeignKey.list(), (keys) =>
+const foreignKeyLines = Effect.map(Effect.map(ForeignKey.list(), Report.byName), (keys) =>
   keys.length === 0
     ? []
     : [
@@ -70,7 +70,7 @@ const foreignKeyLines = Effect.map(ForeignKey.list(), (keys) =>
           keys.map((key) => [
             `${key.schema}.${key.table}.${key.name}`,
             `${key.referencedSchema}.${key.referencedTable}`,
-            key.onDelete.toUpperCase()
+            Report.words(key.onDelete)
           ])
         )
       ]

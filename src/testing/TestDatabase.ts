@@ -65,8 +65,7 @@ export const layer = (options: Options = {}): Layer.Layer<Database.Provided, Fai
           onSome: (through) => ({
             url: withDatabase(through, databaseOf(url)),
             directUrl: url,
-            pooler: "transaction" as const,
-            prepare: false
+            pooler: "transaction" as const
           })
         })
       })
