@@ -1,0 +1,145 @@
+/**
+ * The rows that one DELETE would delete, as SQL. A row is its table's OID and its ctid as text (13 cannot hash a tid), which is exact within
+ * one statement: everything here is one statement, so one snapshot.
+ */
+import * as Lock from "./Lock.js"
+import * as PurgeGraph from "./PurgeGraph.js"
+import { identifier } from "./Sql.js"
+
+/** The columns of a unique key of the root, and their types. */
+export type RootKey = ReadonlyArray<PurgeGraph.Part>
+
+/** The condition that selects the root's row; its values are the parameters 1, 2, ... */
+export const isRoot = (key: RootKey, alias: string): string =>
+  key
+    .map(
+      ({ column, operator, type }, index) =>
+        `${alias}.${column} OPERATOR(${operator}) $${index + 1}::text::${type}`
+    )
+    .join(" AND ")
+
+/** What {@link count} gives, in the order of the graph's nodes and edges. */
+export interface Counts {
+  /** Rows to delete of each node. */
+  readonly rows: ReadonlyArray<number>
+  /** For each edge that is no cascade: rows that refer to a deleted row and stay, and those that go too. */
+  readonly references: ReadonlyArray<{ readonly staying: number; readonly going: number }>
+}
+
+/** Counts what one DELETE would delete and change, in one statement that locks the tables ACCESS SHARE. */
+export const count = (graph: PurgeGraph.Graph, from: string, key: RootKey): string => `
+WITH RECURSIVE reach (rel, place) AS (
+  SELECT t.tableoid::oid::int8, t.ctid::text FROM ${from} t WHERE ${isRoot(key, "t")}
+  UNION
+  SELECT n.rel, n.place FROM reach r CROSS JOIN LATERAL (${union(
+    graph.edges
+      .filter((edge) => edge.kind === "cascade" && PurgeGraph.isInner(graph, edge.child))
+      .map((edge) => below(edge, "c.tableoid::oid::int8 AS rel, c.ctid::text AS place")),
+    "SELECT NULL::int8 AS rel, NULL::text AS place WHERE false"
+  )}) n
+)
+SELECT pg_catalog.jsonb_build_object(
+  'rows', pg_catalog.jsonb_build_array(${graph.nodes.map((node) => `(${countNode(graph, node)})`).join(", ")}),
+  'references', pg_catalog.jsonb_build_array(${graph.edges.map((edge) => `(${countEdge(graph, edge)})`).join(", ")})
+)::text AS counts`
+
+/**
+ * Which rows of a node would go, from their identities: the parameters after those of the root are one array of texts for each part. Gives the
+ * ordinals of those that do. It follows the keys upwards, so it reads a row's ancestors only.
+ */
+export const going = (graph: PurgeGraph.Graph, from: string, key: RootKey, node: PurgeGraph.Node): string => `
+WITH RECURSIVE up (rel, place, ord) AS (
+  SELECT t.tableoid::oid::int8, t.ctid::text, v.ord FROM ${values(node, key.length + 1)} v
+  JOIN ${Lock.target(node.table)} t ON ${identifies(node, "t", "v")}
+  UNION
+  SELECT n.rel, n.place, u.ord FROM up u CROSS JOIN LATERAL (${union(
+    graph.edges
+      .filter((edge) => edge.kind === "cascade")
+      .map(
+        (edge) => `SELECT p.tableoid::oid::int8 AS rel, p.ctid::text AS place
+    FROM ${Lock.target(edge.key.referencing)} c JOIN ${Lock.target(edge.key.referenced)} p ON ${PurgeGraph.matches(edge, "p", "c")}
+    WHERE u.rel IN (${edge.child.relations.join(", ")}) AND c.tableoid::oid::int8 = u.rel AND c.ctid = u.place::tid`
+      ),
+    "SELECT NULL::int8 AS rel, NULL::text AS place WHERE false"
+  )}) n
+)
+SELECT DISTINCT u.ord::int4 AS ord FROM up u JOIN ${from} t ON t.tableoid::oid::int8 = u.rel AND t.ctid::text = u.place
+WHERE ${isRoot(key, "t")}`
+
+/** Identities as a table of texts `k0`, `k1`, ... with their ordinal `ord`; the arrays are the parameters from `first` on. */
+export const values = (node: PurgeGraph.Node, first: number): string => {
+  const names = node.identity.map((_, index) => `k${index}`)
+  return `(SELECT * FROM unnest(${names.map((_, index) => `$${first + index}::text[]`).join(", ")}) WITH ORDINALITY AS w(${names.join(", ")}, ord))`
+}
+
+/** The condition under which a row has an identity, whose texts are the columns `k0`, `k1`, ... */
+export const identifies = (node: PurgeGraph.Node, row: string, value: string, prefix = "k"): string =>
+  node.identity
+    .map(
+      ({ column, operator, type }, index) =>
+        `${row}.${column} OPERATOR(${operator}) ${value}.${prefix}${index}::${type}`
+    )
+    .join(" AND ")
+
+/** The identity of a row as an array of texts. */
+export const identity = (node: PurgeGraph.Node, row: string): string =>
+  `ARRAY[${node.identity.map(({ column }) => `${row}.${column}::text`).join(", ")}]::text[]`
+
+/** The columns of a root's key as parts of an identity. */
+export const rootPart = (column: string, type: string, operator: string): PurgeGraph.Part => ({
+  column: identifier(column),
+  type,
+  operator
+})
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+const union = (selects: ReadonlyArray<string>, none: string) =>
+  selects.length === 0 ? none : selects.join("\n    UNION ALL\n    ")
+
+/** The rows below the row `r`. The list of OIDs is a one-time filter, which keeps keys of other tables from being looked at. */
+const below = (edge: PurgeGraph.Edge, columns: string) => `SELECT ${columns}
+    FROM ${Lock.target(edge.key.referenced)} p JOIN ${Lock.target(edge.key.referencing)} c ON ${PurgeGraph.matches(edge, "p", "c")}
+    WHERE r.rel IN (${edge.parent.relations.join(", ")}) AND p.tableoid::oid::int8 = r.rel AND p.ctid = r.place::tid`
+
+const countNode = (graph: PurgeGraph.Graph, node: PurgeGraph.Node) => {
+  if (PurgeGraph.isInner(graph, node)) {
+    return `SELECT count(*) FROM reach r WHERE r.rel IN (${node.relations.join(", ")})`
+  }
+  const edges = graph.edges.filter((edge) => edge.kind === "cascade" && edge.child === node)
+  const [only] = edges
+  return edges.length === 1 && only !== undefined
+    ? `SELECT count(*) FROM reach r CROSS JOIN LATERAL (${below(only, "1")}) c`
+    : `SELECT count(*) FROM (SELECT DISTINCT c.rel, c.tid FROM reach r CROSS JOIN LATERAL (${union(
+        edges.map((edge) => below(edge, "c.tableoid AS rel, c.ctid AS tid")),
+        ""
+      )}) c) d`
+}
+
+const countEdge = (graph: PurgeGraph.Graph, edge: PurgeGraph.Edge) =>
+  edge.kind === "cascade"
+    ? "SELECT NULL::jsonb"
+    : `SELECT pg_catalog.jsonb_build_object(
+        'staying', count(*) FILTER (WHERE NOT x.going), 'going', count(*) FILTER (WHERE x.going)
+      ) FROM reach r CROSS JOIN LATERAL (${below(edge, `(${member(graph, edge)}) AS going`)}) x`
+
+/** Whether the row `c` of a key's referencing table goes too. */
+const member = (graph: PurgeGraph.Graph, { child }: PurgeGraph.Edge) => {
+  if (!PurgeGraph.isReached(graph, child)) return "false"
+  if (PurgeGraph.isInner(graph, child)) {
+    return "EXISTS (SELECT FROM reach x WHERE x.rel = c.tableoid::oid::int8 AND x.place = c.ctid::text)"
+  }
+  return graph.edges
+    .filter((edge) => edge.kind === "cascade" && edge.child === child)
+    .map(
+      (edge) => `EXISTS (
+        SELECT FROM ${Lock.target(edge.key.referencing)} c2
+        JOIN ${Lock.target(edge.key.referenced)} p2 ON ${PurgeGraph.matches(edge, "p2", "c2")}
+        JOIN reach x ON x.rel = p2.tableoid::oid::int8 AND x.place = p2.ctid::text
+        WHERE c2.tableoid = c.tableoid AND c2.ctid = c.ctid
+      )`
+    )
+    .join(" OR ")
+}
