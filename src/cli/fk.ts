@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as ForeignKey from "../ForeignKey.js"
 import * as Connection from "./Connection.js"
+import * as Purge from "./purge.js"
 import * as Report from "./Report.js"
 import { runCommand } from "./runCommand.js"
 
@@ -323,5 +324,5 @@ const check = Command.make("check", { ...connection, ...selectorOptions }, ({ js
 /** `fk` and what belongs to it. */
 export const command = Command.make("fk").pipe(
   Command.withDescription("Foreign keys of a live database: list them, and change what a delete does."),
-  Command.withSubcommands([list, plan, rebuild, check])
+  Command.withSubcommands([list, plan, rebuild, check, Purge.command])
 )
