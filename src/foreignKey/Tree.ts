@@ -36,12 +36,21 @@ export const restoreRows = (place: Place, vector: Fidelity.Vector): ReadonlyArra
   )
   const rows = `${rowsOf(place)} k JOIN ${wanted} ON w.relation = k.conrelid AND w.referenced = k.confrelid`
   return [
-    guard(`FOR r IN
+    // In two passes: a generated name can be the one that another row of the same table should have.
+    guard(
+      `FOR r IN
+    SELECT k.conrelid::regclass AS relation, k.conname, k.oid FROM ${rows}
+    WHERE k.depth > 0 AND k.conname <> w.name
+  LOOP
+    EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', r.relation, r.conname, 'promptgrimoire_fk_row_' || r.oid);
+  END LOOP;`,
+      `FOR r IN
     SELECT k.conrelid::regclass AS relation, k.conname, w.name FROM ${rows}
     WHERE k.depth > 0 AND k.conname <> w.name
   LOOP
     EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', r.relation, r.conname, r.name);
-  END LOOP;`),
+  END LOOP;`
+    ),
     guard(`FOR r IN
     SELECT k.conrelid::regclass AS relation, k.conname, w.comment FROM ${rows}
     WHERE k.depth > 0 AND pg_catalog.obj_description(k.oid, 'pg_constraint') IS DISTINCT FROM w.comment
