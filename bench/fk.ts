@@ -176,11 +176,18 @@ const line = (cells: ReadonlyArray<string>) =>
       .trimEnd()
   )
 
-const report = (rows: number, way: string, { errors, stallMillis, totalMillis, writes }: Measured<unknown>) =>
+/** `lockMillis` is the longest that the change itself had others wait: what a stall has beyond that is the machine's. */
+const report = (
+  rows: number,
+  way: string,
+  { errors, stallMillis, totalMillis, writes }: Measured<unknown>,
+  lockMillis?: number
+) =>
   line([
     rows.toLocaleString("en"),
     way,
     figure(stallMillis),
+    lockMillis === undefined ? "" : figure(lockMillis),
     figure(totalMillis),
     String(Math.round((writes / totalMillis) * 1000)),
     String(errors)
@@ -207,7 +214,7 @@ const measure = (
     for (let round = 1; round <= rounds; round++) {
       const mine = yield* beside(sessions, ours("cascade"))
       stalls.ours.push(mine.stallMillis)
-      yield* report(rows, "ForeignKey.rebuild", mine)
+      yield* report(rows, "ForeignKey.rebuild", mine, mine.result)
       const theirs = yield* beside(sessions, dropAndAdd(session, "no-action"))
       stalls.theirs.push(theirs.stallMillis)
       yield* report(rows, "drop and add", theirs)
@@ -237,7 +244,15 @@ const program = Effect.gen(function* () {
       .join(" ")}.
 Three foreign keys on one table, four writers in closed loops; writers, changes and server share the machine.\n`
   )
-  yield* line(["child rows", "change", "longest stall", "total time", "writes per s", "write errors"])
+  yield* line([
+    "child rows",
+    "change",
+    "longest stall",
+    "longest lock",
+    "total time",
+    "writes per s",
+    "write errors"
+  ])
   for (const rows of chosen.length === 0 ? sizes : chosen) {
     const name = `bench_${rows}`
     const admin = <A, E, R>(use: (session: Session) => Effect.Effect<A, E, R>) =>

@@ -431,6 +431,14 @@ const planOf = (graph: PurgeGraph.Graph, counts: PurgeClosure.Counts, table: str
           reason: `${constraint} sets columns that ${rivals.map(({ key }) => nameOf(key)).join(", ")} also uses: what a single DELETE does depends on which trigger fires first`
         })
       }
+      if (going > 0) {
+        const others = graph.edges.filter((other) => other !== edge && other.child === edge.child)
+        warnings.push(
+          `${going} ${going === 1 ? "row refers" : "rows refer"} by ${constraint} to rows that go with them: a single DELETE can fail there, or on ${others
+            .map(({ key }) => nameOf(key))
+            .join(", ")}, if it changes a row before it deletes it; a purge does not`
+        )
+      }
       if (edge.kind === "set-default" && going + staying > 0) {
         warnings.push(
           `${going + staying} rows get their default by ${constraint}: that happens in the transaction that deletes the row they refer to, however many they are`

@@ -53,7 +53,7 @@ const check = (graph: Graphs.Generated, seen: Set<string>) =>
         // The single DELETE failed because of the order in which triggers fire only: that is said beforehand.
         const constraint = "constraint" in single.left.reason ? single.left.reason.constraint : undefined
         assert.isTrue(
-          plan.warnings.some((warning) => warning.includes(`.${constraint} `)),
+          plan.warnings.some((warning) => warning.includes(`.${constraint}`)),
           `${constraint} is in no warning`
         )
         seen.add("order")
