@@ -35,8 +35,22 @@ export const defaultEnvironment: Effect.Effect<Environment> = Effect.sync(() => 
   serverAccounts: ["postgres", "nobody"],
   cacheDirectory: Binaries.defaultCacheDirectory(),
   stateDirectory: "/var/lib/promptgrimoire-db",
-  temporaryDirectories: [os.tmpdir(), "/tmp", "/var/tmp"]
+  temporaryDirectories: [...memory(), os.tmpdir(), "/tmp", "/var/tmp"]
 }))
+
+/**
+ * A file system in memory, where a database is cloned some thirty times faster: CREATE DATABASE is the making of a few hundred small files. Not if it is
+ * small, and not if TMPDIR says where temporary files go.
+ */
+const memory = (): ReadonlyArray<string> => {
+  if (process.env["TMPDIR"] !== undefined) return []
+  try {
+    const { bavail, bsize } = fs.statfsSync("/dev/shm")
+    return bavail * bsize >= 4 * 2 ** 30 ? ["/dev/shm"] : []
+  } catch {
+    return []
+  }
+}
 
 /** Options with their defaults applied. */
 export interface Settings {
