@@ -340,6 +340,35 @@ describe("a purge", () => {
         assert.isAtMost(circle[0]?.rows ?? 0, 50)
       }).pipe(Effect.provide(database))
   )
+
+  it.scopedLive(
+    "follows keys of single partitions, of partitioned tables without a key of their own, across types and schemas",
+    () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        yield* session.query(`${tables};
+          CREATE SCHEMA "S 2";
+          CREATE TABLE "S 2".event (post_id bigint, kind text, n int) PARTITION BY LIST (kind);
+          CREATE TABLE "S 2".event_a PARTITION OF "S 2".event FOR VALUES IN ('a');
+          CREATE TABLE "S 2".event_b PARTITION OF "S 2".event FOR VALUES IN ('b') PARTITION BY LIST (n);
+          CREATE TABLE "S 2".event_b0 PARTITION OF "S 2".event_b DEFAULT;
+          ALTER TABLE "S 2".event ADD FOREIGN KEY (post_id) REFERENCES post ON DELETE CASCADE;
+          ALTER TABLE "S 2".event_b0 ADD CONSTRAINT leaf FOREIGN KEY (n) REFERENCES course ON DELETE CASCADE;
+          CREATE INDEX ON "S 2".event (post_id); CREATE INDEX ON "S 2".event (n);
+          INSERT INTO "S 2".event SELECT 1 + n % 600, CASE n % 2 WHEN 0 THEN 'a' ELSE 'b' END, 1 + n % 3 FROM generate_series(1, 400) AS n`)
+        const events = Effect.map(
+          session.query(`SELECT string_agg(e::text, ' ' ORDER BY e::text) AS all FROM "S 2".event e`),
+          ([row]) => row
+        )
+        yield* session.query("BEGIN; DELETE FROM course WHERE id = 1")
+        const wanted = [yield* contents(session), yield* events]
+        yield* session.query("ROLLBACK")
+        const plan = yield* Purge.plan(course)
+        const { rows } = yield* Purge.run({ ...course, batch: 30 })
+        assert.deepStrictEqual([yield* contents(session), yield* events], wanted)
+        assert.sameDeepMembers([...rows], [...plan.rows])
+      }).pipe(Effect.provide(database))
+  )
 })
 
 /** A process of its own that purges in batches so small that it takes a while. */
