@@ -151,17 +151,16 @@ const pass = (
       if (edge === undefined) {
         if (frame.depth === 0 && deleted > batch) return { deleted, rootIsLeft: true }
         stack.pop()
-        const ready: Array<Row> = []
-        for (const row of rows) {
-          if (row.low >= frame.depth) ready.push(row)
-          else hold(stack, row)
+        // If one row of a circle waits for a higher frame, so do all that wait with it: none may go before another.
+        const all = [...frame.held, ...rows]
+        const low = Math.min(...all.map((row) => row.low))
+        const ready = all.filter((row) => low >= frame.depth || row.low === Number.POSITIVE_INFINITY)
+        for (const row of all) {
+          if (low >= frame.depth || row.low === Number.POSITIVE_INFINITY) continue
+          lower(row, low)
+          hold(stack, row)
         }
-        // What is held waits for this frame or a higher one; the frame's own rows may be what others of them wait for.
-        for (const row of frame.held) {
-          if (row.low >= frame.depth) ready.unshift(row)
-          else hold(stack, row)
-        }
-        yield* frame.held.length === 0 ? inSlices(ready, batch, emit) : emit(ready)
+        yield* low < frame.depth || frame.held.length === 0 ? inSlices(ready, batch, emit) : emit(ready)
         continue
       }
       if (edge.kind === "set-null") {
