@@ -176,7 +176,7 @@ const line = (cells: ReadonlyArray<string>) =>
       .trimEnd()
   )
 
-/** `lockMillis` is the longest that the change itself had others wait: what a stall has beyond that is the machine's. */
+/** `lockMillis` is what the rebuild itself reports as its longest lock; a stall can be longer, for the machine is shared. */
 const report = (
   rows: number,
   way: string,
