@@ -55,8 +55,21 @@ export const makeServer = (authority: Authority, { days = 2, names }: Subject) =
       "/CN=server"
     ])
     yield* openssl(directory, [
-      ...["x509", "-req", "-in", "request", "-out", "server.crt", "-days", String(days)],
-      ...["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "extensions"]
+      "x509",
+      "-req",
+      "-in",
+      "request",
+      "-out",
+      "server.crt",
+      "-days",
+      String(days),
+      "-CA",
+      "ca.crt",
+      "-CAkey",
+      "ca.key",
+      "-CAcreateserial",
+      "-extfile",
+      "extensions"
     ])
     fs.writeFileSync(file("pg_hba.conf"), "hostssl all all 127.0.0.1/32 scram-sha-256\n")
     const account = yield* ServerAccount.find(["postgres", "nobody"])
@@ -77,7 +90,13 @@ export const makeServer = (authority: Authority, { days = 2, names }: Subject) =
 // ---------------------------------------------------------------------------------------------------------------------
 
 const newKey = (file: string) => [
-  ...["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", file]
+  "-newkey",
+  "ec",
+  "-pkeyopt",
+  "ec_paramgen_curve:prime256v1",
+  "-nodes",
+  "-keyout",
+  file
 ]
 
 const openssl = (cwd: string, args: ReadonlyArray<string>): Effect.Effect<void> =>
