@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
+import * as Database from "../../src/Database.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import { promptgrimoireDb } from "../support/command.js"
 import { loader } from "../support/migrations.js"
@@ -83,6 +84,45 @@ describe("promptgrimoire-db fk", () => {
         assert.strictEqual(code, 2, stdout + stderr)
         assert.include(stdout + stderr, text)
       }
+    })
+  )
+
+  it.scopedLive("purge counts, deletes what a cascade would, and has nothing left to do", () =>
+    Effect.gen(function* () {
+      const url = yield* migrated
+      const id = "00000000-0000-4000-8000-000000000001"
+      yield* Effect.gen(function* () {
+        const { session } = yield* Database.Database
+        const { query } = yield* session
+        yield* query(`
+          INSERT INTO "user" VALUES ('${id}', 'ada@example.org', 'Ada', NULL, now());
+          INSERT INTO class VALUES ('${id}', 'Class', '${id}', 'CODE', now());
+          INSERT INTO conversation SELECT gen_random_uuid(), '${id}', '${id}', '', NULL, now() FROM generate_series(1, 25)
+        `)
+      }).pipe(Effect.scoped, Effect.provide(Database.layer({ url, minConnections: 0 })))
+      const purge = [
+        "fk",
+        "purge",
+        "--from",
+        "user",
+        "--where",
+        `id=${id}`,
+        "--batch",
+        "10",
+        "--json",
+        "--url",
+        url
+      ]
+
+      const dry = yield* promptgrimoireDb([...purge, "--dry-run"])
+      assert.strictEqual(dry.code, 0, dry.stderr)
+      assert.include(dry.stdout, '"public.conversation"')
+      const run = yield* promptgrimoireDb(purge)
+      assert.strictEqual(run.code, 0, run.stdout + run.stderr)
+      assert.isAtLeast(JSON.parse(run.stdout).transactions, 3)
+      assert.notInclude(run.stderr + run.stdout, id)
+      const again = yield* promptgrimoireDb(purge)
+      assert.strictEqual(again.code, 0, again.stdout)
     })
   )
 
