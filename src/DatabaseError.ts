@@ -52,6 +52,8 @@ export interface ServerFields {
   readonly dataType: string | undefined
   /** The server's text. It can hold values ("invalid input syntax for type uuid: ..."), so it is redacted. */
   readonly serverMessage: Redacted.Redacted
+  /** The same where it names objects of the schema only, and can hold no parameter and no row's value. */
+  readonly objectMessage: string | undefined
   /** The server's detail, which often holds the values of a row. */
   readonly detail: Redacted.Redacted | undefined
   /** The server's hint. */
@@ -212,8 +214,11 @@ export const reasonOf = (error: unknown): Reason | undefined => {
   return "cause" in error && error.cause !== error ? reasonOf(error.cause) : undefined
 }
 
-/** Reads PostgreSQL's ErrorResponse, as `pg` gives it, into a {@link Reason}. */
-export const classify = (error: ServerErrorLike): Reason => {
+/**
+ * Reads PostgreSQL's ErrorResponse, as `pg` gives it, into a {@link Reason}. `statement` is the text that it answers, if
+ * that is known.
+ */
+export const classify = (error: ServerErrorLike, statement?: string): Reason => {
   const tag = byCode.get(error.code) ?? byClass.get(error.code.slice(0, 2)) ?? "ServerError"
   const text = error.message ?? ""
   const fields: ServerReason<ServerTag> = {
@@ -226,6 +231,7 @@ export const classify = (error: ServerErrorLike): Reason => {
     constraint: error.constraint,
     dataType: error.dataType,
     serverMessage: Redacted.make(text),
+    objectMessage: namesObjectsOnly(tag, error, statement) ? text : undefined,
     detail: error.detail === undefined ? undefined : Redacted.make(error.detail),
     hint: error.hint === undefined ? undefined : Redacted.make(error.hint)
   }
@@ -244,6 +250,8 @@ export interface ServerErrorLike {
   readonly dataType?: string | undefined
   readonly detail?: string | undefined
   readonly hint?: string | undefined
+  readonly position?: string | undefined
+  readonly routine?: string | undefined
 }
 
 /** Whether a value is an ErrorResponse of PostgreSQL: it has a SQLSTATE and a severity. */
@@ -477,7 +485,7 @@ const policies: { readonly [Tag in ReasonTag]: { readonly retry: Retry; readonly
   InvalidRequest: { retry: "never", fate: "keep" }
 }
 
-/** Errors whose server text names objects only; every other text can hold values and is left out of messages. */
+/** Errors whose server text can name objects only; every other text can hold values and is left out of messages. */
 const textNamesObjectsOnly: ReadonlySet<ReasonTag> = new Set<ReasonTag>([
   "SerializationFailure",
   "DeadlockDetected",
@@ -507,9 +515,41 @@ const textNamesObjectsOnly: ReadonlySet<ReasonTag> = new Set<ReasonTag>([
   "ObjectState"
 ])
 
+/** Of those, what a value can cause just as well as a statement's text: a search for to_tsquery, a name for regclass. */
+const causedByValues: ReadonlySet<ReasonTag> = new Set<ReasonTag>([
+  "UndefinedObject",
+  "DuplicateObject",
+  "SyntaxError",
+  "InvalidStatement",
+  "ObjectState"
+])
+
+/** The routines of the server that report what a function's author wrote, under any code: RAISE and its like. */
+const raisingRoutines: ReadonlySet<string | undefined> = new Set([
+  "exec_stmt_raise",
+  "PLy_elog_impl",
+  "PLy_output",
+  "do_util_elog",
+  "pltcl_elog"
+])
+
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
+
+/** An error with a position is about the statement's text, which is its author's; one of a definition can be about nothing else. */
+const namesObjectsOnly = (tag: ServerTag, error: ServerErrorLike, statement: string | undefined): boolean =>
+  textNamesObjectsOnly.has(tag) &&
+  !raisingRoutines.has(error.routine) &&
+  (!causedByValues.has(tag) ||
+    error.position !== undefined ||
+    (statement !== undefined && definition.test(statement) && !computing.test(statement)))
+
+const definition =
+  /^(?:\s|--[^\n]*\n)*(?:alter|comment|create|drop|grant|lock|reassign|refresh|reindex|reset|revoke|set|truncate)\b/i
+
+/** A definition that evaluates something, or that another statement follows. */
+const computing = /\b(?:as|using|select)\b|;\s*\S/i
 
 const isStatementTimeout = (text: string) => /statement timeout/i.test(text)
 
@@ -580,7 +620,7 @@ const describe = (reason: Reason): string => {
       const where = [reason.schema, reason.table, reason.column]
         .filter((part) => part !== undefined)
         .join(".")
-      const text = textNamesObjectsOnly.has(reason._tag) ? `: ${Redacted.value(reason.serverMessage)}` : ""
+      const text = reason.objectMessage === undefined ? "" : `: ${reason.objectMessage}`
       return `${reason._tag} (${reason.code})${where === "" ? "" : ` at ${where}`}${
         reason.constraint === undefined ? "" : `, constraint ${reason.constraint}`
       }${text}`

@@ -331,7 +331,7 @@ export class Backend {
       }
       send((error, result) => {
         if (error === null || error === undefined) return finish(Effect.succeed(result as A))
-        const failure = statementError(error, this.open ? undefined : (request.phase ?? "sent"))
+        const failure = statementError(error, this.open ? undefined : (request.phase ?? "sent"), request.text)
         this.onError(failure)
         // What changed a table or deallocated a statement has probably done so to others.
         if (failure.reason._tag === "StalePreparedStatement") this.statements.clear()

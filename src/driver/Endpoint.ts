@@ -31,13 +31,14 @@ export const parseEndpoint = (url: string): Either.Either<Endpoint, string> => {
   if (!/^postgres(ql)?:\/\//.test(url)) {
     return Either.left("a url that begins with postgresql:// (without a driver name such as +asyncpg)")
   }
+  if (misread.test(url)) return Either.left(unreadable)
   const parsed = Either.try(() => PgConnectionString.parse(url, { useLibpqCompat: true }))
   if (Either.isLeft(parsed)) {
     const error = parsed.left
     return Either.left(
       error instanceof Error && "path" in error && typeof error.path === "string"
         ? `a url whose certificate files can be read (${error.path} cannot)`
-        : "a valid url; special characters of the password are written as %XX"
+        : unreadable
     )
   }
   const { database, host, options, password, port, ssl, user } = parsed.right
@@ -65,3 +66,11 @@ export const parseEndpoint = (url: string): Either.Either<Endpoint, string> => {
     options: typeof options === "string" ? options : undefined
   })
 }
+
+const unreadable = "a valid url; special characters of the password are written as %XX"
+
+/**
+ * A `#`, or an `@` after the `/` or `?` that ends the authority: the password holds them as they are, and what follows would
+ * be taken for the host or the database, whose names are shown.
+ */
+const misread = /#|^\w+:\/\/(?:[^?]*\/[^?]*@|[^/?]*\?.*@)/s

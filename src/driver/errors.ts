@@ -35,11 +35,17 @@ export const foreignProtocol = (endpoint: Endpoint): DatabaseError =>
   })
 
 /**
- * The error of a statement. `lost` is the phase in which the connection was lost, if it was; an error that is neither the
+ * The error of a statement, whose text may be given. `lost` is the phase in which the connection was lost, if it was; an error that is neither the
  * server's nor the socket's comes from a parser of a column's type.
  */
-export const statementError = (error: unknown, lost: Phase | undefined): DatabaseError => {
-  if (isServerError(error)) return new DatabaseError({ operation: "execute", reason: classify(error) })
+export const statementError = (
+  error: unknown,
+  lost: Phase | undefined,
+  statement?: string
+): DatabaseError => {
+  if (isServerError(error)) {
+    return new DatabaseError({ operation: "execute", reason: classify(error, statement) })
+  }
   const reason: Reason =
     lost === undefined
       ? {
