@@ -128,9 +128,6 @@ export const cutAfter = (how: "reset" | "end"): Action => ({ _tag: "Cut", how, d
 /** A black hole from this message on. */
 export const blackHoleBefore: Action = { _tag: "BlackHole", delivered: false }
 
-/** A black hole after this message. */
-export const blackHoleAfter: Action = { _tag: "BlackHole", delivered: true }
-
 /** Sends the message twice. */
 export const duplicate: Action = { _tag: "Duplicate" }
 
