@@ -364,7 +364,7 @@ describe("surroundings", () => {
   it.scopedLive("with binaries as npm leaves them without install scripts are repaired in place", () =>
     Effect.gen(function* () {
       const searchFrom = [yield* bareInstallation(yield* directory)]
-      const server = yield* withEnvironment({ searchFrom, cacheDirectory: "/dev/null/none" })
+      const server = yield* withEnvironment({ searchFrom, cacheDirectory: "/dev/null/none" }, { major: 18 })
       expect(yield* query(server.url, "SELECT 1 AS one")).toEqual([{ one: 1 }])
     })
   )
@@ -382,7 +382,7 @@ describe("surroundings", () => {
       }
       const run = (statement: string) =>
         Effect.gen(function* () {
-          const server = yield* withEnvironment(places, { dataDirectory })
+          const server = yield* withEnvironment(places, { dataDirectory, major: 18 })
           expect(path.dirname(path.dirname(server.dataDirectory))).toBe(places.stateDirectory)
           return yield* query(server.url, statement)
         }).pipe(Effect.scoped)

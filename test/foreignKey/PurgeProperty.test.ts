@@ -52,14 +52,29 @@ const check = (graph: Graphs.Generated, seen: Set<string>) =>
       } else {
         // The single DELETE failed because of the order in which triggers fire only: that is said beforehand.
         const constraint = "constraint" in single.left.reason ? single.left.reason.constraint : undefined
+        const names = yield* session.query<{ name: string }>(constraintsAbove, [constraint])
         assert.isTrue(
-          plan.warnings.some((warning) => warning.includes(`.${constraint}`)),
+          plan.warnings.some((warning) => names.some(({ name }) => warning.includes(`.${name}`))),
           `${constraint} is in no warning`
         )
         seen.add("order")
       }
     }).pipe(Effect.provide(database))
   )
+
+/** `PROPERTY_SEED` makes the graphs the same in every run, as where a change is to be judged and not the luck of the draw. */
+const seed = process.env["PROPERTY_SEED"]
+const seeded = seed === undefined ? {} : { seed: Number(seed) }
+
+/** For a partitioned referenced table the server names the key's row for one partition: that one, and those above it. */
+const constraintsAbove = `
+  WITH RECURSIVE up AS (
+    SELECT k.oid, k.conname, k.conparentid FROM pg_constraint AS k WHERE k.conname = $1
+    UNION ALL
+    SELECT k.oid, k.conname, k.conparentid FROM pg_constraint AS k JOIN up ON k.oid = up.conparentid
+  )
+  SELECT conname::text AS name FROM up
+`
 
 describe("a purge", () => {
   it.scopedLive(
@@ -73,7 +88,7 @@ describe("a purge", () => {
             FastCheck.asyncProperty(Graphs.arbitrary, (graph) =>
               Runtime.runPromise(runtime)(check(graph, seen))
             ),
-            { numRuns: databases, interruptAfterTimeLimit: 540_000, markInterruptAsFailure: true }
+            { ...seeded, numRuns: databases, interruptAfterTimeLimit: 540_000, markInterruptAsFailure: true }
           )
         )
         assert.includeMembers([...seen], ["deleted", "in batches", "refused"])
