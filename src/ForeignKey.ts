@@ -18,26 +18,33 @@ import * as Effect from "effect/Effect"
 import * as Database from "./Database.js"
 import type { DatabaseError } from "./DatabaseError.js"
 import type { Busy } from "./foreignKey/Exclusive.js"
+import type { Entry } from "./foreignKey/Ledger.js"
 import * as Run from "./foreignKey/Run.js"
 import * as Script from "./foreignKey/Script.js"
+import type { NoMatch } from "./foreignKey/Selection.js"
 import type { Selectors } from "./foreignKey/Selectors.js"
+import type { Open } from "./foreignKey/Work.js"
 
 export type { Action } from "./foreignKey/Action.js"
 export { all as actions } from "./foreignKey/Action.js"
 export type { Blocker } from "./foreignKey/Blocker.js"
 export { describe as describeBlocker } from "./foreignKey/Blocker.js"
 export { Busy } from "./foreignKey/Exclusive.js"
+export { defaultTable as defaultLedger, type Entry as RecordedChange } from "./foreignKey/Ledger.js"
 export type { PlannedStep } from "./foreignKey/Plan.js"
-export {
-  NoMatch,
-  type CheckedKey,
-  type ForeignKeyInfo,
-  type PlanOptions,
-  type PlanResult,
-  type Progress,
-  type RebuildOptions,
-  type RebuildResult,
-  type Rejected
+export { NoMatch } from "./foreignKey/Selection.js"
+export type {
+  CheckedKey,
+  Effort,
+  ForeignKeyInfo,
+  HistoryOptions,
+  PlanOptions,
+  PlanResult,
+  Progress,
+  RebuildOptions,
+  RebuildResult,
+  Rejected,
+  UndoOptions
 } from "./foreignKey/Run.js"
 export {
   constraint as parseConstraint,
@@ -68,28 +75,44 @@ export const planScript = (plan: Run.PlanResult): string => Script.render(plan.s
 
 /**
  * What {@link rebuild} would do: the statements and locks of every step, and what it would refuse. Takes no lock above ACCESS SHARE. Fails with
- * {@link Run.NoMatch} if selectors were given and match nothing.
+ * {@link NoMatch} if selectors were given and match nothing.
  */
 export const plan = (
   options: Run.PlanOptions
-): Effect.Effect<Run.PlanResult, DatabaseError | Run.NoMatch, Database.Database> =>
+): Effect.Effect<Run.PlanResult, DatabaseError | NoMatch, Database.Database> =>
   withSessions((open) => Run.plan(open, options))
 
 /**
  * Changes the ON DELETE action of foreign keys, one after the other. A key that is refused or fails does not stop the others: it is in the result with
- * its reason, and its original still protects the data. Fails with {@link Run.NoMatch} if selectors were given and match nothing, and with {@link Busy} if another
- * process changes foreign keys of this database. Needs three connections over `directUrl`.
+ * its reason, and its original still protects the data. Fails with {@link NoMatch} if selectors were given and match nothing, and with {@link Busy} if another
+ * process changes foreign keys of this database. Needs three connections over `directUrl`. What is changed is recorded first, in a table, for {@link undo}.
  */
 export const rebuild = (
   options: Run.RebuildOptions
-): Effect.Effect<Run.RebuildResult, DatabaseError | Run.NoMatch | Busy, Database.Database> =>
+): Effect.Effect<Run.RebuildResult, DatabaseError | NoMatch | Busy, Database.Database> =>
   withSessions((open) => Run.rebuild(open, options))
+
+/**
+ * Gives foreign keys the action (and the columns of SET NULL and SET DEFAULT) that they had before their last change that the ledger has, finished or interrupted,
+ * in the same way and with the same result as {@link rebuild}. Run again, it changes nothing: an undo is recorded too, and is no change to take back. `changes` names
+ * others, among them undos. A key of which no change is recorded is refused.
+ */
+export const undo = (
+  options: Run.UndoOptions
+): Effect.Effect<Run.RebuildResult, DatabaseError | NoMatch | Busy, Database.Database> =>
+  withSessions((open) => Run.undo(open, options))
+
+/** The changes that are recorded, the oldest first; none if there is no ledger. Locks it ACCESS SHARE. */
+export const history = (
+  options: Run.HistoryOptions = {}
+): Effect.Effect<ReadonlyArray<Entry>, DatabaseError, Database.Database> =>
+  withSessions((open) => Run.history(open, options))
 
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
 
 const withSessions = <A, E>(
-  use: (open: Run.Open) => Effect.Effect<A, E>
+  use: (open: Open) => Effect.Effect<A, E>
 ): Effect.Effect<A, E, Database.Database> =>
   Effect.flatMap(Database.Database, (database) => use(database.session))

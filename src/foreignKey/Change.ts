@@ -26,6 +26,9 @@ export type StepName =
   | "drop-original"
   | "settle"
   | "drop-temporary"
+  | "create-ledger"
+  | "record"
+  | "record-end"
 
 /** One step: a transaction. */
 export interface Step {

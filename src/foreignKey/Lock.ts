@@ -3,7 +3,12 @@ import { qualified } from "./Sql.js"
 import type { Relation, Table } from "./Catalog.js"
 
 /** The modes above ACCESS SHARE that a change of a foreign key takes. */
-export type Mode = "ROW SHARE" | "SHARE UPDATE EXCLUSIVE" | "SHARE ROW EXCLUSIVE" | "ACCESS EXCLUSIVE"
+export type Mode =
+  | "ROW SHARE"
+  | "ROW EXCLUSIVE"
+  | "SHARE UPDATE EXCLUSIVE"
+  | "SHARE ROW EXCLUSIVE"
+  | "ACCESS EXCLUSIVE"
 
 const modes = [
   "AccessShareLock",
@@ -20,6 +25,7 @@ const effects: {
   readonly [M in Mode]: { readonly conflicts: ReadonlyArray<string>; readonly blocks: string }
 } = {
   "ROW SHARE": { conflicts: modes.slice(6), blocks: "nothing but schema changes" },
+  "ROW EXCLUSIVE": { conflicts: modes.slice(4), blocks: "nothing but schema changes" },
   "SHARE UPDATE EXCLUSIVE": {
     conflicts: modes.slice(3),
     blocks: "vacuum and schema changes, no reads and no writes"

@@ -2,6 +2,7 @@
 import * as Action from "./Action.js"
 import { nameOf, type Key } from "./Catalog.js"
 import * as Change from "./Change.js"
+import * as Ledger from "./Ledger.js"
 import * as Lock from "./Lock.js"
 import * as Name from "./Name.js"
 import { label } from "./Sql.js"
@@ -61,6 +62,31 @@ export const steps = (change: Change.Change): ReadonlyArray<PlannedStep> => {
     ...contended.map((step) => planned(key, step, "contended")),
     ...last.map((step) => planned(key, step, "always"))
   ]
+}
+
+/** What is written into the ledger before and after a change; the first change of `before` creates it. */
+export const recorded = (
+  key: Key,
+  ledger: Ledger.Ledger,
+  record: Ledger.Record,
+  steps: ReadonlyArray<PlannedStep>
+): { readonly before: ReadonlyArray<PlannedStep>; readonly after: ReadonlyArray<PlannedStep> } => {
+  const step = (name: Change.StepName, statements: ReadonlyArray<string>): PlannedStep => ({
+    constraint: nameOf(key),
+    step: name,
+    when: "always",
+    sql: ["BEGIN", ...statements, "COMMIT"],
+    locks: name === "create-ledger" ? [] : [{ relation: Ledger.name(ledger), mode: "ROW EXCLUSIVE" }],
+    blocks: name === "create-ledger" ? "nothing: the table is new" : Lock.blocks("ROW EXCLUSIVE")
+  })
+  const creates = !ledger.exists && steps.every((planned) => planned.step !== "create-ledger")
+  return {
+    before:
+      record.before.length === 0
+        ? []
+        : [...(creates ? [step("create-ledger", Ledger.create(ledger))] : []), step("record", record.before)],
+    after: record.after === undefined ? [] : [step("record-end", [Ledger.close(ledger, key, record.after)])]
+  }
 }
 
 // -----------------------------------------------------------------------------

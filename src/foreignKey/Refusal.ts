@@ -25,6 +25,8 @@ export interface Refusal {
     | "bound-index"
     | "columns"
     | "leftover"
+    | "ledger"
+    | "no-record"
     | "language"
   /** What is wrong and what to do, for people. */
   readonly reason: string
@@ -88,6 +90,8 @@ export interface Evidence {
   readonly rights: Rights
   readonly missing: ReadonlyArray<string>
   readonly version: number
+  /** Why the ledger cannot be kept. */
+  readonly ledgerProblem: string | undefined
   /** The caller knows that no UPDATE moves rows of a partitioned referenced table (13 and 14). */
   readonly allowRowMovement: boolean
 }
@@ -156,6 +160,7 @@ export const all = (evidence: Evidence): ReadonlyArray<Refusal> => {
         `give that one a higher OID first: ${rivals.map((name) => `REINDEX INDEX CONCURRENTLY ${name}`).join("; ")}`
     )
   }
+  if (evidence.ledgerProblem !== undefined) refuse("ledger", evidence.ledgerProblem)
   for (const column of target.columns) {
     if (!key.columns.includes(column)) refuse("columns", `${label(column)} is not one of its columns`)
   }

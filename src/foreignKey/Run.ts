@@ -1,14 +1,10 @@
-/** list, plan, rebuild and check over a way to open sessions. The public face is ForeignKey.ts. */
-import * as Clock from "effect/Clock"
-import * as Data from "effect/Data"
+/** list, plan, rebuild, undo, history and check over a way to open sessions. The public face is ForeignKey.ts. */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Ref from "effect/Ref"
-import type * as Scope from "effect/Scope"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import type * as Action from "./Action.js"
-import type * as Attempt from "./Attempt.js"
 import * as Blocker from "./Blocker.js"
 import * as Catalog from "./Catalog.js"
 import type { StepName } from "./Change.js"
@@ -16,20 +12,18 @@ import * as Consequence from "./Consequence.js"
 import * as Detector from "./Detector.js"
 import * as Exclusive from "./Exclusive.js"
 import * as Fidelity from "./Fidelity.js"
-import * as Index from "./Index.js"
+import * as Halfway from "./Halfway.js"
+import * as Ledger from "./Ledger.js"
 import * as Lock from "./Lock.js"
-import * as Marker from "./Marker.js"
 import * as Name from "./Name.js"
 import * as Orphan from "./Orphan.js"
 import * as Plan from "./Plan.js"
-import * as Rebuild from "./Rebuild.js"
-import * as Refusal from "./Refusal.js"
+import * as Selection from "./Selection.js"
 import * as Selectors from "./Selectors.js"
 import * as Settings from "./Settings.js"
-import * as Target from "./Target.js"
-
-/** How a session of its own is opened. */
-export type Open = Effect.Effect<Session, DatabaseError, Scope.Scope>
+import type * as Target from "./Target.js"
+import * as Undo from "./Undo.js"
+import * as Work from "./Work.js"
 
 /** A foreign key, as `fk list` prints it. */
 export interface ForeignKeyInfo {
@@ -55,23 +49,32 @@ export interface ForeignKeyInfo {
   readonly problems: ReadonlyArray<string>
 }
 
-/** What to change, and to what. */
-export interface PlanOptions {
+/** Which keys a run is about. */
+interface Common {
   readonly selectors: Selectors.Selectors
-  readonly onDelete: Action.Action
-  /** Limits SET NULL or SET DEFAULT to these columns (PostgreSQL 15 and later). */
-  readonly onDeleteColumns?: ReadonlyArray<string> | undefined
   /**
    * PostgreSQL 13 and 14 carry out ON DELETE when an UPDATE moves a referenced row to another partition, so keys to partitioned tables are refused
    * there, unless this says that no UPDATE does that.
    */
   readonly allowRowMovement?: boolean | undefined
+}
+
+/** What to change, and to what. */
+export interface PlanOptions extends Common {
+  readonly onDelete: Action.Action
+  /** Limits SET NULL or SET DEFAULT to these columns (PostgreSQL 15 and later). */
+  readonly onDeleteColumns?: ReadonlyArray<string> | undefined
+  /**
+   * The table in which the changes are recorded for {@link undo}; it is created with the first one. Default: `promptgrimoire_db_foreign_key_changes` in the schema that
+   * CREATE TABLE would use. False: nothing is recorded.
+   */
+  readonly ledger?: Selectors.TableSelector | false | undefined
   /** How long a plan may take to count rows without a referenced row, for each key. Default 5 seconds. */
   readonly orphanTimeout?: Duration.DurationInput | undefined
 }
 
-/** How to change it. */
-export interface RebuildOptions extends PlanOptions {
+/** How hard to try. */
+export interface Effort {
   /** The longest that one try asks for locks. Default 250 ms; never more than 0.6 of the server's deadlock_timeout. */
   readonly lockTimeout?: Duration.DurationInput | undefined
   /** Builds an index on the referencing columns first where none is, CONCURRENTLY. Default false. */
@@ -88,6 +91,24 @@ export interface RebuildOptions extends PlanOptions {
   /** How long to wait for another process that changes keys of this database. Default 10 seconds. */
   readonly patience?: Duration.DurationInput | undefined
   readonly onProgress?: ((event: Progress) => Effect.Effect<void>) | undefined
+}
+
+/** How to change it. */
+export interface RebuildOptions extends PlanOptions, Effort {}
+
+/** What to undo, and how. */
+export interface UndoOptions extends Common, Effort {
+  /** The changes to undo, by their numbers in the ledger. Default: the last one of each key. */
+  readonly changes?: ReadonlyArray<number> | undefined
+  /** The table in which the changes are recorded. Default as in {@link PlanOptions}. */
+  readonly ledger?: Selectors.TableSelector | undefined
+}
+
+/** Which changes of the ledger. */
+export interface HistoryOptions {
+  readonly selectors?: Selectors.Selectors | undefined
+  /** The table in which the changes are recorded. Default as in {@link PlanOptions}. */
+  readonly ledger?: Selectors.TableSelector | undefined
 }
 
 /** A key that was refused or has failed, and why. */
@@ -138,6 +159,8 @@ export type Progress =
       readonly from: Target.Target
       readonly to: Target.Target
     }
+  /** The change is written down, in this table. */
+  | { readonly _tag: "Recorded"; readonly constraint: string; readonly ledger: string }
   | { readonly _tag: "StepStarted"; readonly constraint: string; readonly step: StepName }
   | {
       readonly _tag: "StepDone"
@@ -164,40 +187,32 @@ export type Progress =
       readonly durationMs: number
     }
 
-/** Selectors, or some of them, fit no foreign key. Nothing was done. */
-export class NoMatch extends Data.TaggedError("NoMatch")<{
-  /** The selectors that fit no key; empty if each fits some key, but none fits all of them. */
-  readonly unmatched: ReadonlyArray<string>
-}> {
-  override get message() {
-    return this.unmatched.length === 0
-      ? "no foreign key fits all selectors together"
-      : `no foreign key fits ${this.unmatched.join(", ")}`
-  }
-}
-
 /** Lists foreign keys. */
 export const list = (
-  open: Open,
+  open: Work.Open,
   selectors: Selectors.Selectors = {}
 ): Effect.Effect<ReadonlyArray<ForeignKeyInfo>, DatabaseError> =>
   Effect.scoped(
     Effect.gen(function* () {
-      const session = yield* prepared(open, "list foreign keys")
+      const session = yield* Settings.prepared(open, "list foreign keys")
       const keys = yield* Catalog.read(session)
       const problems = yield* Detector.read(session)
       return keys
-        .filter((key) => isOriginal(key, keys) && Selectors.matches(selectors, key))
+        .filter((key) => Halfway.isOriginal(key, keys) && Selectors.matches(selectors, key))
         .map((key) => info(key, keys, problems))
     })
   )
 
 /** What {@link rebuild} would do. Takes no lock above ACCESS SHARE. */
-export const plan = (open: Open, options: PlanOptions): Effect.Effect<PlanResult, DatabaseError | NoMatch> =>
+export const plan = (
+  open: Work.Open,
+  options: PlanOptions
+): Effect.Effect<PlanResult, DatabaseError | Selection.NoMatch> =>
   Effect.scoped(
     Effect.gen(function* () {
-      const session = yield* prepared(open, "plan foreign keys")
-      const tasks = yield* select(session, options)
+      const session = yield* Settings.prepared(open, "plan foreign keys")
+      const ledger = yield* ledgerOf(session, options)
+      const tasks = yield* Selection.select(session, options, ledger, aimOf(options))
       const keys = yield* Catalog.read(session)
       const tables = yield* Consequence.facts(session, tablesOf(keys))
       const steps: Array<Plan.PlannedStep> = []
@@ -208,12 +223,16 @@ export const plan = (open: Open, options: PlanOptions): Effect.Effect<PlanResult
         const { key, refusals, target, version } = task
         const constraint = Catalog.nameOf(key)
         const original = yield* Fidelity.read(session, key.referencing.oid, key.name)
-        if (isDone(key, target)) unchanged.push(constraint)
-        else if (refusals.length > 0 || original === undefined) refused.push(rejection(key, refusals))
+        if (Selection.isDone(task)) unchanged.push(constraint)
+        else if (refusals.length > 0 || original === undefined) refused.push(Work.rejection(task))
         else {
-          steps.push(...Plan.steps({ key, target, original, version }))
+          const recorded =
+            ledger === undefined || task.record === undefined
+              ? { before: [], after: [] }
+              : Plan.recorded(key, ledger, task.record, steps)
+          steps.push(...recorded.before, ...Plan.steps({ key, target, original, version }), ...recorded.after)
           const found = [
-            ...(task.interrupted
+            ...(task.halfway
               ? [
                   "a change of it was interrupted: these are all its steps, those that are done already are left out when it is resumed"
                 ]
@@ -231,12 +250,12 @@ export const plan = (open: Open, options: PlanOptions): Effect.Effect<PlanResult
 
 /** What keeps keys from doing what their definition says. */
 export const check = (
-  open: Open,
+  open: Work.Open,
   selectors: Selectors.Selectors = {}
 ): Effect.Effect<ReadonlyArray<CheckedKey>, DatabaseError> =>
   Effect.scoped(
     Effect.gen(function* () {
-      const session = yield* prepared(open, "check foreign keys")
+      const session = yield* Settings.prepared(open, "check foreign keys")
       const keys = yield* Catalog.read(session)
       const problems = yield* Detector.read(session)
       return keys
@@ -248,24 +267,42 @@ export const check = (
 
 /** Changes foreign keys. */
 export const rebuild = (
-  open: Open,
+  open: Work.Open,
   options: RebuildOptions
-): Effect.Effect<RebuildResult, DatabaseError | NoMatch | Exclusive.Busy> =>
+): Effect.Effect<RebuildResult, DatabaseError | Selection.NoMatch | Exclusive.Busy> =>
+  alone(open, options, (guard) =>
+    Effect.flatMap(ledgerOf(guard, options), (ledger) =>
+      each(open, guard, ledger, options, Selection.select(guard, options, ledger, aimOf(options)))
+    )
+  )
+
+/** Gives foreign keys the action that they had before. */
+export const undo = (
+  open: Work.Open,
+  options: UndoOptions
+): Effect.Effect<RebuildResult, DatabaseError | Selection.NoMatch | Exclusive.Busy> =>
+  alone(open, options, (guard) =>
+    Effect.flatMap(Ledger.open(guard, options.ledger), (ledger) =>
+      each(open, guard, ledger, options, Selection.select(guard, options, ledger, Undo.aim(options.changes)))
+    )
+  )
+
+/** The changes that were recorded, the oldest first. */
+export const history = (
+  open: Work.Open,
+  { ledger, selectors = {} }: HistoryOptions
+): Effect.Effect<ReadonlyArray<Ledger.Entry>, DatabaseError> =>
   Effect.scoped(
     Effect.gen(function* () {
-      const guard = yield* prepared(open, "change foreign keys (advisory lock)")
-      yield* Exclusive.acquire(guard, Duration.decode(options.patience ?? "10 seconds"))
-      const tasks = yield* select(guard, options)
-      const outcomes: Array<Outcome> = []
-      for (const task of tasks) {
-        outcomes.push(yield* change(open, guard, task, options))
-      }
-      return {
-        rebuilt: outcomes.flatMap((outcome) => (outcome._tag === "rebuilt" ? [outcome.value] : [])),
-        unchanged: outcomes.flatMap((outcome) => (outcome._tag === "unchanged" ? [outcome.value] : [])),
-        refused: outcomes.flatMap((outcome) => (outcome._tag === "refused" ? [outcome.value] : [])),
-        failed: outcomes.flatMap((outcome) => (outcome._tag === "failed" ? [outcome.value] : []))
-      }
+      const session = yield* Settings.prepared(open, "list changes of foreign keys")
+      const { entries } = yield* Ledger.open(session, ledger)
+      return entries.filter(({ name, referencedSchema, referencedTable, schema, table }) =>
+        Selectors.matches(selectors, {
+          name,
+          referencing: { schema, name: table },
+          referenced: { schema: referencedSchema, name: referencedTable }
+        })
+      )
     })
   )
 
@@ -273,27 +310,51 @@ export const rebuild = (
 // internal
 // -----------------------------------------------------------------------------
 
-const prepared = (open: Open, purpose: string) =>
-  Effect.tap(open, (session) => Settings.prepare(session, purpose))
+const ledgerOf = (session: Session, { ledger }: PlanOptions) =>
+  ledger === false ? Effect.succeed(undefined) : Ledger.open(session, ledger)
 
-/** Constraints that exist during a change only are not listed and cannot be chosen, unless their original is gone. */
-const isOriginal = (key: Catalog.Key, keys: ReadonlyArray<Catalog.Key>) =>
-  !Name.isOurs(key.name) || originalOf(key, keys) === undefined
+const aimOf =
+  ({ onDelete, onDeleteColumns }: PlanOptions) =>
+  (): Selection.Aim => ({
+    target: { action: onDelete, columns: onDeleteColumns ?? [] },
+    undoes: undefined
+  })
 
-const originalOf = (ours: Catalog.Key, keys: ReadonlyArray<Catalog.Key>) =>
-  keys.find(
-    (key) =>
-      (key.referencing.oid === ours.referencing.oid ||
-        key.referencing.partitions.some(({ oid }) => oid === ours.referencing.oid)) &&
-      (Name.temporary(key.name) === ours.name || Name.aside(key.name) === ours.name)
+/** With the advisory lock that keeps other changes of this database out. */
+const alone = <A, E>(
+  open: Work.Open,
+  { patience }: Effort,
+  use: (guard: Session) => Effect.Effect<A, E>
+): Effect.Effect<A, E | DatabaseError | Exclusive.Busy> =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const guard = yield* Settings.prepared(open, "change foreign keys (advisory lock)")
+      yield* Exclusive.acquire(guard, Duration.decode(patience ?? "10 seconds"))
+      return yield* use(guard)
+    })
   )
 
-const leftoversOf = (key: Catalog.Key, keys: ReadonlyArray<Catalog.Key>) =>
-  keys.filter((other) => Name.isOurs(other.name) && originalOf(other, keys)?.oid === key.oid)
-
-/** Whether a change of this key was begun and not finished. */
-const isInterrupted = (key: Catalog.Key, keys: ReadonlyArray<Catalog.Key>) =>
-  leftoversOf(key, keys).length > 0 || Marker.decode(key.comment) !== undefined
+/** One key after the other. */
+const each = <E>(
+  open: Work.Open,
+  guard: Session,
+  ledger: Ledger.Ledger | undefined,
+  effort: Effort,
+  selection: Effect.Effect<ReadonlyArray<Selection.Selected>, E>
+): Effect.Effect<RebuildResult, E> =>
+  Effect.gen(function* () {
+    const hasLedger = yield* Ref.make(ledger?.exists ?? false)
+    const outcomes: Array<Work.Outcome> = []
+    for (const task of yield* selection) {
+      outcomes.push(yield* Work.change({ open, guard, ledger, hasLedger, effort }, task))
+    }
+    return {
+      rebuilt: outcomes.flatMap((outcome) => (outcome._tag === "rebuilt" ? [outcome.value] : [])),
+      unchanged: outcomes.flatMap((outcome) => (outcome._tag === "unchanged" ? [outcome.value] : [])),
+      refused: outcomes.flatMap((outcome) => (outcome._tag === "refused" ? [outcome.value] : [])),
+      failed: outcomes.flatMap((outcome) => (outcome._tag === "failed" ? [outcome.value] : []))
+    }
+  })
 
 /** Faults of the key itself; a missing index is none. */
 const faults = (
@@ -305,10 +366,10 @@ const faults = (
   ...(key.enforced && !key.validated
     ? ["it is not valid: rows from before it was added were never checked"]
     : []),
-  ...(Name.isOurs(key.name) && originalOf(key, keys) === undefined
+  ...(Name.isOurs(key.name) && Halfway.originalOf(key, keys) === undefined
     ? ["it is left over from a change of a constraint that is gone"]
     : []),
-  ...(isInterrupted(key, keys) ? ["a change of it was interrupted: run it again to finish it"] : [])
+  ...(Halfway.isHalfway(key, keys) ? ["a change of it was interrupted: run it again to finish it"] : [])
 ]
 
 const info = (
@@ -337,56 +398,6 @@ const info = (
     ...(key.supportingIndex === null ? ["no index on the referencing columns"] : [])
   ]
 })
-
-interface Selected extends Omit<Rebuild.Task, "onStep" | "onOverlap" | "swapTries" | "settlePatience"> {
-  readonly refusals: ReadonlyArray<Refusal.Refusal>
-  /** Whether a change of it was interrupted. */
-  readonly interrupted: boolean
-  /** The action before the change, also if the change was interrupted after the new key took the name. */
-  readonly previous: Target.Target
-}
-
-const select = (
-  session: Session,
-  options: PlanOptions
-): Effect.Effect<ReadonlyArray<Selected>, DatabaseError | NoMatch> =>
-  Effect.gen(function* () {
-    const version = yield* Catalog.serverVersion(session)
-    const keys = yield* Catalog.read(session)
-    const problems = yield* Detector.read(session)
-    const rights = yield* Refusal.rights(session)
-    const target: Target.Target = { action: options.onDelete, columns: options.onDeleteColumns ?? [] }
-    const originals = keys.filter((key) => isOriginal(key, keys))
-    const chosen = originals.filter((key) => Selectors.matches(options.selectors, key))
-    const unmatched = Selectors.unmatched(options.selectors, originals)
-    if (unmatched.length > 0 || (chosen.length === 0 && !Selectors.isAll(options.selectors))) {
-      return yield* new NoMatch({ unmatched })
-    }
-    return yield* Effect.forEach(chosen, (key) =>
-      Effect.map(Refusal.missingPrivileges(session, key), (missing) => ({
-        key,
-        target,
-        version,
-        interrupted: isInterrupted(key, keys),
-        previous: Marker.decode(key.comment)?.from ?? Target.of(key),
-        refusals: Refusal.all({
-          key,
-          target,
-          version,
-          rights,
-          missing,
-          allowRowMovement: options.allowRowMovement ?? false,
-          problems: problems.filter((problem) => problem.constraint === key.oid),
-          leftovers: keys.filter(
-            (other) =>
-              other.referencing.oid === key.referencing.oid &&
-              Name.isOurs(other.name) &&
-              originalOf(other, keys) === undefined
-          )
-        })
-      }))
-    )
-  })
 
 const tablesOf = (keys: ReadonlyArray<Catalog.Key>) => [
   ...new Set(
@@ -420,110 +431,3 @@ const orphanWarnings = (session: Session, key: Catalog.Key, timeout: Duration.Du
           ? [Orphan.describe(orphans)]
           : []
   )
-
-const isDone = (key: Catalog.Key, target: Target.Target) => Target.equals(Target.of(key), target)
-
-const rejection = (key: Catalog.Key, refusals: ReadonlyArray<Refusal.Refusal>): Rejected => ({
-  constraint: Catalog.nameOf(key),
-  code: refusals[0]?.code ?? "gone",
-  reason: refusals.length === 0 ? "it no longer exists" : refusals.map(({ reason }) => reason).join("; ")
-})
-
-type Outcome =
-  | { readonly _tag: "rebuilt"; readonly value: RebuildResult["rebuilt"][number] }
-  | { readonly _tag: "unchanged"; readonly value: string }
-  | { readonly _tag: "refused" | "failed"; readonly value: Rejected }
-
-const change = (
-  open: Open,
-  guard: Session,
-  task: Selected,
-  options: RebuildOptions
-): Effect.Effect<Outcome> =>
-  Effect.gen(function* () {
-    const { key, previous, refusals, target } = task
-    const constraint = Catalog.nameOf(key)
-    const emit = (event: Progress) => options.onProgress?.(event) ?? Effect.void
-    const start = yield* Clock.currentTimeMillis
-    yield* emit({ _tag: "Started", constraint, from: previous, to: target })
-    const longestLock = yield* Ref.make(0)
-    const work = Effect.gen(function* () {
-      const session = yield* prepared(open, "change foreign keys")
-      const watcher = yield* prepared(open, "change foreign keys (watcher)")
-      const deadlockTimeout = yield* Settings.deadlockTimeout(session)
-      const lockTimeout = Duration.toMillis(Duration.decode(options.lockTimeout ?? "250 millis"))
-      const bench: Attempt.Bench = {
-        session,
-        watcher,
-        cap: Math.max(1, Math.floor(Math.min(lockTimeout, 0.6 * deadlockTimeout))),
-        budget: yield* Ref.make(Duration.toMillis(Duration.decode(options.budget ?? "10 minutes"))),
-        longestLock,
-        stillAlone: Exclusive.confirm(guard),
-        onWait: (wait) =>
-          emit({
-            _tag: "Waiting",
-            constraint,
-            step: wait.step,
-            tries: wait.tries,
-            elapsedMs: wait.elapsedMillis,
-            blockers: wait.blockers
-          })
-      }
-      if (options.createIndexes === true && key.supportingIndex === null) {
-        for (const index of yield* Index.build(session, key))
-          yield* emit({ _tag: "IndexBuilt", constraint, index })
-      }
-      return yield* Rebuild.converge(bench, {
-        ...task,
-        swapTries: options.swapTries ?? 60,
-        settlePatience: Duration.toMillis(Duration.decode(options.settlePatience ?? "1 minute")),
-        onStep: (step, run, durationMs) =>
-          emit(
-            run === "begins"
-              ? { _tag: "StepStarted", constraint, step }
-              : { _tag: "StepDone", constraint, step, durationMs }
-          ),
-        onOverlap: (live) => emit({ _tag: "Overlap", constraint, live })
-      })
-    }).pipe(
-      Effect.scoped,
-      Effect.matchEffect({
-        onFailure: (error): Effect.Effect<Outcome> =>
-          Effect.succeed({
-            _tag: "failed",
-            value: {
-              constraint,
-              code: error._tag === "SqlError" ? error.reason._tag : error._tag,
-              reason: error.message
-            }
-          }),
-        onSuccess: (changed): Effect.Effect<Outcome> =>
-          changed && !Target.equals(previous, target)
-            ? Effect.gen(function* () {
-                return {
-                  _tag: "rebuilt",
-                  value: {
-                    constraint,
-                    durationMs: (yield* Clock.currentTimeMillis) - start,
-                    longestLockMs: Math.round(10 * (yield* Ref.get(longestLock))) / 10,
-                    previous
-                  }
-                }
-              })
-            : Effect.succeed({ _tag: "unchanged", value: constraint })
-      })
-    )
-    const outcome: Outcome =
-      isDone(key, target) && !task.interrupted
-        ? { _tag: "unchanged", value: constraint }
-        : refusals.length > 0
-          ? { _tag: "refused", value: rejection(key, refusals) }
-          : yield* work
-    yield* emit({
-      _tag: "Finished",
-      constraint,
-      outcome: outcome._tag,
-      durationMs: (yield* Clock.currentTimeMillis) - start
-    })
-    return outcome
-  })

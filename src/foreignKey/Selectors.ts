@@ -26,8 +26,15 @@ export interface Selectors {
   readonly references?: ReadonlyArray<TableSelector>
 }
 
+/** The names of a key and its tables. */
+export interface Named {
+  readonly name: string
+  readonly referencing: Pick<Table, "schema" | "name">
+  readonly referenced: Pick<Table, "schema" | "name">
+}
+
 /** Whether a key is meant. */
-export const matches = (selectors: Selectors, key: Key): boolean =>
+export const matches = (selectors: Selectors, key: Named): boolean =>
   some(selectors.schemas, (schema) => schema === key.referencing.schema) &&
   some(selectors.tables, (table) => isTable(table, key.referencing)) &&
   some(selectors.references, (table) => isTable(table, key.referenced)) &&
@@ -111,5 +118,5 @@ export const constraint = (text: string): ConstraintSelector | undefined => {
 const some = <A>(entries: ReadonlyArray<A> | undefined, matches: (entry: A) => boolean) =>
   entries === undefined || entries.length === 0 || entries.some(matches)
 
-const isTable = (selector: TableSelector, table: Table) =>
+const isTable = (selector: TableSelector, table: Pick<Table, "schema" | "name">) =>
   selector.table === table.name && (selector.schema === undefined || selector.schema === table.schema)

@@ -1,5 +1,6 @@
 /** What the sessions of a change run with. */
 import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 
@@ -29,6 +30,13 @@ export const prepare = (session: Session, purpose: string): Effect.Effect<void, 
       [`promptgrimoire-db: ${purpose}`]
     )
     .pipe(Effect.asVoid)
+
+/** Opens a session and makes it ours. */
+export const prepared = (
+  open: Effect.Effect<Session, DatabaseError, Scope.Scope>,
+  purpose: string
+): Effect.Effect<Session, DatabaseError, Scope.Scope> =>
+  Effect.tap(open, (session) => prepare(session, purpose))
 
 /** The server's deadlock_timeout in milliseconds: after it, a waiting application's transaction can become a deadlock victim. */
 export const deadlockTimeout = (session: Session): Effect.Effect<number, DatabaseError> =>

@@ -32,11 +32,12 @@ export const equals = (left: Target, right: Target): boolean =>
   left.columns.length === right.columns.length &&
   left.columns.every((column, index) => column === right.columns[index])
 
+/** As SQL spells it: `SET NULL ("a", "b")`. */
+export const words = ({ action, columns }: Target): string =>
+  `${Action.sql(action)}${columns.length === 0 ? "" : ` (${identifiers(columns)})`}`
+
 /** The clause of ALTER TABLE ... ADD FOREIGN KEY. */
-export const sql = (target: Target): string =>
-  `ON DELETE ${Action.sql(target.action)}${
-    target.columns.length === 0 ? "" : ` (${identifiers(target.columns)})`
-  }`
+export const sql = (target: Target): string => `ON DELETE ${words(target)}`
 
 /** The vector that a key must have with this action. */
 export const vector = (

@@ -16,7 +16,7 @@ const tables = `
   INSERT INTO parent SELECT generate_series(1, 100);
   INSERT INTO child SELECT id, id FROM parent`
 
-/** The server ends the session that runs the n-th DDL command from now, right after the command. */
+/** The server ends the session that runs the n-th DDL command or write to the ledger from now, right after it. */
 const bomb = `
   CREATE SCHEMA crash;
   CREATE SEQUENCE crash.command;
@@ -27,6 +27,16 @@ const bomb = `
       PERFORM pg_sleep(60);
     END IF;
   END $$;
+  CREATE FUNCTION crash.explode_too() RETURNS trigger LANGUAGE plpgsql AS $$
+  BEGIN
+    IF nextval('crash.command') = current_setting('crash.at')::int THEN
+      PERFORM pg_terminate_backend(pg_backend_pid());
+      PERFORM pg_sleep(60);
+    END IF;
+    RETURN NULL;
+  END $$;
+  CREATE TRIGGER explode AFTER INSERT OR UPDATE ON ${ForeignKey.defaultLedger}
+    FOR EACH STATEMENT EXECUTE FUNCTION crash.explode_too();
   CREATE EVENT TRIGGER explode ON ddl_command_end EXECUTE FUNCTION crash.explode()`
 
 const arm = (session: Session, at: number) =>
@@ -45,12 +55,24 @@ const rebuild = (
   onProgress?: ForeignKey.RebuildOptions["onProgress"]
 ) => ForeignKey.rebuild({ selectors: {}, onDelete, swapTries, onProgress })
 
-/** The change is done, nothing of ours is left, and the key is what an uninterrupted change makes of it. */
+/** The change is done, nothing of ours is left, the key is what an uninterrupted change makes of it, and the ledger says how it was before. */
 const converges = Effect.fnUntraced(function* (session: Session, swapTries: number, reference: unknown) {
   const result = yield* rebuild("cascade", swapTries)
   assert.deepStrictEqual([result.refused, result.failed], [[], []])
   assert.deepStrictEqual(comparable(yield* vectors(session)), reference)
+  yield* recorded("no-action", "cascade")
 })
+
+/** The last change in the ledger is this one, it was completed, and no other is open. */
+const recorded = (from: ForeignKey.Action, to: ForeignKey.Action) =>
+  Effect.map(ForeignKey.history(), (entries) => {
+    assert.deepStrictEqual(
+      entries.filter(({ outcome }) => outcome === null),
+      []
+    )
+    const { from: was, to: is } = entries.findLast(({ outcome }) => outcome === "changed") ?? {}
+    assert.deepStrictEqual([was?.action, is?.action], [from, to])
+  })
 
 /** A database with the key, and what its vector is after an uninterrupted change. */
 const prepared = Effect.fnUntraced(function* (swapTries: number) {
@@ -63,6 +85,7 @@ const prepared = Effect.fnUntraced(function* (swapTries: number) {
     const back = yield* rebuild("no-action", 60)
     assert.deepStrictEqual([back.refused, back.failed], [[], []])
     assert.deepStrictEqual(comparable(yield* vectors(session)), original)
+    yield* recorded("cascade", "no-action")
   })
   yield* reset
   return { session, reference, reset }

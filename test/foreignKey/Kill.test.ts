@@ -18,7 +18,7 @@ const tables = `
   INSERT INTO parent SELECT generate_series(1, 100);
   INSERT INTO child SELECT id, id FROM parent`
 
-/** The n-th DDL command of a change waits, after it was carried out, until the test lets go of a lock. */
+/** The n-th DDL command or write to the ledger of a change waits, after it was carried out, until the test lets go of a lock. */
 const hold = `
   CREATE SCHEMA crash;
   CREATE SEQUENCE crash.command;
@@ -30,6 +30,17 @@ const hold = `
       PERFORM pg_advisory_lock(42);
     END IF;
   END $$;
+  CREATE FUNCTION crash.hold_too() RETURNS trigger LANGUAGE plpgsql AS $$
+  BEGIN
+    IF nextval('crash.command') = current_setting('crash.at')::int THEN
+      SET LOCAL statement_timeout = 0;
+      SET LOCAL lock_timeout = 0;
+      PERFORM pg_advisory_lock(42);
+    END IF;
+    RETURN NULL;
+  END $$;
+  CREATE TRIGGER hold AFTER INSERT OR UPDATE ON ${ForeignKey.defaultLedger}
+    FOR EACH STATEMENT EXECUTE FUNCTION crash.hold_too();
   CREATE EVENT TRIGGER hold ON ddl_command_end EXECUTE FUNCTION crash.hold()`
 
 const arm = (session: Session, at: number) =>
@@ -50,6 +61,13 @@ const standing = (session: Session, ended: Effect.Effect<boolean>) =>
       yield* Effect.sleep("5 millis")
     }
   })
+
+/** The ledger has no open change, and the last one made it CASCADE from NO ACTION. */
+const recorded = Effect.map(ForeignKey.history(), (entries) => {
+  const { from, to } = entries.findLast(({ outcome }) => outcome === "changed") ?? {}
+  assert.deepStrictEqual([from?.action, to?.action], ["no-action", "cascade"])
+  assert.isTrue(entries.every(({ finishedAt }) => finishedAt !== null))
+})
 
 const change = (swapTries: number) => ForeignKey.rebuild({ selectors: {}, onDelete: "cascade", swapTries })
 
@@ -91,6 +109,7 @@ describe("a change converges when run again", () => {
               const result = yield* Fiber.join(again)
               assert.deepStrictEqual([result.refused, result.failed], [[], []])
               assert.deepStrictEqual(comparable(yield* vectors(session)), reference)
+              yield* recorded
               yield* session.query("SELECT pg_advisory_lock(42)")
               yield* back
               assert.deepStrictEqual(comparable(yield* vectors(session)), original)
@@ -144,6 +163,7 @@ describe("a change converges when run again", () => {
             Effect.gen(function* () {
               const again = yield* change(60)
               assert.deepStrictEqual(comparable(yield* vectors(session)), reference)
+              yield* recorded
               yield* back
               return again
             })

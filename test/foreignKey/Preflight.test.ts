@@ -140,7 +140,8 @@ describe("a role that only owns the tables", () => {
         const session = yield* application
         yield* session.query(`${pair}; CREATE ROLE ${role} LOGIN PASSWORD 'x';
           ALTER TABLE child ALTER CONSTRAINT fk DEFERRABLE;
-          ALTER TABLE child OWNER TO ${role}; ALTER TABLE parent OWNER TO ${role}`)
+          ALTER TABLE child OWNER TO ${role}; ALTER TABLE parent OWNER TO ${role};
+          GRANT CREATE ON SCHEMA public TO ${role}`)
         yield* Effect.addFinalizer(() =>
           Effect.ignore(session.query(`DROP OWNED BY ${role}; DROP ROLE ${role}`))
         )

@@ -2,7 +2,12 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
 
 /** Tables that belong to a migration tool and not to the schema. */
-const ledgers = ["alembic_version", "effect_sql_migrations", "effect_sql_migrations_checksums"]
+const ledgers = [
+  "alembic_version",
+  "effect_sql_migrations",
+  "effect_sql_migrations_checksums",
+  "promptgrimoire_db_foreign_key_changes"
+]
 
 /**
  * Everything that PostgreSQL knows about the tables of the schema `public`: columns, indexes, constraints, triggers of foreign

@@ -1,0 +1,147 @@
+/** Which keys a run is about, what each of them is to become, and what speaks against it. */
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import type { DatabaseError } from "../DatabaseError.js"
+import type { Session } from "../driver/Session.js"
+import * as Catalog from "./Catalog.js"
+import * as Detector from "./Detector.js"
+import * as Halfway from "./Halfway.js"
+import * as Ledger from "./Ledger.js"
+import * as Marker from "./Marker.js"
+import * as Name from "./Name.js"
+import * as Refusal from "./Refusal.js"
+import * as Selectors from "./Selectors.js"
+import * as Target from "./Target.js"
+
+/** Selectors, or some of them, fit no foreign key. Nothing was done. */
+export class NoMatch extends Data.TaggedError("NoMatch")<{
+  /** The selectors that fit no key; empty if each fits some key, but none fits all of them. */
+  readonly unmatched: ReadonlyArray<string>
+}> {
+  override get message() {
+    return this.unmatched.length === 0
+      ? "no foreign key fits all selectors together"
+      : `no foreign key fits ${this.unmatched.join(", ")}`
+  }
+}
+
+/** A key that was chosen. */
+export interface Selected {
+  readonly key: Catalog.Key
+  readonly target: Target.Target
+  /** `server_version_num`. */
+  readonly version: number
+  readonly refusals: ReadonlyArray<Refusal.Refusal>
+  /** Whether a change of it was begun and not finished, as the catalogs show it. */
+  readonly halfway: boolean
+  /** The action before the change, also if the change was interrupted after the new key took the name. */
+  readonly previous: Target.Target
+  /** What the ledger is to be told; undefined to go without. */
+  readonly record: Ledger.Record | undefined
+}
+
+/** What a key is to become, or why that cannot be said. */
+export type Aim =
+  | { readonly target: Target.Target; readonly undoes: number | undefined }
+  | { readonly refusal: Refusal.Refusal }
+
+/** What is known of a key when its aim is chosen. */
+export interface Candidate {
+  readonly key: Catalog.Key
+  readonly halfway: boolean
+  /** The action before the change that the catalogs show; that of the key if they show none. */
+  readonly recorded: Target.Target
+  /** Its changes in the ledger, the latest last. */
+  readonly entries: ReadonlyArray<Ledger.Entry>
+}
+
+/** How keys are chosen. */
+export interface Choice {
+  readonly selectors: Selectors.Selectors
+  /** The keys of these changes of the ledger only. */
+  readonly changes?: ReadonlyArray<number> | undefined
+  readonly allowRowMovement?: boolean | undefined
+}
+
+/** The keys that are meant, each with its aim. */
+export const select = (
+  session: Session,
+  choice: Choice,
+  ledger: Ledger.Ledger | undefined,
+  aim: (candidate: Candidate) => Aim
+): Effect.Effect<ReadonlyArray<Selected>, DatabaseError | NoMatch> =>
+  Effect.gen(function* () {
+    const { allowRowMovement, changes, selectors } = choice
+    const version = yield* Catalog.serverVersion(session)
+    const keys = yield* Catalog.read(session)
+    const problems = yield* Detector.read(session)
+    const rights = yield* Refusal.rights(session)
+    const originals = keys.filter((key) => Halfway.isOriginal(key, keys))
+    const entriesOf = (key: Catalog.Key) => (ledger === undefined ? [] : Ledger.of(ledger, key))
+    const has = (change: number) => (key: Catalog.Key) => entriesOf(key).some(({ id }) => id === change)
+    const chosen = originals.filter(
+      (key) =>
+        Selectors.matches(selectors, key) &&
+        (changes === undefined || changes.some((change) => has(change)(key)))
+    )
+    const unmatched = [
+      ...Selectors.unmatched(selectors, originals),
+      ...(changes ?? []).filter((change) => !originals.some(has(change))).map((change) => `change ${change}`)
+    ]
+    const all = Selectors.isAll(selectors) && changes === undefined
+    if (unmatched.length > 0 || (chosen.length === 0 && !all)) return yield* new NoMatch({ unmatched })
+    return yield* Effect.forEach(chosen, (key) =>
+      Effect.map(Refusal.missingPrivileges(session, key), (missing): Selected => {
+        const halfway = Halfway.isHalfway(key, keys)
+        const recorded = Marker.decode(key.comment)?.from ?? Target.of(key)
+        const entries = entriesOf(key)
+        const aimed = aim({ key, halfway, recorded, entries })
+        const target = "target" in aimed ? aimed.target : Target.of(key)
+        const record =
+          ledger === undefined || !("target" in aimed)
+            ? undefined
+            : Ledger.record(ledger, {
+                key,
+                target,
+                undoes: aimed.undoes,
+                halfway,
+                recorded,
+                unfinished: Ledger.unfinished(ledger, key)
+              })
+        return {
+          key,
+          target,
+          version,
+          halfway,
+          record,
+          previous: record?.from ?? recorded,
+          refusals: [
+            ...("refusal" in aimed ? [aimed.refusal] : []),
+            ...Refusal.all({
+              key,
+              target,
+              version,
+              rights,
+              missing,
+              allowRowMovement: allowRowMovement ?? false,
+              ledgerProblem: ledger?.problem,
+              problems: problems.filter((problem) => problem.constraint === key.oid),
+              leftovers: keys.filter(
+                (other) =>
+                  other.referencing.oid === key.referencing.oid &&
+                  Name.isOurs(other.name) &&
+                  Halfway.originalOf(other, keys) === undefined
+              )
+            })
+          ]
+        }
+      })
+    )
+  })
+
+/** Whether there is nothing to do. */
+export const isDone = ({ halfway, key, record, refusals, target }: Selected): boolean =>
+  !halfway &&
+  Target.equals(Target.of(key), target) &&
+  (record === undefined || (record.before.length === 0 && record.after === undefined)) &&
+  !refusals.some(({ code }) => code === "no-record")
