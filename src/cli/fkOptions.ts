@@ -10,7 +10,7 @@ import * as ForeignKey from "../ForeignKey.js"
 import * as Connection from "./Connection.js"
 
 /** A repeatable option whose values are names of a form. */
-const named = <A>(
+export const named = <A>(
   name: string,
   form: string,
   description: string,

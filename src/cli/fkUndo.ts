@@ -1,5 +1,4 @@
 import * as Command from "@effect/cli/Command"
-import * as Options from "@effect/cli/Options"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as ForeignKey from "../ForeignKey.js"
@@ -8,11 +7,11 @@ import * as FkReport from "./fkReport.js"
 import * as Report from "./Report.js"
 import { runCommand } from "./runCommand.js"
 
-const changes = Options.integer("change").pipe(
-  Options.withDescription(
-    "Undo this change, by its number in `history`, also if it is not the key's last one or is an undo itself. Repeatable."
-  ),
-  Options.repeated
+const changes = FkOptions.named(
+  "change",
+  "the number of a change",
+  "Undo this change, by its number in `history`, also if it is not the key's last one or is an undo itself. Repeatable.",
+  (text) => (/^[1-9]\d{0,14}$/.test(text) ? Number(text) : undefined)
 )
 
 const { allowRowMovement, connection, effort, ledgerTable, selectorOptions } = FkOptions

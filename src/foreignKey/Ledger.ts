@@ -124,7 +124,7 @@ export const unfinished = (ledger: Ledger, key: Key): Entry | undefined =>
 export const create = (ledger: Ledger): ReadonlyArray<string> => {
   const table = qualified(ledger.table)
   return [
-    `CREATE TABLE ${table} (\n${columns.map(([name, type]) => `  ${name} ${type}`).join(",\n")}\n)`,
+    `CREATE TABLE ${table} (${columns.map(([name, type]) => `${name} ${type}`).join(", ")})`,
     `CREATE UNIQUE INDEX ON ${table} (schema_name, table_name, constraint_name) WHERE finished_at IS NULL`,
     `COMMENT ON TABLE ${table} IS ${literal(
       "Foreign keys that promptgrimoire-db changed, and how they were before. promptgrimoire-db fk undo reads it."
@@ -141,23 +141,38 @@ export interface Beginning {
 }
 
 /** Writes down a change that is about to begin. */
-export const begin = (ledger: Ledger, { from, key, to, undoes }: Beginning): string =>
-  `INSERT INTO ${qualified(ledger.table)} (schema_name, table_name, constraint_name, referenced_schema, referenced_table,
-  from_action, from_columns, to_action, to_columns, definition, undoes, application)
-SELECT ${[key.referencing.schema, key.referencing.name, key.name, key.referenced.schema, key.referenced.name]
-    .map(literal)
-    .join(", ")},
-  ${literal(from.action)}, ${texts(from.columns)}, ${literal(to.action)}, ${texts(to.columns)},
-  pg_catalog.pg_get_constraintdef(k.oid), ${undoes ?? "NULL"},
-  (SELECT coalesce(s.reset_val, '') FROM pg_catalog.pg_settings s WHERE s.name = 'application_name')
-FROM pg_catalog.pg_constraint k
-WHERE k.conrelid = ${key.referencing.oid}::oid AND k.conname = ${literal(key.name)} AND k.contype = 'f'`
+export const begin = (ledger: Ledger, { from, key, to, undoes }: Beginning): string => {
+  const values = [
+    ["schema_name", literal(key.referencing.schema)],
+    ["table_name", literal(key.referencing.name)],
+    ["constraint_name", literal(key.name)],
+    ["referenced_schema", literal(key.referenced.schema)],
+    ["referenced_table", literal(key.referenced.name)],
+    ["from_action", literal(from.action)],
+    ["from_columns", texts(from.columns)],
+    ["to_action", literal(to.action)],
+    ["to_columns", texts(to.columns)],
+    ["definition", "pg_catalog.pg_get_constraintdef(k.oid)"],
+    ["undoes", undoes === undefined ? "NULL" : String(undoes)],
+    [
+      "application",
+      "(SELECT coalesce(s.reset_val, '') FROM pg_catalog.pg_settings s WHERE s.name = 'application_name')"
+    ]
+  ]
+  return `INSERT INTO ${qualified(ledger.table)} (${values.map(([column]) => column).join(", ")}) SELECT ${values
+    .map(([, value]) => value)
+    .join(
+      ", "
+    )} FROM pg_catalog.pg_constraint k WHERE k.conrelid = ${key.referencing.oid}::oid AND k.conname = ${literal(key.name)} AND k.contype = 'f'`
+}
 
 /** Closes the change of a key that is open. */
 export const close = (ledger: Ledger, key: Key, outcome: Outcome): string =>
-  `UPDATE ${qualified(ledger.table)} SET finished_at = pg_catalog.clock_timestamp(), outcome = ${literal(outcome)}
-WHERE schema_name = ${literal(key.referencing.schema)} AND table_name = ${literal(key.referencing.name)}
-  AND constraint_name = ${literal(key.name)} AND finished_at IS NULL`
+  `UPDATE ${qualified(ledger.table)} SET finished_at = pg_catalog.clock_timestamp(), outcome = ${literal(
+    outcome
+  )} WHERE schema_name = ${literal(key.referencing.schema)} AND table_name = ${literal(
+    key.referencing.name
+  )} AND constraint_name = ${literal(key.name)} AND finished_at IS NULL`
 
 /** What a change is about to do with a key, and what is known of it. */
 export interface Situation {

@@ -2,6 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Database from "../../src/Database.js"
+import type * as ForeignKey from "../../src/ForeignKey.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import { promptgrimoireDb } from "../support/command.js"
 import { loader } from "../support/migrations.js"
@@ -60,6 +61,34 @@ describe("promptgrimoire-db fk", () => {
       assert.strictEqual(back.code, 0, back.stderr)
       const { failed, rebuilt: changed, refused, unchanged } = JSON.parse(back.stdout)
       assert.deepStrictEqual([changed.length, unchanged.length, refused, failed], [1, 2, [], []])
+
+      const undone = yield* promptgrimoireDb(["fk", "undo", "--json", "--table", "class", "--url", url])
+      assert.strictEqual(undone.code, 0, undone.stderr)
+      assert.strictEqual(JSON.parse(undone.stdout).rebuilt[0].previous.action, "cascade")
+      const history = yield* promptgrimoireDb(["fk", "history", "--json", "--table", "class", "--url", url])
+      assert.strictEqual(history.code, 0, history.stderr)
+      const changes: ReadonlyArray<ForeignKey.RecordedChange> = JSON.parse(history.stdout)
+      assert.deepStrictEqual(
+        changes.map(({ to, undoes }) => [to.action, undoes === null]),
+        [
+          ["cascade", true],
+          ["no-action", true],
+          ["cascade", true],
+          ["no-action", false]
+        ]
+      )
+      const unknown = yield* promptgrimoireDb([
+        "fk",
+        "undo",
+        "--json",
+        "--all",
+        "--ledger",
+        "public.other",
+        "--url",
+        url
+      ])
+      assert.strictEqual(unknown.code, 3, unknown.stdout)
+      assert.strictEqual(JSON.parse(unknown.stdout).refused.length, 3)
     })
   )
 
@@ -70,7 +99,8 @@ describe("promptgrimoire-db fk", () => {
         [[], "--all"],
         [["--all", "--table", "class"], "--all goes alone"],
         [["--table", "nowhere"], "nowhere"],
-        [["--constraint", "a.b.c.d"], "[SCHEMA.]TABLE.NAME"]
+        [["--constraint", "a.b.c.d"], "[SCHEMA.]TABLE.NAME"],
+        [["--all", "--ledger", "a", "--no-ledger"], "contradict"]
       ] as const) {
         const { code, stderr, stdout } = yield* promptgrimoireDb([
           "fk",

@@ -35,7 +35,9 @@ const commands: ReadonlyArray<{ readonly args: ReadonlyArray<string>; readonly w
     without: "     "
   },
   { args: ["fk", "rebuild", "--on-delete", "cascade", "--references", "user"] },
-  { args: ["fk", "list"] }
+  { args: ["fk", "list"] },
+  { args: ["fk", "undo", "--table", "class"] },
+  { args: ["fk", "history"] }
 ]
 
 /** What a person sees who changes the foreign keys of a database: one text for each command, both of its outputs as on a terminal. */
