@@ -172,6 +172,44 @@ export const runBesideWrites = (
     )
   })
 
+/**
+ * Runs a step whose statements cannot be in a transaction, of the kind of REINDEX CONCURRENTLY: no reader or writer notices its locks, and it waits, as long as they
+ * take, for the transactions that were there before it, while nobody waits for it. A lost try is not repeated, because what it left behind has to be looked at first.
+ */
+export const runOutsideTransaction = (
+  bench: Bench,
+  step: Step
+): Effect.Effect<void, DatabaseError | LockBudgetExhausted | TriesExhausted> =>
+  Effect.zipRight(
+    bench.stillAlone,
+    repeatedly(bench, step, 1, () =>
+      Effect.gen(function* () {
+        const blockers = yield* Ref.make<Seen>([])
+        const start = yield* Clock.currentTimeMillis
+        const tell = Effect.gen(function* () {
+          const seen = yield* Ref.getAndSet(blockers, [])
+          const elapsedMillis = (yield* Clock.currentTimeMillis) - start
+          if (seen.length > 0)
+            yield* bench.onWait({ step: step.name, tries: 0, elapsedMillis, blockers: seen })
+        })
+        const statements = Effect.forEach(
+          ["SET statement_timeout = 0", "SET lock_timeout = 0", ...step.statements],
+          (statement) => watched(bench, blockers, "500 millis", bench.session.query(statement)),
+          { discard: true }
+        )
+        return yield* Effect.raceFirst(
+          Effect.as(statements, won),
+          Effect.forever(Effect.zipRight(Effect.sleep("1 second"), tell))
+        ).pipe(
+          Effect.catchIf(isLostTry, () => lost(blockers)),
+          Effect.ensuring(
+            Effect.ignore(bench.session.query("SET statement_timeout = '30s'; SET lock_timeout = '5s'"))
+          )
+        )
+      })
+    )
+  )
+
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------

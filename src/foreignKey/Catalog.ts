@@ -56,7 +56,12 @@ export interface Key {
   /** The unique index of the referenced table that it is bound to. */
   readonly boundIndex: { readonly oid: number; readonly name: string; readonly primary: boolean } | null
   /** The indexes of the referenced table that an equal key could be bound to, in the order PostgreSQL tries them. */
-  readonly candidateIndexes: ReadonlyArray<{ readonly oid: number; readonly name: string }>
+  readonly candidateIndexes: ReadonlyArray<{
+    readonly oid: number
+    readonly name: string
+    /** Whether it belongs to an exclusion constraint. */
+    readonly exclusion: boolean
+  }>
   /** The columns of the referenced table's primary key, in its order. */
   readonly primaryKeyColumns: ReadonlyArray<string>
   /** An index whose leading columns are the referencing columns, in any order, if there is one. */
@@ -170,7 +175,7 @@ SELECT jsonb_build_object(
     WHERE i.indexrelid = k.conindid
   ),
   'candidateIndexes', (
-    SELECT coalesce(jsonb_agg(jsonb_build_object('oid', i.indexrelid::int8, 'name', c.relname) ORDER BY i.indexrelid), '[]')
+    SELECT coalesce(jsonb_agg(jsonb_build_object('oid', i.indexrelid::int8, 'name', c.relname, 'exclusion', i.indisexclusion) ORDER BY i.indexrelid), '[]')
     FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
     WHERE i.indrelid = k.confrelid AND i.indisunique AND i.indimmediate AND i.indisvalid
       AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = cardinality(k.confkey)

@@ -26,16 +26,19 @@ export type StepName =
   | "drop-original"
   | "settle"
   | "drop-temporary"
+  | "reindex"
   | "create-ledger"
   | "record"
   | "record-end"
 
-/** One step: a transaction. */
+/** One step: a transaction, or statements that cannot be in one. */
 export interface Step {
   readonly name: StepName
   /** The strongest lock on each table, in the order in which they are taken. A partitioned table is locked with its partitions. */
   readonly locks: ReadonlyArray<{ readonly table: Relation; readonly mode: Lock.Mode }>
   readonly statements: ReadonlyArray<string>
+  /** True for statements that PostgreSQL runs outside a transaction only, each by itself. */
+  readonly outsideTransaction?: true
 }
 
 /** What a change of one key needs to know. */
@@ -60,6 +63,14 @@ export const places = (change: Pick<Change, "key" | "version">): ReadonlyArray<R
   isLeafwise(change)
     ? change.key.referencing.partitions.filter((partition) => partition.kind !== "p")
     : [change.key.referencing]
+
+/** Lets the indexes step behind that a new key would be bound to (see `Rival`). Reads and writes go on. */
+export const reindex = ({ key }: Pick<Change, "key">, statements: ReadonlyArray<string>): Step => ({
+  name: "reindex",
+  locks: [{ table: key.referenced, mode: "SHARE UPDATE EXCLUSIVE" }],
+  statements,
+  outsideTransaction: true
+})
 
 /**
  * Adds the constraint with the new action beside the original, not validated: nothing is scanned.

@@ -5,9 +5,11 @@ import * as Change from "./Change.js"
 import * as Ledger from "./Ledger.js"
 import * as Lock from "./Lock.js"
 import * as Name from "./Name.js"
+import type * as Rebuild from "./Rebuild.js"
 import { label } from "./Sql.js"
+import * as Target from "./Target.js"
 
-/** One step of a plan: a transaction of its own. */
+/** One step of a plan: a transaction of its own, or statements that cannot be in one. */
 export interface PlannedStep {
   /** schema.table.name */
   readonly constraint: string
@@ -17,7 +19,7 @@ export interface PlannedStep {
    * the original's.
    */
   readonly when: "always" | "contended" | "if out of order"
-  /** The transaction, statement by statement. */
+  /** The transaction, statement by statement; without BEGIN and COMMIT what cannot be in one. */
   readonly sql: ReadonlyArray<string>
   /** The strongest lock on each table, in the order in which they are taken; ACCESS SHARE is left out. */
   readonly locks: ReadonlyArray<{ readonly relation: string; readonly mode: Lock.Mode }>
@@ -25,20 +27,24 @@ export interface PlannedStep {
   readonly blocks: string
 }
 
-/** The steps of one change from its beginning. */
-export const steps = (change: Change.Change): ReadonlyArray<PlannedStep> => {
+/** The steps that are left of one change, from what is to be done next. */
+export const steps = ({ change, current, does, todo }: Rebuild.Next): ReadonlyArray<PlannedStep> => {
   const { key, original, target } = change
-  const places = Change.places(change)
-  const leaves = Change.isLeafwise(change)
-    ? []
-    : key.referencing.partitions.filter((partition) => partition.kind !== "p")
-  const always = [
-    ...places.map((place) => Change.add(change, place)),
-    ...(key.validated && key.enforced
-      ? [...leaves, ...places].map((place) => Change.validate(change, place))
-      : []),
-    Change.swap(change, original)
+  const settling = Change.needsSettling(original) ? [Change.settle(change)] : []
+  const always = (all: ReadonlyArray<Change.Step>) => all.map((step) => planned(key, step, "always"))
+  if (does === "settle") return always(settling)
+  const triggers = [
+    Change.switchTriggers(change, "delete", key.name, Name.aside(key.name)),
+    Change.switchTriggers(change, "update", key.name, Name.aside(key.name))
   ]
+  if (does === "finish") return always([...triggers, Change.dropOriginal(change), ...settling])
+  const drop = always(todo.drop.map((place) => Change.dropTemporary(change, place)))
+  if (Target.equals(Target.of(key), target)) return drop
+  const add = todo.add.map((place) => Change.add(change, place))
+  const order =
+    add.length === 0 || Change.isLeafwise(change)
+      ? []
+      : [Change.keepOrder(change, "referenced"), Change.keepOrder(change, "referencing")]
   const contended =
     Change.isSelfReference(key) || Change.isLeafwise(change)
       ? []
@@ -47,20 +53,19 @@ export const steps = (change: Change.Change): ReadonlyArray<PlannedStep> => {
             ? []
             : [Change.switchTriggers(change, "delete", Name.temporary(key.name), key.name)]),
           Change.switchNames(change, original),
-          Change.switchTriggers(change, "delete", key.name, Name.aside(key.name)),
-          Change.switchTriggers(change, "update", key.name, Name.aside(key.name)),
+          ...triggers,
           Change.dropOriginal(change)
         ]
-  const last = Change.needsSettling(original) ? [Change.settle(change)] : []
-  const order = Change.isLeafwise(change)
-    ? []
-    : [Change.keepOrder(change, "referenced"), Change.keepOrder(change, "referencing")]
   return [
-    ...always.slice(0, 1).map((step) => planned(key, step, "always")),
+    ...drop,
+    ...always(todo.reindex.length === 0 ? [] : [Change.reindex(change, todo.reindex)]),
+    ...always(add.slice(0, 1)),
     ...order.map((step) => planned(key, step, "if out of order")),
-    ...always.slice(1).map((step) => planned(key, step, "always")),
+    ...always(add.slice(1)),
+    ...always(todo.validate.map(({ at, name }) => Change.validate(change, at, name))),
+    ...always([Change.swap(change, current)]),
     ...contended.map((step) => planned(key, step, "contended")),
-    ...last.map((step) => planned(key, step, "always"))
+    ...always(settling)
   ]
 }
 
@@ -93,21 +98,27 @@ export const recorded = (
 // internal
 // -----------------------------------------------------------------------------
 
+const durations: { readonly [Name in Change.StepName]?: string } = {
+  reindex: ", while the index is built and the transactions from before end",
+  validate: ", while the rows are checked"
+}
+
 const planned = (key: Key, step: Change.Step, when: PlannedStep["when"]): PlannedStep => {
   const tables = step.locks.map((lock) => lock.table)
   const mode = step.locks[0]?.mode ?? "ACCESS EXCLUSIVE"
   const lock =
-    step.name === "validate"
+    step.name === "validate" || step.outsideTransaction === true
       ? []
       : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE"), Lock.statement(tables, mode)]
   return {
     constraint: nameOf(key),
     step: step.name,
     when,
-    sql: ["BEGIN", ...lock, ...step.statements, "COMMIT"],
+    sql:
+      step.outsideTransaction === true ? step.statements : ["BEGIN", ...lock, ...step.statements, "COMMIT"],
     locks: step.locks.flatMap(({ mode, table }) =>
       Lock.withPartitions(table).map(({ name, schema }) => ({ relation: label(schema, name), mode }))
     ),
-    blocks: `${Lock.blocks(mode)}${step.name === "validate" ? ", while the rows are checked" : ", for milliseconds"}`
+    blocks: `${Lock.blocks(mode)}${durations[step.name] ?? ", for milliseconds"}`
   }
 }

@@ -5,6 +5,7 @@
  * | in the catalogs                           | next step                                            |
  * |-------------------------------------------|------------------------------------------------------|
  * | the original only                         | add the temporary key, or done if the action is right |
+ * |   and a unique index that it would be bound to instead | let that index step behind                |
  * | original and temporary key, not validated | validate                                             |
  * | original and temporary key                | swap; if its locks cannot be had, switch             |
  * | original stepped aside                    | order the triggers, drop the original                |
@@ -26,6 +27,7 @@ import * as Fidelity from "./Fidelity.js"
 import * as Marker from "./Marker.js"
 import * as Name from "./Name.js"
 import * as Orphan from "./Orphan.js"
+import * as Rival from "./Rival.js"
 import * as Target from "./Target.js"
 
 /** Existing rows violate the key: VALIDATE failed. The temporary key was dropped, the original is as it was. */
@@ -76,11 +78,15 @@ export type Failure =
   | RecordLost
   | Unstable
 
-/** What changes a key besides the sessions. */
-export interface Task {
+/** A key and what it is to become. */
+export interface Aim {
   readonly key: Catalog.Key
   readonly target: Target.Target
   readonly version: number
+}
+
+/** What changes a key besides the sessions. */
+export interface Task extends Aim {
   /** Tries for the swap before the steps that lock one table each are taken. */
   readonly swapTries: number
   /** Milliseconds to wait for the transactions that may have deferred the original by name (see {@link Change.settle}). */
@@ -112,23 +118,35 @@ export const converge = (bench: Attempt.Bench, task: Task): Effect.Effect<boolea
     return yield* new Unstable({ constraint: Catalog.nameOf(task.key) })
   })
 
-// -----------------------------------------------------------------------------
-// internal
-// -----------------------------------------------------------------------------
-
-/** What to do next, and to which table. `current` is the vector of the key that has the original's name now. */
-interface Next {
-  readonly does: "add" | "validate" | "swap" | "finish" | "settle" | "drop-temporary"
+/** What to do next. `current` is the vector of the key that has the original's name now. */
+export interface Next {
+  readonly does: "reindex" | "add" | "validate" | "swap" | "finish" | "settle" | "drop-temporary"
   readonly change: Change.Change
   readonly current: Fidelity.Vector
+  /** What is left to do before the swap; the first of it is done next. */
+  readonly todo: Todo
+}
+
+/** What a change has to do before its swap, in this order. */
+export interface Todo {
+  /** Temporary keys that are not the right ones. */
+  readonly drop: ReadonlyArray<Catalog.Relation>
+  /** Statements of {@link Change.reindex}. */
+  readonly reindex: ReadonlyArray<string>
+  readonly add: ReadonlyArray<Catalog.Relation>
+  readonly validate: ReadonlyArray<Part>
+}
+
+/** A constraint to validate. */
+export interface Part {
   readonly at: Catalog.Relation
-  /** The constraint to validate. */
   readonly name: string
 }
 
-const decide = (
+/** What to do next, read from the catalogs: undefined if the key is what it is to be. Locks nothing. */
+export const decide = (
   session: Session,
-  task: Task
+  task: Aim
 ): Effect.Effect<Next | undefined, DatabaseError | Disappeared | RecordLost> =>
   Effect.gen(function* () {
     const { key: was, target, version } = task
@@ -150,60 +168,75 @@ const decide = (
     const next = (
       does: Next["does"],
       original: Fidelity.Vector,
-      at: Catalog.Relation = key.referencing,
-      to = target
-    ): Next => ({
-      does,
-      change: { key, target: to, original, version },
-      current,
-      at,
-      name: Name.temporary(key.name)
-    })
+      to: Target.Target,
+      todo: Todo = { drop: [], reindex: [], add: [], validate: [] }
+    ): Next => ({ does, change: { key, target: to, original, version }, current, todo })
 
     if (aside !== undefined) {
       return recorded === undefined
         ? yield* new RecordLost({ constraint: Catalog.nameOf(key), aside: Catalog.nameOf(aside) })
-        : next("finish", Fidelity.reconcile(recorded, current), undefined, Target.of(key))
+        : next("finish", Fidelity.reconcile(recorded, current), Target.of(key))
     }
     if (temporaries.length === 0) {
       if (recorded !== undefined && Change.needsSettling(recorded)) {
-        return next("settle", Fidelity.reconcile(recorded, current), undefined, Target.of(key))
+        return next("settle", Fidelity.reconcile(recorded, current), Target.of(key))
       }
       if (Target.equals(Target.of(key), target)) return undefined
     }
     // The names of the original's triggers may have been exchanged already; everything else it may have gained since counts as it is now.
     const original = recorded === undefined ? current : Fidelity.withTriggerNames(current, recorded)
-    const wrong = temporaries.find(
-      (temporary) =>
-        Target.equals(Target.of(key), target) ||
-        !Target.equals(Target.of(temporary), target) ||
-        !fits(key, temporary)
+    const isDone = Target.equals(Target.of(key), target)
+    const wrong = temporaries.filter(
+      (temporary) => isDone || !Target.equals(Target.of(temporary), target) || !fits(key, temporary)
     )
-    if (wrong !== undefined) return next("drop-temporary", original, wrong.referencing)
-    const missing = places.find((place) => temporaryAt(place) === undefined)
-    if (missing !== undefined) return next("add", original, missing)
-    const unchecked = temporaries.find(({ validated }) => key.validated && !validated)
-    if (unchecked === undefined) return next("swap", original)
-    const part = yield* uncheckedPartition(session, unchecked)
-    return {
-      ...next("validate", original, part?.at ?? unchecked.referencing),
-      name: part?.name ?? unchecked.name
+    const right = temporaries.filter((temporary) => !wrong.includes(temporary))
+    const add = isDone
+      ? []
+      : places.filter((place) => right.every(({ referencing }) => referencing.oid !== place.oid))
+    const validate = key.validated
+      ? [
+          ...(yield* Effect.forEach(
+            right.filter(({ validated }) => !validated),
+            (temporary) => unchecked(session, temporary)
+          )).flat(),
+          ...add
+            .flatMap((place) => (place.oid === key.referencing.oid ? [...leaves(key), place] : [place]))
+            .map((at) => ({ at, name: Name.temporary(key.name) }))
+        ]
+      : []
+    const todo: Todo = {
+      drop: wrong.map(({ referencing }) => referencing),
+      reindex: add.length === 0 ? [] : yield* Rival.statements(session, key),
+      add,
+      validate
     }
+    const does =
+      todo.drop.length > 0
+        ? "drop-temporary"
+        : todo.reindex.length > 0
+          ? "reindex"
+          : todo.add.length > 0
+            ? "add"
+            : todo.validate.length > 0
+              ? "validate"
+              : "swap"
+    return next(does, original, target, todo)
   })
 
-/** The first partition whose part of a partitioned table's key is not valid yet (18 and later). */
-const uncheckedPartition = (session: Session, { name, referencing }: Catalog.Key) =>
-  Effect.map(Fidelity.read(session, referencing.oid, name), (vector) => {
-    for (const { constraint } of vector ?? []) {
-      const at = referencing.partitions.find(
-        ({ kind, oid }) => kind !== "p" && oid === Number(constraint["conrelid"])
-      )
-      if (at !== undefined && constraint["convalidated"] === false) {
-        return { at, name: String(constraint["conname"]) }
-      }
-    }
-    return undefined
-  })
+/** The partitions of a key's table that have rows. */
+const leaves = ({ referencing }: Catalog.Key) => referencing.partitions.filter(({ kind }) => kind !== "p")
+
+/** The parts of a key that are not valid yet, its partitions' first (18 and later). */
+const unchecked = (session: Session, key: Catalog.Key): Effect.Effect<ReadonlyArray<Part>, DatabaseError> =>
+  Effect.map(Fidelity.read(session, key.referencing.oid, key.name), (vector) => [
+    ...(vector ?? []).flatMap(({ constraint }): ReadonlyArray<Part> => {
+      const at = leaves(key).find(({ oid }) => oid === Number(constraint["conrelid"]))
+      return at !== undefined && constraint["convalidated"] === false
+        ? [{ at, name: String(constraint["conname"]) }]
+        : []
+    }),
+    { at: key.referencing, name: key.name }
+  ])
 
 /** Whether a temporary key found in the catalogs is still the one that this original needs. */
 const fits = (key: Catalog.Key, temporary: Catalog.Key) =>
@@ -230,15 +263,27 @@ type Run = (
 const perform = (
   bench: Attempt.Bench,
   task: Task,
-  { at, change, current, does, name }: Next
+  { change, current, does, todo }: Next
 ): Effect.Effect<void, Failure | Lost> => {
   const expected = does === "settle" ? Change.goal(change) : Change.almost(change)
   const run: Run = (step, options) => reported(task, step, Attempt.run(bench, step, { ...options, expected }))
-  const validate = Change.validate(change, at, name)
+  /** The first of what is left; there is one when its way is taken. */
+  const first = <A>([head]: ReadonlyArray<A>, use: (head: A) => Effect.Effect<void, Failure | Lost>) =>
+    head === undefined ? Effect.void : use(head)
   const ways: { readonly [Does in Next["does"]]: () => Effect.Effect<void, Failure | Lost> } = {
-    add: () => Effect.zipRight(run(Change.add(change, at)), overlap(bench, task, run, change, at)),
+    reindex: () => {
+      const step = Change.reindex(change, todo.reindex)
+      return reported(task, step, Attempt.runOutsideTransaction(bench, step))
+    },
+    add: () =>
+      first(todo.add, (at) =>
+        Effect.zipRight(run(Change.add(change, at)), overlap(bench, task, run, change, at))
+      ),
     validate: () =>
-      reported(task, validate, Attempt.runBesideWrites(bench, validate)).pipe(
+      first(todo.validate, ({ at, name }) => {
+        const step = Change.validate(change, at, name)
+        return reported(task, step, Attempt.runBesideWrites(bench, step))
+      }).pipe(
         Effect.catchIf(isViolation, () =>
           Effect.zipRight(
             giveUp(bench.session, run, change),
@@ -257,7 +302,7 @@ const perform = (
           ),
     finish: () => finish(run, change),
     settle: () => Effect.zipRight(oldTransactions(bench, task), run(Change.settle(change))),
-    "drop-temporary": () => run(Change.dropTemporary(change, at))
+    "drop-temporary": () => first(todo.drop, (at) => run(Change.dropTemporary(change, at)))
   }
   return ways[does]()
 }

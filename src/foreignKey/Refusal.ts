@@ -5,8 +5,8 @@ import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Action from "./Action.js"
 import { nameOf, type Key } from "./Catalog.js"
-import { bindsPrimaryKeyByDefault } from "./Change.js"
 import type * as Detector from "./Detector.js"
+import * as Rival from "./Rival.js"
 import { label } from "./Sql.js"
 import type { Target } from "./Target.js"
 
@@ -149,17 +149,8 @@ export const all = (evidence: Evidence): ReadonlyArray<Refusal> => {
       )
     }
   }
-  const [first] = key.candidateIndexes
-  if (key.boundIndex !== null && first?.oid !== key.boundIndex.oid && !bindsPrimaryKeyByDefault(key)) {
-    const rivals = key.candidateIndexes
-      .filter((index) => index.oid < (key.boundIndex?.oid ?? 0))
-      .map((index) => label(key.referenced.schema, index.name))
-    refuse(
-      "bound-index",
-      `it is bound to the unique index ${label(key.boundIndex.name)}, and a new key would be bound to another one; ` +
-        `give that one a higher OID first: ${rivals.map((name) => `REINDEX INDEX CONCURRENTLY ${name}`).join("; ")}`
-    )
-  }
+  const bound = Rival.obstacle(key)
+  if (bound !== undefined) refuse("bound-index", bound)
   if (evidence.ledgerProblem !== undefined) refuse("ledger", evidence.ledgerProblem)
   for (const column of target.columns) {
     if (!key.columns.includes(column)) refuse("columns", `${label(column)} is not one of its columns`)

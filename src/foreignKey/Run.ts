@@ -11,17 +11,17 @@ import type { StepName } from "./Change.js"
 import * as Consequence from "./Consequence.js"
 import * as Detector from "./Detector.js"
 import * as Exclusive from "./Exclusive.js"
-import * as Fidelity from "./Fidelity.js"
 import * as Halfway from "./Halfway.js"
 import * as Ledger from "./Ledger.js"
 import * as Lock from "./Lock.js"
 import * as Name from "./Name.js"
 import * as Orphan from "./Orphan.js"
 import * as Plan from "./Plan.js"
+import * as Rebuild from "./Rebuild.js"
 import * as Selection from "./Selection.js"
 import * as Selectors from "./Selectors.js"
 import * as Settings from "./Settings.js"
-import type * as Target from "./Target.js"
+import * as Target from "./Target.js"
 import * as Undo from "./Undo.js"
 import * as Work from "./Work.js"
 
@@ -220,23 +220,28 @@ export const plan = (
       const refused: Array<Rejected> = []
       const warnings: Array<{ constraint: string; warning: string }> = []
       for (const task of tasks) {
-        const { key, refusals, target, version } = task
+        const { key, refusals, target } = task
         const constraint = Catalog.nameOf(key)
-        const original = yield* Fidelity.read(session, key.referencing.oid, key.name)
         if (Selection.isDone(task)) unchanged.push(constraint)
-        else if (refusals.length > 0 || original === undefined) refused.push(Work.rejection(task))
+        else if (refusals.length > 0) refused.push(Work.rejection(task))
         else {
+          const next = yield* Effect.either(Rebuild.decide(session, task))
+          if (next._tag === "Left") {
+            if (next.left._tag === "SqlError") return yield* next.left
+            refused.push({ constraint, code: next.left._tag, reason: next.left.message })
+            continue
+          }
           const recorded =
             ledger === undefined || task.record === undefined
               ? { before: [], after: [] }
               : Plan.recorded(key, ledger, task.record, steps)
-          steps.push(...recorded.before, ...Plan.steps({ key, target, original, version }), ...recorded.after)
+          steps.push(
+            ...recorded.before,
+            ...(next.right === undefined ? [] : Plan.steps(next.right)),
+            ...recorded.after
+          )
           const found = [
-            ...(task.halfway
-              ? [
-                  "a change of it was interrupted: these are all its steps, those that are done already are left out when it is resumed"
-                ]
-              : []),
+            ...interruption(task, next.right),
             ...Consequence.warnings(key, target, keys, tables),
             ...(yield* presentObstacles(session, key)),
             ...(yield* orphanWarnings(session, key, options.orphanTimeout))
@@ -406,6 +411,20 @@ const tablesOf = (keys: ReadonlyArray<Catalog.Key>) => [
     )
   )
 ]
+
+/** What the steps of a key do not say, if a change of it was interrupted. */
+const interruption = ({ resumed, target }: Selection.Selected, next: Rebuild.Next | undefined) =>
+  next !== undefined &&
+  (next.does === "finish" || next.does === "settle") &&
+  !Target.equals(next.change.target, target)
+    ? [
+        `a change of it to ${Target.words(next.change.target)} was interrupted after the new key took its place: these steps finish that, and then ${Target.words(
+          target
+        )} takes all the steps of a change`
+      ]
+    : resumed
+      ? ["a change of it was interrupted: these are the steps that are left"]
+      : []
 
 /** Who would be in the way right now. */
 const presentObstacles = (session: Session, key: Catalog.Key) =>

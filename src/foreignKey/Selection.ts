@@ -34,6 +34,8 @@ export interface Selected {
   readonly refusals: ReadonlyArray<Refusal.Refusal>
   /** Whether a change of it was begun and not finished, as the catalogs show it. */
   readonly halfway: boolean
+  /** Whether a change of it was begun and not finished, as the catalogs or the ledger show it. */
+  readonly resumed: boolean
   /** The action before the change, also if the change was interrupted after the new key took the name. */
   readonly previous: Target.Target
   /** What the ledger is to be told; undefined to go without. */
@@ -113,6 +115,7 @@ export const select = (
           target,
           version,
           halfway,
+          resumed: halfway || entries.some(({ finishedAt }) => finishedAt === null),
           record,
           previous: record?.from ?? recorded,
           refusals: [

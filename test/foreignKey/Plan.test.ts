@@ -1,10 +1,11 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import type { Session } from "../../src/driver/Session.js"
+import * as Fiber from "effect/Fiber"
+import * as Ref from "effect/Ref"
 import * as Catalog from "../../src/foreignKey/Catalog.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import * as Shape from "./Shape.js"
-import { application, database } from "./support.js"
+import { application, comparable, database, heldBy, vectors } from "./support.js"
 
 const plain: Shape.Shape = {
   name: "key",
@@ -22,6 +23,7 @@ const plain: Shape.Shape = {
   state: "valid",
   comment: "kept",
   parentKey: "primary",
+  reindexed: false,
   triggers: "origin",
   inheritance: false,
   generatedName: false,
@@ -37,24 +39,6 @@ const shapes: ReadonlyArray<readonly [string, Partial<Shape.Shape>]> = [
   ["a partitioned referenced table", { referencedParts: "two levels" }],
   ["two partitioned tables", { referencingParts: "partitioned", referencedParts: "partitioned" }]
 ]
-
-/** The strongest lock above ACCESS SHARE that a backend holds on each table, as the plan writes them. */
-const heldBy = (observer: Session, pid: number) =>
-  Effect.map(
-    observer.query<{ readonly relation: string; readonly mode: string }>(
-      `SELECT DISTINCT ON (1) c.relname::text AS relation, m.mode
-      FROM pg_locks l JOIN pg_class c ON c.oid = l.relation AND c.relkind IN ('r', 'p')
-        AND c.relnamespace <> 'pg_catalog'::regnamespace
-      JOIN (VALUES ('RowShareLock', 'ROW SHARE', 1), ('RowExclusiveLock', 'ROW EXCLUSIVE', 2),
-        ('ShareUpdateExclusiveLock', 'SHARE UPDATE EXCLUSIVE', 3), ('ShareLock', 'SHARE', 4),
-        ('ShareRowExclusiveLock', 'SHARE ROW EXCLUSIVE', 5), ('ExclusiveLock', 'EXCLUSIVE', 6),
-        ('AccessExclusiveLock', 'ACCESS EXCLUSIVE', 7)) AS m (name, mode, strength) ON m.name = l.mode
-      WHERE l.pid = $1 AND l.granted
-      ORDER BY 1, m.strength DESC`,
-      [pid]
-    ),
-    (rows) => Object.fromEntries(rows.map(({ mode, relation }) => [relation, mode]))
-  )
 
 describe("a plan", () => {
   for (const [what, shape] of shapes) {
@@ -99,6 +83,78 @@ describe("a plan", () => {
       )
     }
   }
+
+  for (const [what, shape] of shapes) {
+    it.scopedLive(
+      `of an interrupted change has the steps that are left, and they finish it, on ${what}`,
+      () =>
+        Effect.gen(function* () {
+          const session = yield* application
+          for (const statement of Shape.create(Shape.numbered({ ...plain, ...shape }, 1))) {
+            yield* session.query(statement)
+          }
+          yield* session.query("SET search_path = pg_catalog")
+          const options = { selectors: {}, onDelete: "cascade", allowRowMovement: true } as const
+          yield* ForeignKey.rebuild(options)
+          const reference = comparable(yield* vectors(session))
+          const always = (plan: ForeignKey.PlanResult) =>
+            plan.steps.flatMap(({ step, when }) => (when === "always" ? [step] : []))
+          for (let stop = 1; ; stop++) {
+            yield* ForeignKey.rebuild({ ...options, onDelete: "no-action" })
+            const whole = always(yield* ForeignKey.plan(options)).filter((step) => !step.startsWith("record"))
+            const done = yield* Ref.make(0)
+            const running = yield* Effect.fork(
+              ForeignKey.rebuild({
+                ...options,
+                onProgress: (event) =>
+                  event._tag === "StepDone" && event.step !== "order"
+                    ? Effect.flatMap(
+                        Ref.updateAndGet(done, (n) => n + 1),
+                        (n) => (n === stop ? Effect.interrupt : Effect.void)
+                      )
+                    : Effect.void
+              })
+            )
+            if ((yield* Fiber.await(running))._tag === "Success") {
+              assert.strictEqual(stop, whole.length + 1)
+              break
+            }
+            const left = yield* ForeignKey.plan(options)
+            assert.deepStrictEqual(always(left), [...whole.slice(stop), "record-end"])
+            for (const { sql, when } of left.steps) {
+              if (when === "always") yield* session.query(sql.join(";\n"))
+            }
+            assert.deepStrictEqual(comparable(yield* vectors(session)), reference)
+            assert.deepStrictEqual((yield* ForeignKey.plan(options)).steps, [])
+            assert.deepStrictEqual(
+              (yield* ForeignKey.history()).filter(({ finishedAt }) => finishedAt === null),
+              []
+            )
+          }
+        }).pipe(Effect.provide(database))
+    )
+  }
+
+  it.scopedLive("of an interrupted change that is taken back drops what it added", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      for (const statement of Shape.create(Shape.numbered(plain, 1))) yield* session.query(statement)
+      const running = yield* Effect.fork(
+        ForeignKey.rebuild({
+          selectors: {},
+          onDelete: "cascade",
+          onProgress: (event) =>
+            event._tag === "StepDone" && event.step === "validate" ? Effect.interrupt : Effect.void
+        })
+      )
+      yield* Fiber.await(running)
+      const { steps, unchanged } = yield* ForeignKey.plan({ selectors: {}, onDelete: "no-action" })
+      assert.deepStrictEqual(
+        [unchanged, steps.map(({ step }) => step)],
+        [[], ["drop-temporary", "record-end"]]
+      )
+    }).pipe(Effect.provide(database))
+  )
 
   it.scopedLive("takes no lock above ACCESS SHARE itself, and works beside ACCESS EXCLUSIVE", () =>
     Effect.gen(function* () {

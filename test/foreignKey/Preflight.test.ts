@@ -68,24 +68,6 @@ describe("a key is refused, and nothing touched", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("when a new key would be bound to another unique index, and says how to cure that", () =>
-    Effect.gen(function* () {
-      const session = yield* application
-      yield* session.query(`
-        CREATE TABLE parent (id int NOT NULL); CREATE UNIQUE INDEX first ON parent (id); CREATE UNIQUE INDEX second ON parent (id);
-        CREATE TABLE child (parent_id int CONSTRAINT fk REFERENCES parent (id))`)
-      yield* session.query("REINDEX INDEX CONCURRENTLY public.first")
-      assert.deepStrictEqual(yield* refusals, ["bound-index"])
-      const plan = yield* ForeignKey.plan({ selectors: {}, onDelete: "cascade" })
-      const cure = plan.refused[0]?.reason.match(/REINDEX .*$/)?.[0] ?? ""
-      yield* session.query(cure)
-      const before = comparable(yield* vectors(session))
-      yield* ForeignKey.rebuild({ selectors: {}, onDelete: "cascade" })
-      yield* ForeignKey.rebuild({ selectors: {}, onDelete: "no-action" })
-      assert.deepStrictEqual(comparable(yield* vectors(session)), before)
-    }).pipe(Effect.provide(database))
-  )
-
   it.scopedLive("when the role may not change both tables, naming what is missing", () =>
     Effect.gen(function* () {
       const { name, url } = yield* emptyDatabase

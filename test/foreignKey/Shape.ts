@@ -22,7 +22,14 @@ export interface Shape {
   readonly state: "valid" | "not valid" | "not enforced"
   readonly comment: string | null
   /** The unique index that the key is bound to, and another one of the same columns, if any. */
-  readonly parentKey: "primary" | "unique" | "primary, then unique" | "unique, then primary"
+  readonly parentKey:
+    | "primary"
+    | "unique"
+    | "primary, then unique"
+    | "unique, then primary"
+    | "unique, then unique"
+  /** Whether the index that the key is bound to has a higher OID than the other one. */
+  readonly reindexed: boolean
   readonly triggers: "origin" | "disabled" | "always" | "replica"
   readonly inheritance: boolean
   readonly generatedName: boolean
@@ -109,8 +116,10 @@ export const arbitrary = (version: number): FastCheck.Arbitrary<Shape> =>
       "primary",
       "unique",
       "primary, then unique",
-      "unique, then primary"
+      "unique, then primary",
+      "unique, then unique"
     ),
+    reindexed: FastCheck.boolean(),
     triggers: FastCheck.constantFrom<Shape["triggers"]>(
       "origin",
       "origin",
@@ -210,11 +219,21 @@ export const create = (shape: Shape): ReadonlyArray<string> => {
   const keyColumns = identifiers(shape.reversedKey ? parentColumns.toReversed() : parentColumns)
   const declare = (columns: ReadonlyArray<string>) =>
     columns.map((column) => `${identifier(column)} int DEFAULT 1`).join(", ")
+  const number = Number(/\d+$/.exec(shape.referenced)?.[0] ?? 0)
   const keys = shape.parentKey
     .split(", then ")
     .map(
-      (kind) => `ALTER TABLE ${parent} ADD ${kind === "primary" ? "PRIMARY KEY" : "UNIQUE"} (${keyColumns})`
+      (kind, at) =>
+        `ALTER TABLE ${parent} ADD CONSTRAINT ${identifier(unique("Parent's key", number, String(at)))} ${
+          kind === "primary" ? "PRIMARY KEY" : "UNIQUE"
+        } (${keyColumns})`
     )
+  const reindexed =
+    shape.reindexed && keys.length > 1 && shape.referencedParts === "none"
+      ? [
+          `REINDEX INDEX CONCURRENTLY ${qualified({ schema: shape.schemas[1], name: unique("Parent's key", number, "0") })}`
+        ]
+      : []
   const limited =
     shape.someColumns > 0 && (shape.onDelete === "set-null" || shape.onDelete === "set-default")
       ? ` (${identifiers(childColumns.slice(0, shape.someColumns))})`
@@ -253,6 +272,7 @@ export const create = (shape: Shape): ReadonlyArray<string> => {
           BEGIN EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', ${literal(child)}, generated, ${literal(name)}); END`)}`
         ]
       : []),
+    ...reindexed,
     ...(shape.comment === null
       ? []
       : [`COMMENT ON CONSTRAINT ${identifier(name)} ON ${child} IS ${literal(shape.comment)}`]),
