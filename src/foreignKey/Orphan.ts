@@ -24,7 +24,8 @@ export const count = (
 ): Effect.Effect<Orphans | undefined, DatabaseError> =>
   Effect.gen(function* () {
     yield* session.query(`SET statement_timeout = '${Math.max(1, Math.round(limit))}ms'`)
-    const rows = yield* session.query<{ readonly orphans: string }>(statement(key))
+    const comparisons = yield* session.query<Comparison>(readComparisons, [key.oid])
+    const rows = yield* session.query<{ readonly orphans: string }>(statement(key, comparisons))
     return JSON.parse(rows[0]?.orphans ?? "null") as Orphans
   }).pipe(
     Effect.catchIf(
@@ -46,26 +47,66 @@ export const describe = ({ count, sample }: Orphans): string =>
 
 const gaveUp: ReadonlySet<string> = new Set(["StatementTimeout", "LockTimeout", "PermissionDenied"])
 
-const statement = (key: Key) => {
-  const pairs = key.columns.map((column, index) => ({
-    referencing: `c.${identifier(column)}`,
-    referenced: `p.${identifier(key.referencedColumns[index] ?? "")}`
-  }))
-  const notNull = pairs.map(({ referencing }) => `${referencing} IS NOT NULL`)
+/** How PostgreSQL compares one pair of columns; the parts are SQL. */
+interface Comparison {
+  readonly referenced: string
+  readonly referencing: string
+  readonly operator: string
+  readonly collation: string
+}
+
+/**
+ * The key's own operators, which need not be the `=` that a plain query would find, with the types that they are declared for and the referenced column's collation:
+ * what PostgreSQL checks a new key with (RI_Initial_Check, ri_triggers.c).
+ */
+const readComparisons = `
+SELECT
+  'p.' || quote_ident(pa.attname) || ${cast("pa", "o.oprleft")} AS referenced,
+  'c.' || quote_ident(ca.attname) || ${cast("ca", "o.oprright")} AS referencing,
+  'OPERATOR(' || quote_ident(n.nspname) || '.' || o.oprname || ')' AS operator,
+  coalesce((
+    SELECT ' COLLATE ' || quote_ident(cn.nspname) || '.' || quote_ident(l.collname)
+    FROM pg_catalog.pg_collation l JOIN pg_catalog.pg_namespace cn ON cn.oid = l.collnamespace
+    WHERE l.oid = pa.attcollation
+  ), '') AS collation
+FROM pg_catalog.pg_constraint k
+CROSS JOIN LATERAL unnest(k.conpfeqop, k.confkey, k.conkey) WITH ORDINALITY AS u (operator, referenced, referencing, position)
+JOIN pg_catalog.pg_operator o ON o.oid = u.operator
+JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+JOIN pg_catalog.pg_attribute pa ON pa.attrelid = k.confrelid AND pa.attnum = u.referenced
+JOIN pg_catalog.pg_attribute ca ON ca.attrelid = k.conrelid AND ca.attnum = u.referencing
+WHERE k.oid = $1::int8::oid
+ORDER BY u.position`
+
+/** A cast to the type that the operator is declared for, where the column has another; an operator for any array or enum takes all of them. */
+function cast(column: string, type: string): string {
+  return `coalesce((
+    SELECT '::' || quote_ident(tn.nspname) || '.' || quote_ident(t.typname)
+    FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace
+    WHERE t.oid = ${type} AND t.oid <> ${column}.atttypid AND t.typtype <> 'p'
+  ), '')`
+}
+
+const statement = (key: Key, comparisons: ReadonlyArray<Comparison>) => {
+  const columns = key.columns.map((column) => `c.${identifier(column)}`)
+  const notNull = columns.map((column) => `${column} IS NOT NULL`)
   // MATCH FULL wants all columns null or none; a row with some is an orphan too.
   const concerned = key.match === "full" ? `(${notNull.join(" OR ")})` : notNull.join(" AND ")
+  const equal = comparisons.map(
+    ({ collation, operator, referenced, referencing }) =>
+      `${referenced} ${operator} ${referencing}${collation}`
+  )
   return `WITH orphan AS (
-    SELECT ${pairs.map(({ referencing }, index) => `${referencing}::text AS k${index}`).join(", ")}
+    SELECT ${columns.map((column, index) => `${column}::text AS k${index}`).join(", ")}
     FROM ${Lock.target(key.referencing)} c
     WHERE ${concerned} AND NOT EXISTS (
-      SELECT FROM ${Lock.target(key.referenced)} p
-      WHERE ${pairs.map(({ referenced, referencing }) => `${referenced} = ${referencing}`).join(" AND ")}
+      SELECT FROM ${Lock.target(key.referenced)} p WHERE ${equal.join(" AND ")}
     )
   )
   SELECT jsonb_build_object(
     'count', (SELECT count(*) FROM orphan),
     'sample', (
-      SELECT coalesce(jsonb_agg(jsonb_build_array(${pairs.map((_, index) => `k${index}`).join(", ")})), '[]')
+      SELECT coalesce(jsonb_agg(jsonb_build_array(${columns.map((_, index) => `k${index}`).join(", ")})), '[]')
       FROM (SELECT DISTINCT * FROM orphan LIMIT 5) s
     )
   )::text AS orphans`
