@@ -23,7 +23,7 @@ import * as Run from "./foreignKey/Run.js"
 import * as Script from "./foreignKey/Script.js"
 import type { NoMatch } from "./foreignKey/Selection.js"
 import type { Selectors } from "./foreignKey/Selectors.js"
-import type { Open } from "./foreignKey/Work.js"
+import type { Open } from "./foreignKey/Sessions.js"
 
 export type { Action } from "./foreignKey/Action.js"
 export { all as actions } from "./foreignKey/Action.js"

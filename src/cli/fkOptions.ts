@@ -200,19 +200,28 @@ const patience = duration(
   'How long to wait for another process that changes foreign keys of this database, default "10 seconds".'
 )
 
-const swapTries = Options.integer("swap-tries").pipe(
-  Options.withDescription(
-    "How often to try to swap with both tables locked, before the steps that lock one table each are taken, default 60. 0: at once."
-  ),
-  Options.filterMap(
-    (tries) => (tries >= 0 ? Option.some(tries) : Option.none()),
-    "--swap-tries takes a number that is not negative"
-  ),
-  Options.optional
+const count = (name: string, description: string) =>
+  Options.integer(name).pipe(
+    Options.withDescription(description),
+    Options.filterMap(
+      (number) => (number >= 0 ? Option.some(number) : Option.none()),
+      `--${name} takes a number that is not negative`
+    ),
+    Options.optional
+  )
+
+const swapTries = count(
+  "swap-tries",
+  "How often to try to swap with both tables locked, before the steps that lock one table each are taken, default 60. 0: at once."
+)
+
+const reconnects = count(
+  "reconnects",
+  "How often, for each key, to go on by itself after the connection was lost, default 5. 0: never."
 )
 
 /** How hard to try. */
-export const effort = { createIndexes, lockTimeout, budget, swapTries, settlePatience, patience }
+export const effort = { createIndexes, lockTimeout, budget, swapTries, settlePatience, patience, reconnects }
 
 /** What {@link effort} means to `ForeignKey`. */
 export const effortOf = (options: {
@@ -222,13 +231,15 @@ export const effortOf = (options: {
   readonly swapTries: Option.Option<number>
   readonly settlePatience: Option.Option<Duration.Duration>
   readonly patience: Option.Option<Duration.Duration>
+  readonly reconnects: Option.Option<number>
 }) => ({
   createIndexes: options.createIndexes,
   lockTimeout: Option.getOrUndefined(options.lockTimeout),
   budget: Option.getOrUndefined(options.budget),
   swapTries: Option.getOrUndefined(options.swapTries),
   settlePatience: Option.getOrUndefined(options.settlePatience),
-  patience: Option.getOrUndefined(options.patience)
+  patience: Option.getOrUndefined(options.patience),
+  reconnects: Option.getOrUndefined(options.reconnects)
 })
 
 /** How long a plan may count. */

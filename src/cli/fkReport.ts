@@ -55,6 +55,8 @@ const describe = (event: ForeignKey.Progress): string => {
       return `${event.constraint}: ${event.step} waits for locks (${event.tries} tries, ${Report.duration(event.elapsedMs)})${event.blockers
         .map((blocker) => `\n  held by ${ForeignKey.describeBlocker(blocker)}`)
         .join("")}`
+    case "Reconnecting":
+      return `${event.constraint}: connection lost (${event.code}), connecting again ...`
     case "IndexBuilt":
       return `${event.constraint}: built index ${event.index}`
     case "Overlap":

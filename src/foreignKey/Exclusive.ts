@@ -50,7 +50,3 @@ export const acquire = (
       yield* Effect.sleep(Duration.millis(25 + (yield* Random.next) * 475))
     }
   })
-
-/** Fails if the session that holds the lock is gone: another process may have taken over. */
-export const confirm = (session: Session): Effect.Effect<void, DatabaseError> =>
-  Effect.asVoid(session.query("SELECT 1"))

@@ -1,7 +1,6 @@
 /** list, plan, rebuild, undo, history and check over a way to open sessions. The public face is ForeignKey.ts. */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Ref from "effect/Ref"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import type * as Action from "./Action.js"
@@ -10,7 +9,7 @@ import * as Catalog from "./Catalog.js"
 import type { StepName } from "./Change.js"
 import * as Consequence from "./Consequence.js"
 import * as Detector from "./Detector.js"
-import * as Exclusive from "./Exclusive.js"
+import type * as Exclusive from "./Exclusive.js"
 import * as Halfway from "./Halfway.js"
 import * as Ledger from "./Ledger.js"
 import * as Lock from "./Lock.js"
@@ -20,6 +19,7 @@ import * as Plan from "./Plan.js"
 import * as Rebuild from "./Rebuild.js"
 import * as Selection from "./Selection.js"
 import * as Selectors from "./Selectors.js"
+import * as Sessions from "./Sessions.js"
 import * as Settings from "./Settings.js"
 import * as Target from "./Target.js"
 import * as Undo from "./Undo.js"
@@ -90,6 +90,11 @@ export interface Effort {
   readonly settlePatience?: Duration.DurationInput | undefined
   /** How long to wait for another process that changes keys of this database. Default 10 seconds. */
   readonly patience?: Duration.DurationInput | undefined
+  /**
+   * How often, for each key, to go on by itself after the connection was lost: the server restarted, the network failed. Trying to connect counts against the budget.
+   * A session that was ended with pg_terminate_backend ends the run. Default 5; 0 means never.
+   */
+  readonly reconnects?: number | undefined
   readonly onProgress?: ((event: Progress) => Effect.Effect<void>) | undefined
 }
 
@@ -177,6 +182,13 @@ export type Progress =
       readonly elapsedMs: number
       readonly blockers: ReadonlyArray<Blocker.Blocker>
     }
+  /** The connection was lost, for the n-th time, for this reason; the change goes on when it is back. */
+  | {
+      readonly _tag: "Reconnecting"
+      readonly constraint: string
+      readonly losses: number
+      readonly code: string
+    }
   | { readonly _tag: "IndexBuilt"; readonly constraint: string; readonly index: string }
   /** Both constraints are there until the swap; deletes follow this action meanwhile. */
   | { readonly _tag: "Overlap"; readonly constraint: string; readonly live: Action.Action }
@@ -189,7 +201,7 @@ export type Progress =
 
 /** Lists foreign keys. */
 export const list = (
-  open: Work.Open,
+  open: Sessions.Open,
   selectors: Selectors.Selectors = {}
 ): Effect.Effect<ReadonlyArray<ForeignKeyInfo>, DatabaseError> =>
   Effect.scoped(
@@ -205,7 +217,7 @@ export const list = (
 
 /** What {@link rebuild} would do. Takes no lock above ACCESS SHARE. */
 export const plan = (
-  open: Work.Open,
+  open: Sessions.Open,
   options: PlanOptions
 ): Effect.Effect<PlanResult, DatabaseError | Selection.NoMatch> =>
   Effect.scoped(
@@ -255,7 +267,7 @@ export const plan = (
 
 /** What keeps keys from doing what their definition says. */
 export const check = (
-  open: Work.Open,
+  open: Sessions.Open,
   selectors: Selectors.Selectors = {}
 ): Effect.Effect<ReadonlyArray<CheckedKey>, DatabaseError> =>
   Effect.scoped(
@@ -272,29 +284,21 @@ export const check = (
 
 /** Changes foreign keys. */
 export const rebuild = (
-  open: Work.Open,
+  open: Sessions.Open,
   options: RebuildOptions
 ): Effect.Effect<RebuildResult, DatabaseError | Selection.NoMatch | Exclusive.Busy> =>
-  alone(open, options, (guard) =>
-    Effect.flatMap(ledgerOf(guard, options), (ledger) =>
-      each(open, guard, ledger, options, Selection.select(guard, options, ledger, aimOf(options)))
-    )
-  )
+  alone(open, options, options, (session) => ledgerOf(session, options), aimOf(options))
 
 /** Gives foreign keys the action that they had before. */
 export const undo = (
-  open: Work.Open,
+  open: Sessions.Open,
   options: UndoOptions
 ): Effect.Effect<RebuildResult, DatabaseError | Selection.NoMatch | Exclusive.Busy> =>
-  alone(open, options, (guard) =>
-    Effect.flatMap(Ledger.open(guard, options.ledger), (ledger) =>
-      each(open, guard, ledger, options, Selection.select(guard, options, ledger, Undo.aim(options.changes)))
-    )
-  )
+  alone(open, options, options, (session) => Ledger.open(session, options.ledger), Undo.aim(options.changes))
 
 /** The changes that were recorded, the oldest first. */
 export const history = (
-  open: Work.Open,
+  open: Sessions.Open,
   { ledger, selectors = {} }: HistoryOptions
 ): Effect.Effect<ReadonlyArray<Ledger.Entry>, DatabaseError> =>
   Effect.scoped(
@@ -326,40 +330,35 @@ const aimOf =
   })
 
 /** With the advisory lock that keeps other changes of this database out. */
-const alone = <A, E>(
-  open: Work.Open,
-  { patience }: Effort,
-  use: (guard: Session) => Effect.Effect<A, E>
-): Effect.Effect<A, E | DatabaseError | Exclusive.Busy> =>
+const alone = (
+  open: Sessions.Open,
+  choice: Selection.Choice,
+  effort: Effort,
+  openLedger: (session: Session) => Effect.Effect<Ledger.Ledger | undefined, DatabaseError>,
+  aim: (candidate: Selection.Candidate) => Selection.Aim
+): Effect.Effect<RebuildResult, DatabaseError | Selection.NoMatch | Exclusive.Busy> =>
   Effect.scoped(
     Effect.gen(function* () {
-      const guard = yield* Settings.prepared(open, "change foreign keys (advisory lock)")
-      yield* Exclusive.acquire(guard, Duration.decode(patience ?? "10 seconds"))
-      return yield* use(guard)
+      const sessions = yield* Sessions.make(open, Duration.decode(effort.patience ?? "10 seconds"))
+      const outcomes = yield* Work.all({
+        sessions,
+        effort,
+        choose: (selectors = choice.selectors) =>
+          Effect.gen(function* () {
+            const session = yield* sessions.guard
+            const ledger = yield* openLedger(session)
+            const tasks = yield* Selection.select(session, { ...choice, selectors }, ledger, aim)
+            return { ledger, tasks }
+          })
+      })
+      return {
+        rebuilt: outcomes.flatMap((outcome) => (outcome._tag === "rebuilt" ? [outcome.value] : [])),
+        unchanged: outcomes.flatMap((outcome) => (outcome._tag === "unchanged" ? [outcome.value] : [])),
+        refused: outcomes.flatMap((outcome) => (outcome._tag === "refused" ? [outcome.value] : [])),
+        failed: outcomes.flatMap((outcome) => (outcome._tag === "failed" ? [outcome.value] : []))
+      }
     })
   )
-
-/** One key after the other. */
-const each = <E>(
-  open: Work.Open,
-  guard: Session,
-  ledger: Ledger.Ledger | undefined,
-  effort: Effort,
-  selection: Effect.Effect<ReadonlyArray<Selection.Selected>, E>
-): Effect.Effect<RebuildResult, E> =>
-  Effect.gen(function* () {
-    const hasLedger = yield* Ref.make(ledger?.exists ?? false)
-    const outcomes: Array<Work.Outcome> = []
-    for (const task of yield* selection) {
-      outcomes.push(yield* Work.change({ open, guard, ledger, hasLedger, effort }, task))
-    }
-    return {
-      rebuilt: outcomes.flatMap((outcome) => (outcome._tag === "rebuilt" ? [outcome.value] : [])),
-      unchanged: outcomes.flatMap((outcome) => (outcome._tag === "unchanged" ? [outcome.value] : [])),
-      refused: outcomes.flatMap((outcome) => (outcome._tag === "refused" ? [outcome.value] : [])),
-      failed: outcomes.flatMap((outcome) => (outcome._tag === "failed" ? [outcome.value] : []))
-    }
-  })
 
 /** Faults of the key itself; a missing index is none. */
 const faults = (

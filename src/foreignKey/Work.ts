@@ -1,34 +1,38 @@
-/** Brings one chosen key to its target, and says what became of it. */
+/** Brings the chosen keys to their targets, one after the other, and says what became of each. */
 import * as Clock from "effect/Clock"
+import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Random from "effect/Random"
 import * as Ref from "effect/Ref"
-import type * as Scope from "effect/Scope"
-import type { DatabaseError } from "../DatabaseError.js"
-import type { Session } from "../driver/Session.js"
+import { DatabaseError } from "../DatabaseError.js"
 import type * as Attempt from "./Attempt.js"
 import * as Catalog from "./Catalog.js"
-import * as Exclusive from "./Exclusive.js"
 import * as Halfway from "./Halfway.js"
 import * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
 import * as Rebuild from "./Rebuild.js"
 import type { Effort, Progress, RebuildResult, Rejected } from "./Run.js"
 import * as Selection from "./Selection.js"
+import type * as Selectors from "./Selectors.js"
+import * as Sessions from "./Sessions.js"
 import * as Settings from "./Settings.js"
 import * as Target from "./Target.js"
 
-/** How a session of its own is opened. */
-export type Open = Effect.Effect<Session, DatabaseError, Scope.Scope>
-
 /** What the keys of one run share. */
 export interface Run {
-  readonly open: Open
-  /** Holds the advisory lock, and writes the ledger. */
-  readonly guard: Session
-  readonly ledger: Ledger.Ledger | undefined
-  readonly hasLedger: Ref.Ref<boolean>
+  readonly sessions: Sessions.Sessions
+  /** Reads the ledger, and chooses the keys; without selectors those of the run. */
+  readonly choose: (
+    selectors?: Selectors.Selectors
+  ) => Effect.Effect<Chosen, DatabaseError | Selection.NoMatch>
   readonly effort: Effort
+}
+
+/** The keys of a run, and the ledger as it was when they were chosen. */
+export interface Chosen {
+  readonly ledger: Ledger.Ledger | undefined
+  readonly tasks: ReadonlyArray<Selection.Selected>
 }
 
 /** What became of a key. */
@@ -44,35 +48,72 @@ export const rejection = ({ key, refusals }: Selection.Selected): Rejected => ({
   reason: refusals.length === 0 ? "it no longer exists" : refusals.map(({ reason }) => reason).join("; ")
 })
 
-/** Changes one key. */
-export const change = (run: Run, task: Selection.Selected): Effect.Effect<Outcome> =>
+/** Changes the chosen keys, one after the other. */
+export const all = (run: Run): Effect.Effect<ReadonlyArray<Outcome>, DatabaseError | Selection.NoMatch> =>
   Effect.gen(function* () {
-    const { key, previous, record, refusals, target } = task
+    const { ledger, tasks } = yield* run.choose()
+    const hasLedger = yield* Ref.make(ledger?.exists ?? false)
+    const over = yield* Ref.make<Rejected | undefined>(undefined)
+    return yield* Effect.forEach(tasks, (task) => change(run, ledger, hasLedger, over, task))
+  })
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+/** Changes one key. `over` has why the run cannot go on: the keys that are left have that reason too. */
+const change = (
+  run: Run,
+  ledger: Ledger.Ledger | undefined,
+  hasLedger: Ref.Ref<boolean>,
+  over: Ref.Ref<Rejected | undefined>,
+  task: Selection.Selected
+): Effect.Effect<Outcome> =>
+  Effect.gen(function* () {
+    const { key, previous, refusals, target } = task
     const constraint = Catalog.nameOf(key)
     const emit = (event: Progress) => run.effort.onProgress?.(event) ?? Effect.void
     const start = yield* Clock.currentTimeMillis
     yield* emit({ _tag: "Started", constraint, from: previous, to: target })
     const longestLock = yield* Ref.make(0)
+    const budget = yield* Ref.make(Duration.toMillis(Duration.decode(run.effort.budget ?? "10 minutes")))
+    const bench = { longestLock, budget }
+    const attempt = (ledger: Ledger.Ledger | undefined, task: Selection.Selected) =>
+      Effect.gen(function* () {
+        const { record } = task
+        yield* begin(run, ledger, hasLedger, task)
+        if (record?.after !== undefined && ledger !== undefined) {
+          yield* emit({ _tag: "Recorded", constraint, ledger: Ledger.name(ledger) })
+        }
+        const changed = yield* Effect.scoped(converge(run, task, bench, emit))
+        yield* end(run, ledger, task, record?.after)
+        return changed || record?.after === "changed"
+      }).pipe(
+        Effect.tapError((error) =>
+          Sessions.isOutage(error) ? Effect.void : Effect.ignore(takenBack(run, ledger, task))
+        )
+      )
     const work = Effect.gen(function* () {
-      yield* begin(run, task)
-      if (record?.after !== undefined && run.ledger !== undefined) {
-        yield* emit({ _tag: "Recorded", constraint, ledger: Ledger.name(run.ledger) })
+      const before = yield* Ref.get(over)
+      if (before !== undefined) return yield* new NotBegun(before)
+      let changed = yield* Effect.either(attempt(ledger, task))
+      const limit = run.effort.reconnects ?? 5
+      for (
+        let losses = 1;
+        losses <= limit && changed._tag === "Left" && Sessions.isOutage(changed.left);
+        losses++
+      ) {
+        yield* emit({ _tag: "Reconnecting", constraint, losses, code: changed.left.reason._tag })
+        yield* reconnect(run, budget, changed.left).pipe(
+          Effect.tapError((error) => Ref.set(over, failure(constraint, error)))
+        )
+        changed = yield* Effect.either(again(run, hasLedger, task, attempt))
       }
-      const changed = yield* Effect.scoped(converge(run, task, longestLock, emit))
-      yield* end(run, task, record?.after)
-      return changed || record?.after === "changed"
+      return yield* changed
     }).pipe(
-      Effect.tapError(() => Effect.ignore(takenBack(run, task))),
       Effect.matchEffect({
         onFailure: (error): Effect.Effect<Outcome> =>
-          Effect.succeed({
-            _tag: "failed",
-            value: {
-              constraint,
-              code: error._tag === "SqlError" ? error.reason._tag : error._tag,
-              reason: error.message
-            }
-          }),
+          Effect.succeed({ _tag: "failed", value: failure(constraint, error) }),
         onSuccess: (changed): Effect.Effect<Outcome> =>
           changed && !Target.equals(previous, target)
             ? Effect.gen(function* () {
@@ -103,31 +144,80 @@ export const change = (run: Run, task: Selection.Selected): Effect.Effect<Outcom
     return outcome
   })
 
-// -----------------------------------------------------------------------------
-// internal
-// -----------------------------------------------------------------------------
+/** A key of a run that ended before its turn came; `code` is that of what ended it. */
+class NotBegun extends Data.TaggedError("NotBegun")<Rejected> {
+  override get message() {
+    return `not begun, because ${this.constraint} failed: ${this.reason}`
+  }
+}
+
+const failure = (
+  constraint: string,
+  error: { readonly _tag: string; readonly message: string }
+): Rejected => ({
+  constraint,
+  code: error instanceof NotBegun ? error.code : DatabaseError.is(error) ? error.reason._tag : error._tag,
+  reason: error.message
+})
+
+/** Gets the sessions back, for as long as the budget lasts. */
+const reconnect = ({ sessions }: Run, budget: Ref.Ref<number>, error: DatabaseError) =>
+  Effect.gen(function* () {
+    for (let tries = 0; ; tries++) {
+      const began = yield* Clock.currentTimeMillis
+      const restored = yield* Effect.either(sessions.restore(error))
+      if (restored._tag === "Right") return
+      if (!Sessions.isOutage(restored.left)) return yield* restored.left
+      yield* Effect.sleep(
+        Duration.millis((0.5 + 0.5 * (yield* Random.next)) * Math.min(5_000, 100 * 2 ** tries))
+      )
+      const spent = (yield* Clock.currentTimeMillis) - began
+      if ((yield* Ref.updateAndGet(budget, (left) => left - spent)) <= 0) return yield* restored.left
+    }
+  })
+
+/** Reads everything again, as a rerun of the command would, and goes on from there. */
+const again = <E>(
+  run: Run,
+  hasLedger: Ref.Ref<boolean>,
+  { key, previous, target }: Selection.Selected,
+  attempt: (ledger: Ledger.Ledger | undefined, task: Selection.Selected) => Effect.Effect<boolean, E>
+) =>
+  Effect.gen(function* () {
+    const gone = new Rebuild.Disappeared({ constraint: Catalog.nameOf(key) })
+    const { ledger, tasks } = yield* run
+      .choose({
+        constraints: [{ schema: key.referencing.schema, table: key.referencing.name, name: key.name }]
+      })
+      .pipe(Effect.catchTag("NoMatch", () => gone))
+    yield* Ref.set(hasLedger, ledger?.exists ?? false)
+    const task = tasks.find((other) => other.key.referencing.oid === key.referencing.oid)
+    if (task === undefined) return yield* gone
+    // All was done when the connection was lost, and only the answer did not arrive.
+    if (Selection.isDone(task)) return !Target.equals(previous, target)
+    return (yield* attempt(ledger, task)) || !Target.equals(previous, target)
+  })
 
 /** The sessions of one change, and the change. */
 const converge = (
-  { effort, guard, open }: Run,
+  { effort, sessions }: Run,
   task: Selection.Selected,
-  longestLock: Ref.Ref<number>,
+  kept: Pick<Attempt.Bench, "budget" | "longestLock">,
   emit: (event: Progress) => Effect.Effect<void>
 ) =>
   Effect.gen(function* () {
     const { key } = task
     const constraint = Catalog.nameOf(key)
-    const session = yield* Settings.prepared(open, "change foreign keys")
-    const watcher = yield* Settings.prepared(open, "change foreign keys (watcher)")
+    const session = yield* sessions.open("change foreign keys")
+    const watcher = yield* sessions.open("change foreign keys (watcher)")
     const deadlockTimeout = yield* Settings.deadlockTimeout(session)
     const lockTimeout = Duration.toMillis(Duration.decode(effort.lockTimeout ?? "250 millis"))
     const bench: Attempt.Bench = {
       session,
       watcher,
       cap: Math.max(1, Math.floor(Math.min(lockTimeout, 0.6 * deadlockTimeout))),
-      budget: yield* Ref.make(Duration.toMillis(Duration.decode(effort.budget ?? "10 minutes"))),
-      longestLock,
-      stillAlone: Exclusive.confirm(guard),
+      ...kept,
+      stillAlone: sessions.confirm,
       onWait: (wait) =>
         emit({
           _tag: "Waiting",
@@ -157,39 +247,54 @@ const converge = (
   })
 
 /** Statements as one transaction of the session that holds the advisory lock: whoever writes the ledger is alone. */
-const transaction = (guard: Session, statements: ReadonlyArray<string>) =>
-  guard.query(["BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", ...statements, "COMMIT"].join(";\n")).pipe(
-    Effect.tapError((error) =>
-      error.fate === "keep" ? Effect.ignore(guard.query("ROLLBACK")) : Effect.void
-    ),
-    Effect.asVoid
+const transaction = ({ sessions }: Run, statements: ReadonlyArray<string>) =>
+  Effect.flatMap(sessions.guard, (guard) =>
+    guard
+      .query(["BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", ...statements, "COMMIT"].join(";\n"))
+      .pipe(
+        Effect.tapError((error) =>
+          error.fate === "keep" ? Effect.ignore(guard.query("ROLLBACK")) : Effect.void
+        ),
+        Effect.asVoid
+      )
   )
 
 /** Writes down what is about to be changed, and what became of an interrupted change. */
-const begin = ({ guard, hasLedger, ledger }: Run, { record }: Selection.Selected) =>
+const begin = (
+  run: Run,
+  ledger: Ledger.Ledger | undefined,
+  hasLedger: Ref.Ref<boolean>,
+  { record }: Selection.Selected
+) =>
   Effect.gen(function* () {
     if (ledger === undefined || record === undefined || record.before.length === 0) return
     if (!(yield* Ref.get(hasLedger))) {
-      yield* transaction(guard, Ledger.create(ledger))
+      yield* transaction(run, Ledger.create(ledger))
       yield* Ref.set(hasLedger, true)
     }
-    yield* transaction(guard, record.before)
+    yield* transaction(run, record.before)
   })
 
-const end = ({ guard, ledger }: Run, { key }: Selection.Selected, outcome: Ledger.Outcome | undefined) =>
+const end = (
+  run: Run,
+  ledger: Ledger.Ledger | undefined,
+  { key }: Selection.Selected,
+  outcome: Ledger.Outcome | undefined
+) =>
   ledger === undefined || outcome === undefined
     ? Effect.void
-    : transaction(guard, [Ledger.close(ledger, key, outcome)])
+    : transaction(run, [Ledger.close(ledger, key, outcome)])
 
 /** After a failure: closes the row of a key that the catalogs show as it was before. Any other is closed by the run that resumes it. */
-const takenBack = (run: Run, task: Selection.Selected) =>
+const takenBack = (run: Run, ledger: Ledger.Ledger | undefined, task: Selection.Selected) =>
   Effect.gen(function* () {
     if (task.record?.after === undefined) return
-    const keys = yield* Catalog.read(run.guard)
+    const keys = yield* Catalog.read(yield* run.sessions.guard)
     const key = keys.find(
       ({ name, referencing }) => name === task.key.name && referencing.oid === task.key.referencing.oid
     )
     const asBefore =
       key === undefined || (!Halfway.isHalfway(key, keys) && Target.equals(Target.of(key), task.record.from))
-    if (asBefore) yield* end(run, task, task.record.after === "changed" ? "taken back" : task.record.after)
+    if (asBefore)
+      yield* end(run, ledger, task, task.record.after === "changed" ? "taken back" : task.record.after)
   })

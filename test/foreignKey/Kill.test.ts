@@ -69,7 +69,8 @@ const recorded = Effect.map(ForeignKey.history(), (entries) => {
   assert.isTrue(entries.every(({ finishedAt }) => finishedAt !== null))
 })
 
-const change = (swapTries: number) => ForeignKey.rebuild({ selectors: {}, onDelete: "cascade", swapTries })
+const change = (swapTries: number, reconnects?: number) =>
+  ForeignKey.rebuild({ selectors: {}, onDelete: "cascade", swapTries, reconnects })
 
 const back = ForeignKey.rebuild({ selectors: {}, onDelete: "no-action" })
 
@@ -144,7 +145,7 @@ describe("a change converges when run again", () => {
             Effect.gen(function* () {
               yield* arm(session, at)
               yield* session.query("SELECT pg_advisory_lock(42)")
-              const running = yield* Effect.fork(change(60))
+              const running = yield* Effect.fork(change(60, 0))
               const ended = Effect.map(Fiber.poll(running), (exit) => exit._tag === "Some")
               if (!(yield* standing(session, ended))) return false
               yield* server.stop("immediate")

@@ -1,0 +1,141 @@
+/** The sessions of one run: one that holds the advisory lock and does little else, and those that work. They can be had again when they are lost. */
+import * as Data from "effect/Data"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Ref from "effect/Ref"
+import * as Scope from "effect/Scope"
+import { DatabaseError } from "../DatabaseError.js"
+import type { Session } from "../driver/Session.js"
+import * as Exclusive from "./Exclusive.js"
+import * as Settings from "./Settings.js"
+
+/** How a session of its own is opened. */
+export type Open = Effect.Effect<Session, DatabaseError, Scope.Scope>
+
+/** Somebody ended a session of ours on a server that goes on: whoever does that wants us to stop. */
+export class Terminated extends Data.TaggedError("ServerShutdown")<{}> {
+  override get message() {
+    return "its session was ended with pg_terminate_backend, so this run stops; run it again to resume"
+  }
+}
+
+/** The sessions of one run. */
+export interface Sessions {
+  /** The session that holds the advisory lock now. */
+  readonly guard: Effect.Effect<Session>
+  /** Opens a session to work in. */
+  readonly open: (purpose: string) => Effect.Effect<Session, DatabaseError, Scope.Scope>
+  /** Fails if the session that holds the lock is gone: another process may have taken over. */
+  readonly confirm: Effect.Effect<void, DatabaseError>
+  /**
+   * After a loss: sees that the server is there, that no backend of ours is left working, and that the lock is held, by a new session if need be. Tries once.
+   */
+  readonly restore: (error: DatabaseError) => Effect.Effect<void, DatabaseError | Exclusive.Busy | Terminated>
+}
+
+/** Opens the session that holds the lock; fails with {@link Exclusive.Busy} if another process holds it for longer than `patience`. */
+export const make = (
+  open: Open,
+  patience: Duration.Duration
+): Effect.Effect<Sessions, DatabaseError | Exclusive.Busy, Scope.Scope> =>
+  Effect.gen(function* () {
+    const backends = yield* Ref.make<ReadonlyArray<Backend>>([])
+    const enlisted = (purpose: string) =>
+      Effect.gen(function* () {
+        const session = yield* Settings.prepared(open, purpose)
+        const backend = yield* identify(session)
+        yield* Ref.update(backends, (known) => [...known, backend])
+        return { session, backend }
+      })
+    const guardPurpose = "change foreign keys (advisory lock)"
+    /** A session in a scope of its own, which ends with the run at the latest. */
+    const dial = Effect.gen(function* () {
+      const scope = yield* Effect.acquireRelease(Scope.make(), (made, exit) => Scope.close(made, exit))
+      return { ...(yield* Scope.extend(enlisted(guardPurpose), scope)), scope }
+    })
+    const first = yield* dial
+    yield* Exclusive.acquire(first.session, patience)
+    const held = yield* Ref.make(first)
+    const run = yield* Effect.scope
+    return {
+      guard: Effect.map(Ref.get(held), ({ session }) => session),
+      open: (purpose) => Effect.map(enlisted(purpose), ({ session }) => session),
+      confirm: Effect.flatMap(Ref.get(held), ({ session }) => answers(session)),
+      restore: (error) =>
+        Effect.gen(function* () {
+          const fresh = yield* Scope.extend(dial, run)
+          const close = Scope.close(fresh.scope, Exit.void)
+          const renewed = Effect.gen(function* () {
+            const guard = yield* Ref.get(held)
+            const isSameServer = fresh.backend.server === guard.backend.server
+            if (isSameServer && isTermination(error)) return yield* new Terminated()
+            const alive =
+              isSameServer &&
+              (yield* answers(guard.session).pipe(
+                Effect.disconnect,
+                Effect.timeoutOption("5 seconds"),
+                Effect.match({ onFailure: () => false, onSuccess: (answer) => answer._tag === "Some" })
+              ))
+            const keep = alive ? guard : fresh
+            if (isSameServer)
+              yield* end(fresh.session, yield* Ref.get(backends), [keep.backend, fresh.backend])
+            yield* Ref.set(backends, [keep.backend])
+            if (alive) return yield* close
+            yield* Scope.close(guard.scope, Exit.void).pipe(
+              Effect.disconnect,
+              Effect.timeoutOption("5 seconds")
+            )
+            yield* Exclusive.acquire(fresh.session, patience)
+            return yield* Ref.set(held, fresh)
+          })
+          yield* Effect.onError(renewed, () => close)
+        })
+    }
+  })
+
+/** Whether the connection is gone or not to be had, and may come back: the server restarts, the network fails. */
+export const isOutage = (error: { readonly _tag: string }): error is DatabaseError =>
+  DatabaseError.is(error) && outages.has(error.reason._tag)
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+const outages: ReadonlySet<string> = new Set([
+  "ConnectionLost",
+  "ConnectFailed",
+  "ServerStarting",
+  "ServerShutdown",
+  "ServerConnectionException",
+  "TooManyConnections"
+])
+
+/** 57P01: pg_terminate_backend, or a shutdown that ends its sessions; the server that answers next tells which. */
+const isTermination = ({ reason }: DatabaseError) => "code" in reason && reason.code === "57P01"
+
+const answers = (session: Session) => Effect.asVoid(session.query("SELECT 1"))
+
+/** A backend, and the start of its server: process ids are used again. */
+interface Backend {
+  readonly pid: number
+  readonly start: string
+  readonly server: string
+}
+
+const identify = (session: Session): Effect.Effect<Backend, DatabaseError> =>
+  session
+    .query<Backend>(
+      `SELECT a.pid, extract(epoch FROM a.backend_start)::text AS start, extract(epoch FROM pg_catalog.pg_postmaster_start_time())::text AS server
+      FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_catalog.pg_backend_pid()`
+    )
+    .pipe(Effect.map(([backend]) => backend ?? { pid: session.processId, start: "", server: "" }))
+
+/** Ends backends of ours that the server still thinks connected: they may hold locks, the advisory lock among them. */
+const end = (session: Session, backends: ReadonlyArray<Backend>, except: ReadonlyArray<Backend>) =>
+  session.query(
+    `SELECT pg_catalog.pg_terminate_backend(a.pid)
+    FROM jsonb_to_recordset($1::jsonb) AS b (pid int4, start text)
+    JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid AND extract(epoch FROM a.backend_start)::text = b.start`,
+    [JSON.stringify(backends.filter(({ pid }) => except.every((other) => other.pid !== pid)))]
+  )

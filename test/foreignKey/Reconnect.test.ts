@@ -1,0 +1,246 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Redacted from "effect/Redacted"
+import * as Ref from "effect/Ref"
+import * as Database from "../../src/Database.js"
+import type { Session } from "../../src/driver/Session.js"
+import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
+import * as Exclusive from "../../src/foreignKey/Exclusive.js"
+import * as ForeignKey from "../../src/ForeignKey.js"
+import { eventually } from "../support/eventually.js"
+import { makeProxy } from "../support/proxy.js"
+import { adminSession, emptyDatabase } from "../support/server.js"
+import { application, comparable, vectors } from "./support.js"
+
+const tables = `
+  CREATE TABLE parent (id int PRIMARY KEY);
+  CREATE TABLE child (id int PRIMARY KEY, parent_id int CONSTRAINT fk REFERENCES parent);
+  CREATE TABLE other (id int PRIMARY KEY, parent_id int CONSTRAINT fk REFERENCES parent);
+  INSERT INTO parent SELECT generate_series(1, 100);
+  INSERT INTO child SELECT id, id FROM parent`
+
+const change = (options: Partial<ForeignKey.RebuildOptions> = {}) =>
+  ForeignKey.rebuild({ selectors: {}, onDelete: "cascade", ...options })
+
+/** Once, at the end of a step of the first key. */
+const once = (step: string, effect: Effect.Effect<unknown, unknown>) =>
+  Effect.map(
+    Ref.make(false),
+    (done) =>
+      (event: ForeignKey.Progress): Effect.Effect<void> =>
+        event._tag === "StepDone" && event.step === step
+          ? Effect.flatMap(Ref.getAndSet(done, true), (was) =>
+              was ? Effect.void : Effect.orDie(Effect.asVoid(effect))
+            )
+          : Effect.void
+  )
+
+const ours = (session: Session, purpose: string) =>
+  session.query<{ pid: number }>(
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1",
+    [`promptgrimoire-db: ${purpose}`]
+  )
+
+/** Both keys are changed, in one history without an open end. */
+const isDone = Effect.gen(function* () {
+  const keys = yield* ForeignKey.list()
+  assert.deepStrictEqual(
+    keys.map(({ onDelete, problems }) => [onDelete, problems.filter((text) => !text.startsWith("no index"))]),
+    [
+      ["cascade", []],
+      ["cascade", []]
+    ]
+  )
+  assert.deepStrictEqual(
+    (yield* ForeignKey.history()).map(({ outcome }) => outcome),
+    ["changed", "changed"]
+  )
+})
+
+describe("a change whose connections are lost goes on by itself", () => {
+  for (const mode of ["immediate", "fast"] as const) {
+    it.scopedLive(`when the server restarts (${mode}) between any two steps`, () =>
+      Effect.gen(function* () {
+        const server = yield* EmbeddedPostgres.make()
+        for (const step of ["add", "validate", "swap"]) {
+          const layer = Database.layer({ url: server.url, minConnections: 0 })
+          yield* Effect.scoped(
+            Effect.flatMap(application, (session) =>
+              session.query(
+                `DROP TABLE IF EXISTS child, other, parent, ${ForeignKey.defaultLedger}; ${tables}`
+              )
+            )
+          ).pipe(Effect.provide(layer))
+          yield* Effect.gen(function* () {
+            const onProgress = yield* once(
+              step,
+              Effect.zipRight(server.stop(mode), Effect.forkDaemon(server.start))
+            )
+            const { failed, rebuilt, refused } = yield* change({ onProgress })
+            assert.deepStrictEqual([failed, refused], [[], []])
+            assert.deepStrictEqual(
+              rebuilt.map(({ previous }) => previous.action),
+              ["no-action", "no-action"]
+            )
+            yield* isDone
+          }).pipe(Effect.provide(layer))
+        }
+      })
+    )
+  }
+
+  const behindProxy = <A, E>(
+    use: (
+      proxy: Effect.Effect.Success<ReturnType<typeof makeProxy>>,
+      session: Session
+    ) => Effect.Effect<A, E, Database.Database>
+  ) =>
+    Effect.gen(function* () {
+      const { name, url } = yield* emptyDatabase
+      const session = yield* adminSession(name)
+      yield* session.query(tables)
+      const proxy = yield* makeProxy(url)
+      return yield* use(proxy, session).pipe(
+        Effect.provide(
+          Database.layer({
+            url: proxy.url,
+            minConnections: 0,
+            statementTimeout: "1 second",
+            lockTimeout: "1 second"
+          })
+        )
+      )
+    })
+
+  for (const cut of ["VALIDATE ", "DROP CONSTRAINT ", "INSERT INTO ", 'UPDATE "']) {
+    for (const seen of ["sees that", "thinks it connected still"] as const) {
+      it.scopedLive(`when the network cuts a connection while ${cut}runs, and the server ${seen}`, () =>
+        behindProxy((proxy) =>
+          Effect.gen(function* () {
+            let cuts = 0
+            proxy.onClientData = (data) => {
+              if (cuts > 0 || !data.includes(cut) || data.includes("search_path")) return "pass"
+              cuts += 1
+              proxy.frozen = seen !== "sees that"
+              return "cut after"
+            }
+            const lost: Array<string> = []
+            const { failed, rebuilt, refused } = yield* change({
+              onProgress: (event) =>
+                Effect.sync(() => {
+                  if (event._tag !== "Reconnecting") return
+                  lost.push(event.code)
+                  proxy.frozen = false
+                })
+            })
+            assert.deepStrictEqual([failed, refused, rebuilt.length], [[], [], 2])
+            assert.deepStrictEqual([cuts, lost], [1, ["ConnectionLost"]])
+            yield* isDone
+          })
+        )
+      )
+    }
+  }
+})
+
+describe("a change whose connections are lost ends", () => {
+  const inDatabase = <A, E>(use: (session: Session) => Effect.Effect<A, E, Database.Database>) =>
+    Effect.gen(function* () {
+      const { name, url } = yield* emptyDatabase
+      const session = yield* adminSession(name)
+      yield* session.query(tables)
+      return yield* use(session).pipe(Effect.provide(Database.layer({ url, minConnections: 0 })))
+    })
+
+  for (const purpose of [
+    "change foreign keys",
+    "change foreign keys (watcher)",
+    "change foreign keys (advisory lock)"
+  ]) {
+    it.scopedLive(`when somebody ends its session "${purpose}", with all its keys`, () =>
+      inDatabase((session) =>
+        Effect.gen(function* () {
+          const before = comparable(yield* vectors(session))
+          const onProgress = yield* once(
+            "add",
+            Effect.gen(function* () {
+              const [target] = yield* ours(session, purpose)
+              yield* session.query("SELECT pg_terminate_backend($1)", [target?.pid])
+              yield* eventually(
+                "it is gone",
+                Effect.map(ours(session, purpose), (rows) => rows.length === 0)
+              )
+            })
+          )
+          const { failed, rebuilt, refused } = yield* change({ onProgress })
+          assert.deepStrictEqual([rebuilt, refused], [[], []])
+          assert.deepStrictEqual(
+            failed.map(({ code }) => code),
+            ["ServerShutdown", "ServerShutdown"]
+          )
+          assert.include(failed[0]?.reason, "pg_terminate_backend")
+          assert.include(failed[1]?.reason, "not begun, because public.child.fk failed")
+          const undone = yield* ForeignKey.undo({ selectors: { tables: [{ table: "child" }] } })
+          assert.deepStrictEqual(undone.failed, [])
+          assert.deepStrictEqual(comparable(yield* vectors(session)), before)
+        })
+      )
+    )
+  }
+
+  it.scopedLive("when another process has taken the lock meanwhile", () =>
+    Effect.gen(function* () {
+      const { name, url } = yield* emptyDatabase
+      const session = yield* adminSession(name)
+      yield* session.query(tables)
+      const proxy = yield* makeProxy(url)
+      const onProgress = yield* once(
+        "add",
+        Effect.gen(function* () {
+          proxy.dialDelayMillis = 60_000
+          const all = yield* session.query<{ pid: number }>(
+            "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'promptgrimoire-db: change%' AND datname = current_database()"
+          )
+          proxy.freezeOpen()
+          yield* session.query("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", [
+            all.map(({ pid }) => pid)
+          ])
+          yield* Exclusive.acquire(session, Duration.seconds(10))
+          proxy.dialDelayMillis = 0
+        })
+      )
+      const { failed } = yield* change({ onProgress, patience: "10 millis" }).pipe(
+        Effect.provide(
+          Database.layer({
+            url: Redacted.value(proxy.url),
+            minConnections: 0,
+            statementTimeout: "1 second",
+            lockTimeout: "1 second"
+          })
+        )
+      )
+      assert.deepStrictEqual(
+        failed.map(({ code }) => code),
+        ["Busy", "Busy"]
+      )
+    })
+  )
+
+  it.scopedLive("when it is told not to connect again", () =>
+    Effect.gen(function* () {
+      const server = yield* EmbeddedPostgres.make()
+      const layer = Database.layer({ url: server.url, minConnections: 0 })
+      yield* Effect.scoped(Effect.flatMap(application, (session) => session.query(tables))).pipe(
+        Effect.provide(layer)
+      )
+      const onProgress = yield* once("add", Effect.zipRight(server.stop("immediate"), server.start))
+      const fiber = yield* Effect.fork(change({ onProgress, reconnects: 0 }).pipe(Effect.provide(layer)))
+      const { failed } = yield* Fiber.join(fiber)
+      assert.strictEqual(failed.length, 2)
+      const { rebuilt } = yield* change().pipe(Effect.provide(layer))
+      assert.strictEqual(rebuilt.length, 2)
+    })
+  )
+})
