@@ -62,7 +62,7 @@ export const watch = (
 /**
  * Who holds a lock that conflicts with one of these, in a transaction older than `olderThan` milliseconds. Asking takes no lock and queues nowhere,
  * so nobody waits behind the question, as they would behind a lock request. Left out: autovacuum, which gives way to a lock request only, and sessions of
- * other roles whose age this role may not see (it needs pg_read_all_stats for that).
+ * other roles whose age this role may not see (it needs pg_read_all_stats for that). A prepared transaction has no process; the lock on its own id tells which it is.
  */
 export const holders = (
   session: Session,
@@ -80,7 +80,8 @@ export const holders = (
         AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
     ) b
     LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid
-    LEFT JOIN pg_catalog.pg_prepared_xacts x ON b.virtualtransaction = '-1/' || x.transaction::text
+    LEFT JOIN pg_catalog.pg_locks t ON t.virtualtransaction = b.virtualtransaction AND t.pid IS NULL AND t.locktype = 'transactionid'
+    LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.transaction = t.transactionid
     WHERE coalesce(a.xact_start, x.prepared) < clock_timestamp() - $3::float8 * interval '1 millisecond'
       AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
     ORDER BY coalesce(a.xact_start, x.prepared)`,
