@@ -18,7 +18,7 @@ import * as Effect from "effect/Effect"
 import * as Database from "./Database.js"
 import type { DatabaseError } from "./DatabaseError.js"
 import type { Busy } from "./foreignKey/Exclusive.js"
-import type { Entry } from "./foreignKey/Ledger.js"
+import type { Entry, LedgerUnreadable } from "./foreignKey/Ledger.js"
 import * as Run from "./foreignKey/Run.js"
 import * as Script from "./foreignKey/Script.js"
 import type { NoMatch } from "./foreignKey/Selection.js"
@@ -30,7 +30,11 @@ export { all as actions } from "./foreignKey/Action.js"
 export type { Blocker } from "./foreignKey/Blocker.js"
 export { describe as describeBlocker } from "./foreignKey/Blocker.js"
 export { Busy } from "./foreignKey/Exclusive.js"
-export { defaultTable as defaultLedger, type Entry as RecordedChange } from "./foreignKey/Ledger.js"
+export {
+  defaultTable as defaultLedger,
+  LedgerUnreadable,
+  type Entry as RecordedChange
+} from "./foreignKey/Ledger.js"
 export type { PlannedStep } from "./foreignKey/Plan.js"
 export { NoMatch } from "./foreignKey/Selection.js"
 export type {
@@ -102,10 +106,13 @@ export const undo = (
 ): Effect.Effect<Run.RebuildResult, DatabaseError | NoMatch | Busy, Database.Database> =>
   withSessions((open) => Run.undo(open, options))
 
-/** The changes that are recorded, the oldest first; none if there is no ledger. Locks it ACCESS SHARE. */
+/**
+ * The changes that are recorded, the oldest first; none if there is no ledger. Locks it ACCESS SHARE. Fails with {@link LedgerUnreadable} if the role may not read it, or
+ * the table is something else.
+ */
 export const history = (
   options: Run.HistoryOptions = {}
-): Effect.Effect<ReadonlyArray<Entry>, DatabaseError, Database.Database> =>
+): Effect.Effect<ReadonlyArray<Entry>, DatabaseError | LedgerUnreadable, Database.Database> =>
   withSessions((open) => Run.history(open, options))
 
 // -----------------------------------------------------------------------------

@@ -4,6 +4,7 @@
  *
  * Nothing is decided from it that the catalogs can tell: a row that is not closed says only that a run ended before it could say how.
  */
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
@@ -31,7 +32,7 @@ export interface Entry {
   readonly referencedTable: string
   readonly from: Target.Target
   readonly to: Target.Target
-  /** The key before the change, as `pg_get_constraintdef` writes it. */
+  /** The key when the row was written, before the change, as `pg_get_constraintdef` writes it. */
   readonly definition: string
   /** The change that this one undoes; null if it is not an undo. */
   readonly undoes: number | null
@@ -52,7 +53,16 @@ export interface Ledger {
   readonly exists: boolean
   /** Why the current role cannot keep it, and what to do; undefined if it can. */
   readonly problem: string | undefined
+  /** Whether {@link entries} are what is recorded: false if the ledger could not be looked at. */
+  readonly readable: boolean
   readonly entries: ReadonlyArray<Entry>
+}
+
+/** The ledger cannot be read. */
+export class LedgerUnreadable extends Data.TaggedError("LedgerUnreadable")<{ readonly problem: string }> {
+  override get message() {
+    return this.problem
+  }
 }
 
 /**
@@ -65,44 +75,57 @@ export const open = (
   Effect.gen(function* () {
     const schema = at.schema ?? (yield* currentSchema(session))
     const table = { schema: schema ?? "", name: at.table }
-    const absent = (problem: string): Ledger => ({ table, exists: false, problem, entries: [] })
+    const ledger = (
+      exists: boolean,
+      readable: boolean,
+      problem?: string,
+      entries: ReadonlyArray<Entry> = []
+    ): Ledger => ({ table, exists, readable, problem, entries })
     if (schema === null) {
-      return absent(
-        `no schema of the search path exists to keep the ledger in: name one with its schema (${option})`
-      )
+      const problem = "no schema of the search path exists to keep the ledger in"
+      return ledger(false, false, `${problem}: name one with its schema (${option})`)
     }
     const [found] = yield* session.query<Found>(inspect, [schema, at.table, columns.map(([name]) => name)])
     const name = label(schema, at.table)
-    if (found === undefined)
-      return absent(`schema ${label(schema)} of the ledger does not exist: create it, ${otherwise}`)
+    const within = label(schema)
+    if (found === undefined) {
+      return ledger(false, false, `schema ${within} of the ledger does not exist: create it, ${otherwise}`)
+    }
     const role = label(found.role)
+    const lacks = (what: string, grant: string) =>
+      `role ${role} may not ${what}: GRANT ${grant} TO ${role}, ${otherwise}`
     if (!found.usage) {
-      return absent(
-        `role ${role} may not use schema ${label(schema)} of the ledger: GRANT USAGE ON SCHEMA ${label(schema)} TO ${role}, ${otherwise}`
-      )
+      return ledger(false, false, lacks(`use schema ${within} of the ledger`, `USAGE ON SCHEMA ${within}`))
     }
     if (!found.exists) {
-      return found.create
-        ? { table, exists: false, problem: undefined, entries: [] }
-        : absent(
-            `role ${role} may not create the ledger ${name}: GRANT CREATE ON SCHEMA ${label(schema)} TO ${role}, ${otherwise}`
-          )
+      return ledger(
+        false,
+        true,
+        found.create ? undefined : lacks(`create the ledger ${name}`, `CREATE ON SCHEMA ${within}`)
+      )
     }
     if (!found.ours) {
-      return {
-        ...absent(`${name} is there, and is not a ledger of this tool: name another (${option})`),
-        exists: true
-      }
+      return ledger(
+        true,
+        false,
+        `${name} is there, and is not a ledger of this tool: name another (${option})`
+      )
     }
-    return {
-      table,
-      exists: true,
-      problem: found.write
-        ? undefined
-        : `role ${role} may not write the ledger ${name}: GRANT SELECT, INSERT, UPDATE ON ${name} TO ${role}, ${otherwise}`,
-      entries: found.read ? yield* read(session, table) : []
-    }
+    const problem = found.write
+      ? undefined
+      : lacks(`write the ledger ${name}`, `SELECT, INSERT, UPDATE ON ${name}`)
+    return found.read
+      ? ledger(true, true, problem, yield* read(session, table))
+      : ledger(true, false, problem)
   })
+
+/** What is recorded; fails if the ledger is there and cannot be read. */
+export const history = ({
+  entries,
+  problem,
+  readable
+}: Ledger): Effect.Effect<ReadonlyArray<Entry>, LedgerUnreadable> =>
+  readable ? Effect.succeed(entries) : Effect.fail(new LedgerUnreadable({ problem: problem ?? "" }))
 
 /** The name of the ledger in messages and documents: schema and table. */
 export const name = ({ table }: Ledger): string => label(table.schema, table.name)

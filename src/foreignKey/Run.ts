@@ -300,11 +300,11 @@ export const undo = (
 export const history = (
   open: Sessions.Open,
   { ledger, selectors = {} }: HistoryOptions
-): Effect.Effect<ReadonlyArray<Ledger.Entry>, DatabaseError> =>
+): Effect.Effect<ReadonlyArray<Ledger.Entry>, DatabaseError | Ledger.LedgerUnreadable> =>
   Effect.scoped(
     Effect.gen(function* () {
       const session = yield* Settings.prepared(open, "list changes of foreign keys")
-      const { entries } = yield* Ledger.open(session, ledger)
+      const entries = yield* Ledger.history(yield* Ledger.open(session, ledger))
       return entries.filter(({ name, referencedSchema, referencedTable, schema, table }) =>
         Selectors.matches(selectors, {
           name,

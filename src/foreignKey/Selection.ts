@@ -32,6 +32,8 @@ export interface Selected {
   /** `server_version_num`. */
   readonly version: number
   readonly refusals: ReadonlyArray<Refusal.Refusal>
+  /** Whether it is known what the key is to become. */
+  readonly hasAim: boolean
   /** Whether a change of it was begun and not finished, as the catalogs show it. */
   readonly halfway: boolean
   /** Whether a change of it was begun and not finished, as the catalogs or the ledger show it. */
@@ -113,13 +115,14 @@ export const select = (
         return {
           key,
           target,
+          hasAim: "target" in aimed,
           version,
           halfway,
           resumed: halfway || entries.some(({ finishedAt }) => finishedAt === null),
           record,
           previous: record?.from ?? recorded,
           refusals: [
-            ...("refusal" in aimed ? [aimed.refusal] : []),
+            ...("refusal" in aimed && ledger?.readable !== false ? [aimed.refusal] : []),
             ...Refusal.all({
               key,
               target,
@@ -143,8 +146,8 @@ export const select = (
   })
 
 /** Whether there is nothing to do. */
-export const isDone = ({ halfway, key, record, refusals, target }: Selected): boolean =>
+export const isDone = ({ halfway, hasAim, key, record, target }: Selected): boolean =>
+  hasAim &&
   !halfway &&
   Target.equals(Target.of(key), target) &&
-  (record === undefined || (record.before.length === 0 && record.after === undefined)) &&
-  !refusals.some(({ code }) => code === "no-record")
+  (record === undefined || (record.before.length === 0 && record.after === undefined))

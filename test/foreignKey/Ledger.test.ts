@@ -379,6 +379,11 @@ describe("a change is refused before anything is touched", () => {
           yield* refusal({}),
           `GRANT SELECT, INSERT, UPDATE ON public.${ForeignKey.defaultLedger} TO ${role}, `
         )
+        const undone = yield* as(undo())
+        assert.deepStrictEqual([undone.rebuilt, undone.refused[0]?.code], [[], "ledger"])
+        const unreadable = yield* Effect.flip(as(ForeignKey.history()))
+        assert.strictEqual(unreadable._tag, "LedgerUnreadable")
+        assert.include(unreadable.message, `TO ${role}, `)
         assert.strictEqual((yield* as(rebuild("cascade", { ledger: false }))).rebuilt.length, 1)
         yield* session.query(`GRANT SELECT, INSERT, UPDATE ON ${ForeignKey.defaultLedger} TO ${role}`)
         assert.strictEqual((yield* as(rebuild("restrict"))).rebuilt.length, 1)
