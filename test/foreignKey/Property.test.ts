@@ -30,36 +30,35 @@ const check = (shapes: ReadonlyArray<Shape.Shape>, swapTries: number) =>
       const before = yield* vectors(session)
       const written = yield* definitions(session)
       const originals = yield* Catalog.read(session)
-      const change = Effect.fnUntraced(function* (targetOf: (key: Catalog.Key) => ForeignKey.Target) {
-        const groups = Array.groupBy(originals, (key) => JSON.stringify(targetOf(key)))
-        for (const [text, members] of Object.entries(groups)) {
-          const target = JSON.parse(text) as ForeignKey.Target
-          const result = yield* ForeignKey.rebuild({
-            selectors: {
-              constraints: members.map(({ name, referencing }) => ({
-                schema: referencing.schema,
-                table: referencing.name,
-                name
-              }))
-            },
-            onDelete: target.action,
-            onDeleteColumns: target.columns,
-            swapTries,
-            allowRowMovement: true
-          })
-          const { failed, refused, unchanged } = result
-          const wrong = JSON.stringify([unchanged, refused, failed])
-          if (wrong !== "[[],[],[]]") assert.fail(wrong)
-          assert.strictEqual(result.rebuilt.length, members.length)
-        }
-      })
-      yield* change((key) => ({ action: other[key.onDelete], columns: [] }))
+      const groups = Array.groupBy(originals, (key) => other[key.onDelete])
+      for (const onDelete of ForeignKey.actions) {
+        const members = groups[onDelete] ?? []
+        if (members.length === 0) continue
+        const result = yield* ForeignKey.rebuild({
+          selectors: {
+            constraints: members.map(({ name, referencing }) => ({
+              schema: referencing.schema,
+              table: referencing.name,
+              name
+            }))
+          },
+          onDelete,
+          swapTries,
+          allowRowMovement: true
+        })
+        const { failed, refused, unchanged } = result
+        const wrong = JSON.stringify([unchanged, refused, failed])
+        if (wrong !== "[[],[],[]]") assert.fail(wrong)
+        assert.strictEqual(result.rebuilt.length, members.length)
+      }
       const changed = yield* Catalog.read(session)
       for (const key of originals) {
         const now = changed.find(({ name }) => name === key.name)
         assert.strictEqual(now?.onDelete, other[key.onDelete])
       }
-      yield* change((key) => ({ action: key.onDelete, columns: key.onDeleteColumns }))
+      const undone = yield* ForeignKey.undo({ selectors: {}, swapTries, allowRowMovement: true })
+      assert.deepStrictEqual([undone.unchanged, undone.refused, undone.failed], [[], [], []])
+      assert.strictEqual(undone.rebuilt.length, originals.length)
       assert.deepStrictEqual(comparable(yield* vectors(session)), comparable(before))
       assert.deepStrictEqual(yield* definitions(session), written)
     }).pipe(Effect.provide(database))
