@@ -35,7 +35,7 @@ export const describe = (blocker: Blocker): string =>
       }`
 
 /**
- * Who blocks a backend now. If one of them waits, directly or through others, for that very backend, the backend is cancelled in the same
+ * Who blocks a backend now; of the prepared transactions (their process id is 0 there) those that hold what it waits for. If one of them waits, directly or through others, for that very backend, the backend is cancelled in the same
  * statement: our DDL gives way before PostgreSQL looks for a deadlock and picks an application's transaction as the victim (rule R3).
  */
 export const watch = (
@@ -55,7 +55,14 @@ export const watch = (
     FROM (SELECT DISTINCT pid FROM blocker WHERE direct AND pid <> $1::int4) b
     CROSS JOIN cancelled
     LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid
-    LEFT JOIN pg_catalog.pg_prepared_xacts x ON b.pid = 0 AND x.database = pg_catalog.current_database()`,
+    LEFT JOIN pg_catalog.pg_prepared_xacts x ON b.pid = 0 AND x.transaction IN (
+      SELECT t.transactionid
+      FROM pg_catalog.pg_locks w
+      JOIN pg_catalog.pg_locks h ON h.pid IS NULL AND h.locktype = w.locktype AND h.database IS NOT DISTINCT FROM w.database
+        AND h.relation IS NOT DISTINCT FROM w.relation AND h.transactionid IS NOT DISTINCT FROM w.transactionid
+      JOIN pg_catalog.pg_locks t ON t.pid IS NULL AND t.locktype = 'transactionid' AND t.virtualtransaction = h.virtualtransaction
+      WHERE w.pid = $1::int4 AND NOT w.granted
+    )`,
     [processId]
   )
 

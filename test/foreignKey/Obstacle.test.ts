@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Database from "../../src/Database.js"
 import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
+import * as Blocker from "../../src/foreignKey/Blocker.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { eventually } from "../support/eventually.js"
 import { application } from "./support.js"
@@ -52,6 +53,39 @@ describe("a prepared transaction in the way", () => {
           seen.map(({ kind, pid, preparedTransaction }) => [kind, pid, preparedTransaction]),
           [["prepared transaction", null, "of the importer"]]
         )
+      }).pipe(Effect.provide(layer))
+    })
+  )
+})
+
+describe("a backend that waits", () => {
+  it.scopedLive("is blocked by the prepared transactions that hold what it waits for, and by no other", () =>
+    Effect.gen(function* () {
+      const layer = yield* server({ max_prepared_transactions: "2" })
+      yield* Effect.gen(function* () {
+        const session = yield* application
+        const waiting = yield* application
+        yield* session.query(pair)
+        yield* session.query("BEGIN; INSERT INTO child VALUES (1, 1); PREPARE TRANSACTION 'in the way'")
+        yield* session.query("BEGIN; INSERT INTO parent VALUES (11); PREPARE TRANSACTION 'elsewhere'")
+        const fiber = yield* Effect.fork(
+          waiting.query("SET lock_timeout = 0; BEGIN; LOCK TABLE child IN SHARE ROW EXCLUSIVE MODE; COMMIT")
+        )
+        let seen: ReadonlyArray<Blocker.Blocker> = []
+        yield* eventually(
+          "it waits",
+          Effect.map(Blocker.watch(session, waiting.processId), (blockers) => {
+            seen = blockers
+            return blockers.length > 0
+          })
+        )
+        assert.deepStrictEqual(
+          seen.map((blocker) => Blocker.describe(blocker)),
+          ["prepared transaction in the way"]
+        )
+        yield* session.query("COMMIT PREPARED 'in the way'")
+        yield* session.query("ROLLBACK PREPARED 'elsewhere'")
+        yield* Fiber.join(fiber)
       }).pipe(Effect.provide(layer))
     })
   )
