@@ -3,6 +3,7 @@ import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import type * as Either from "effect/Either"
 import * as Random from "effect/Random"
 import * as Ref from "effect/Ref"
 import { DatabaseError } from "../DatabaseError.js"
@@ -95,8 +96,13 @@ const change = (
       )
     const work = Effect.gen(function* () {
       const before = yield* Ref.get(over)
-      if (before !== undefined) return yield* new NotBegun(before)
-      let changed = yield* Effect.either(attempt(ledger, task))
+      if (before !== undefined) {
+        const message = `not begun, because ${before.constraint} failed: ${before.reason}`
+        return yield* new Stopped({ code: before.code, message })
+      }
+      let changed: Either.Either<boolean, Rebuild.Failure | Stopped> = yield* Effect.either(
+        attempt(ledger, task)
+      )
       const limit = run.effort.reconnects ?? 5
       for (
         let losses = 1;
@@ -144,19 +150,15 @@ const change = (
     return outcome
   })
 
-/** A key of a run that ended before its turn came; `code` is that of what ended it. */
-class NotBegun extends Data.TaggedError("NotBegun")<Rejected> {
-  override get message() {
-    return `not begun, because ${this.constraint} failed: ${this.reason}`
-  }
-}
+/** A key that cannot be gone on with, for a reason that has a code of its own. */
+class Stopped extends Data.TaggedError("Stopped")<{ readonly code: string; readonly message: string }> {}
 
 const failure = (
   constraint: string,
   error: { readonly _tag: string; readonly message: string }
 ): Rejected => ({
   constraint,
-  code: error instanceof NotBegun ? error.code : DatabaseError.is(error) ? error.reason._tag : error._tag,
+  code: error instanceof Stopped ? error.code : DatabaseError.is(error) ? error.reason._tag : error._tag,
   reason: error.message
 })
 
@@ -193,6 +195,10 @@ const again = <E>(
     yield* Ref.set(hasLedger, ledger?.exists ?? false)
     const task = tasks.find((other) => other.key.referencing.oid === key.referencing.oid)
     if (task === undefined) return yield* gone
+    if (task.refusals.length > 0) {
+      const { code, reason } = rejection(task)
+      return yield* new Stopped({ code, message: `it cannot be gone on with: ${reason}` })
+    }
     // All was done when the connection was lost, and only the answer did not arrive.
     if (Selection.isDone(task)) return !Target.equals(previous, target)
     return (yield* attempt(ledger, task)) || !Target.equals(previous, target)

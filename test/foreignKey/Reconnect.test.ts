@@ -190,6 +190,32 @@ describe("a change whose connections are lost ends", () => {
     )
   }
 
+  it.scopedLive("when the key can no longer be changed", () =>
+    Effect.gen(function* () {
+      const { name, url } = yield* emptyDatabase
+      const session = yield* adminSession(name)
+      yield* session.query(tables)
+      const proxy = yield* makeProxy(url)
+      let cuts = 0
+      proxy.onClientData = (data) => (data.includes("VALIDATE ") && cuts++ === 0 ? "cut after" : "pass")
+      const { failed } = yield* change({
+        selectors: { tables: [{ table: "child" }] },
+        onProgress: (event) =>
+          event._tag === "Reconnecting"
+            ? Effect.orDie(Effect.asVoid(session.query("ALTER EXTENSION plpgsql ADD TABLE parent")))
+            : Effect.void
+      }).pipe(Effect.provide(Database.layer({ url: proxy.url, minConnections: 0 })))
+      assert.deepStrictEqual(
+        failed.map(({ code }) => code),
+        ["extension"]
+      )
+      assert.include(
+        failed[0]?.reason,
+        "it cannot be gone on with: public.parent belongs to extension plpgsql"
+      )
+    })
+  )
+
   it.scopedLive("when another process has taken the lock meanwhile", () =>
     Effect.gen(function* () {
       const { name, url } = yield* emptyDatabase
