@@ -19,6 +19,7 @@ import * as Ref from "effect/Ref"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Blocker from "./Blocker.js"
+import * as Courtesy from "./Courtesy.js"
 import type { Relation } from "./Catalog.js"
 import type { Step, StepName } from "./Change.js"
 import * as Fidelity from "./Fidelity.js"
@@ -120,24 +121,26 @@ export const run = (
   void,
   DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile | Unfaithful | StepTooSlow
 > =>
-  Effect.zipRight(
-    bench.stillAlone,
-    repeatedly(bench, step, options.maxTries, (tries) =>
+  Effect.gen(function* () {
+    yield* bench.stillAlone
+    const courtesy = yield* Ref.make(Courtesy.none)
+    yield* repeatedly(bench, step, options.maxTries, (tries) =>
       Effect.gen(function* () {
-        // Nobody queues behind a question: while an old transaction is in the way, ask instead of trying, most of the time.
-        const held = yield* Blocker.holders(
+        const holders = yield* Blocker.holders(
           bench.watcher,
           step.locks,
           [bench.session.processId, bench.watcher.processId],
           2 * bench.cap
         )
-        const asks = held.length > 0 && (yield* Random.next) > 0.05
-        return asks
-          ? { _tag: "Asked" as const, blockers: held }
-          : yield* attempt(bench, step, tries, options.expected)
+        const seen = yield* Ref.updateAndGet(courtesy, (seen) => Courtesy.look(seen, holders))
+        if (holders.length === 0)
+          return yield* attempt(bench, step, tries, patience(bench.cap, tries), options)
+        if (!(yield* Courtesy.queues(seen))) return { _tag: "Asked" as const, blockers: holders }
+        yield* Ref.set(courtesy, { ...seen, queued: seen.queued + 1 })
+        return yield* attempt(bench, step, tries, bench.cap, options)
       })
     )
-  )
+  })
 
 /**
  * Runs a step whose locks no reader or writer notices, also not while it waits for them, and that may take hours. The time it works does not
@@ -265,7 +268,8 @@ const attempt = (
   bench: Bench,
   step: Step,
   tries: number,
-  expected: Fidelity.Vector | undefined
+  patience: number,
+  { expected }: Options
 ): Effect.Effect<Result, DatabaseError | ChangedMeanwhile | Unfaithful | StepTooSlow> =>
   Effect.gen(function* () {
     const way =
@@ -276,7 +280,7 @@ const attempt = (
       "SET LOCAL lock_timeout = '1500ms'",
       "SET LOCAL statement_timeout = '4s'",
       Lock.statement(tables, "SHARE UPDATE EXCLUSIVE"),
-      `SET LOCAL statement_timeout = '${patience(bench.cap, tries)}ms'`
+      `SET LOCAL statement_timeout = '${patience}ms'`
     ]
     const body = [
       ...lockStatements(step, tables, way),

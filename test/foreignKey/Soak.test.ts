@@ -29,6 +29,7 @@ describe("applications", () => {
           )
           for (const { failed, rebuilt, refused } of result) {
             assert.deepStrictEqual([failed, refused, rebuilt.length], [[], [], 1])
+            assert.isBelow(rebuilt[0]?.longestLockMs ?? Infinity, bearable)
           }
           assert.deepStrictEqual(report.errors, [])
           assert.isBelow(report.longestMillis, bearable)

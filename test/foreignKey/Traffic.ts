@@ -1,5 +1,6 @@
 /** Applications that go on while a key is changed: what they do, what they suffered. */
 import * as Clock from "effect/Clock"
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Random from "effect/Random"
@@ -20,7 +21,14 @@ export const tables = `
   INSERT INTO parent (id) SELECT generate_series(1, 1000);
   INSERT INTO child (parent_id) SELECT 1 + n % 900 FROM generate_series(1, 20000) AS n`
 
-type Work = (session: Session) => Effect.Effect<unknown, DatabaseError>
+/** The key let a row in that it forbids. */
+class Accepted extends Data.TaggedError("Accepted")<{ readonly message: string }> {}
+
+/** One piece of work; `others` waits until the other loops have done so many. */
+type Work = (
+  session: Session,
+  others: (works: number) => Effect.Effect<void, DatabaseError>
+) => Effect.Effect<unknown, DatabaseError | Accepted>
 
 const some = Effect.map(Random.nextIntBetween(1, 901), (id) => [id])
 
@@ -92,6 +100,34 @@ const works: ReadonlyArray<readonly [string, Work]> = [
       Effect.flatMap(some, (id) =>
         s.query("SELECT count(*) FROM child c JOIN parent p ON p.id = c.parent_id WHERE p.id = $1", id)
       )
+  ],
+  [
+    "inserts orphans, which the key refuses",
+    (s) =>
+      s.query("INSERT INTO child (parent_id) VALUES (-1)").pipe(
+        Effect.zipRight(new Accepted({ message: "the row was accepted" })),
+        Effect.catchIf(
+          (error) =>
+            error._tag === "SqlError" &&
+            error.reason._tag === "ForeignKeyViolation" &&
+            error.reason.constraint === "fk",
+          () => Effect.void
+        )
+      )
+  ],
+  [
+    "reads for long in one transaction, as a dump does, and again after a while",
+    (s, others) =>
+      Effect.zipRight(
+        transaction(
+          s,
+          Effect.zipRight(
+            s.query("SELECT count(*) FROM parent WHERE id <= 1000"),
+            Effect.replicateEffect(s.query("SELECT count(*) FROM child WHERE id <= 20000"), 100)
+          )
+        ),
+        others(1_000)
+      )
   ]
 ]
 
@@ -102,9 +138,26 @@ const transaction = (session: Session, body: Effect.Effect<unknown, DatabaseErro
     Effect.tapError(() => Effect.ignore(session.query("ROLLBACK")))
   )
 
+/** How many of the loops touch the table with the key; one works on the referenced table only. */
+export const usersOfChild = works.length - 1
+
+/** Tells how long each statement of a session takes. */
+const timed = (session: Session, tell: (millis: number) => void): Session => ({
+  ...session,
+  query: (sql, params) =>
+    Effect.flatMap(Clock.currentTimeNanos, (start) =>
+      Effect.ensuring(
+        session.query(sql, params),
+        Effect.map(Clock.currentTimeNanos, (end) => tell(Number(end - start) / 1e6))
+      )
+    )
+})
+
 /** What the applications went through. */
 export interface Report {
+  /** Pieces of work. */
   readonly done: number
+  /** The longest time that one statement took. */
   readonly longestMillis: number
   readonly errors: ReadonlyArray<string>
 }
@@ -113,29 +166,35 @@ export interface Report {
 export const beside = <A, E, R>(change: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const stop = yield* Ref.make(false)
-    const loops = yield* Effect.forEach(works, ([name, work]) =>
+    const total = yield* Ref.make(0)
+    const running = yield* Effect.forEach(works, ([name, work]) =>
       Effect.fork(
         Effect.gen(function* () {
-          const session = yield* application
-          let done = 0
           let longest = 0
+          const session = timed(yield* application, (millis) => {
+            longest = Math.max(longest, millis)
+          })
           const errors: Array<string> = []
+          const others = Effect.fnUntraced(function* (works: number) {
+            const enough = (yield* Ref.get(total)) + works
+            while ((yield* Ref.get(total)) < enough && !(yield* Ref.get(stop))) {
+              yield* session.query("SELECT 1")
+            }
+          })
           while (!(yield* Ref.get(stop))) {
-            const start = yield* Clock.currentTimeNanos
-            yield* work(session).pipe(
+            yield* work(session, others).pipe(
               Effect.catchAll((error) => Effect.sync(() => errors.push(`${name}: ${error.message}`)))
             )
-            longest = Math.max(longest, Number((yield* Clock.currentTimeNanos) - start) / 1e6)
-            done += 1
+            yield* Ref.update(total, (n) => n + 1)
           }
-          return { done, longest, errors }
+          return { longest, errors }
         })
       )
     )
     const result = yield* Effect.ensuring(change, Ref.set(stop, true))
-    const reports = yield* Effect.forEach(loops, Fiber.join)
+    const reports = yield* Effect.forEach(running, Fiber.join)
     const report: Report = {
-      done: reports.reduce((sum, { done }) => sum + done, 0),
+      done: yield* Ref.get(total),
       longestMillis: Math.max(...reports.map(({ longest }) => longest)),
       errors: reports.flatMap(({ errors }) => errors)
     }
