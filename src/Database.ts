@@ -11,12 +11,14 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Runtime from "effect/Runtime"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
 import * as Crypto from "node:crypto"
 import * as DatabaseConfig from "./DatabaseConfig.js"
 import type { DatabaseError, PoolState } from "./DatabaseError.js"
 import { answerMillis, type DialOptions, serverMillis } from "./driver/Backend.js"
+import { Decisions } from "./driver/Decisions.js"
 import { target } from "./driver/Endpoint.js"
 import { makeClient } from "./driver/Client.js"
 import * as Health from "./driver/Health.js"
@@ -78,7 +80,13 @@ export const layer = (
 
 /** A database with settings from the environment: `DATABASE_URL` and the others of `DatabaseConfig`. */
 export const layerConfig: Layer.Layer<Provided, DatabaseConfig.InvalidSettings | DatabaseError> =
-  Layer.suspend(() => layerFrom(DatabaseConfig.fromEnvironment))
+  Layer.suspend(() => layerConfigWith({}))
+
+/** The same, with settings from code that stand before those of the environment. */
+export const layerConfigWith = (
+  settings: Partial<DatabaseConfig.Settings>
+): Layer.Layer<Provided, DatabaseConfig.InvalidSettings | DatabaseError> =>
+  layerFrom(DatabaseConfig.fromEnvironment(settings))
 
 // -----------------------------------------------------------------------------
 // internal
@@ -92,6 +100,10 @@ const make = Effect.fn("Database.make")(function* (
 ): Effect.fn.Return<Context.Context<Provided>, DatabaseError, Scope.Scope | Reactivity.Reactivity> {
   const pooled = config.pooler === "transaction"
   const timeouts = limitsOf(config)
+  const runtime = yield* Effect.runtime()
+  const decisions = new Decisions(config.errorPolicy, (cause) => {
+    Runtime.runFork(runtime)(Effect.logError("errorPolicy threw; the standard decision holds", cause))
+  })
   const direct: DialOptions = {
     endpoint: config.directEndpoint,
     connectTimeout: config.connectTimeout,
@@ -99,7 +111,8 @@ const make = Effect.fn("Database.make")(function* (
     timeouts,
     prepare: false,
     reuseAfterCancel: true,
-    echo: config.echo
+    echo: config.echo,
+    decisions
   }
   const telemetry = Telemetry.make(
     `${target(config.endpoint)}/${config.endpoint.database}`,
@@ -134,7 +147,7 @@ const make = Effect.fn("Database.make")(function* (
     )
   }
   const notifications = yield* NotificationHub.make(Session.open(direct))
-  return yield* assemble({ config, pool, dial, direct, notifications, telemetry })
+  return yield* assemble({ config, pool, dial, direct, notifications, telemetry, decisions })
 })
 
 /** What a database is made of. */
@@ -147,6 +160,7 @@ interface Parts {
   readonly direct: DialOptions
   readonly notifications: NotificationHub.NotificationHub
   readonly telemetry: Telemetry.Telemetry
+  readonly decisions: Decisions
 }
 
 /** Measures each statement, and reports the slow ones: their text, never their parameters. */
@@ -169,7 +183,7 @@ const observer = (
 const assemble = Effect.fnUntraced(function* (
   parts: Parts
 ): Effect.fn.Return<Context.Context<Provided>, never, Reactivity.Reactivity> {
-  const { config, dial, direct, notifications, pool, telemetry } = parts
+  const { config, decisions, dial, direct, notifications, pool, telemetry } = parts
   const spanAttributes = [
     ["db.system.name", "postgresql"],
     ["db.namespace", config.endpoint.database],
@@ -182,7 +196,8 @@ const assemble = Effect.fnUntraced(function* (
     limits: timeouts,
     commitMillis: answerMillis(config.statementTimeout),
     session: config.pooler === "transaction" ? sessionLimits(timeouts) : [],
-    telemetry
+    telemetry,
+    decisions
   })
   const client = yield* makeClient({ config, pool, transactions, notifications, spanAttributes })
   return Context.make(Database, {

@@ -7,6 +7,7 @@ import * as Pg from "pg"
 import { prepareValue } from "pg/lib/utils.js"
 import { DatabaseError, type Phase, type Reason } from "../DatabaseError.js"
 import { type Peer, cancel } from "./Cancel.js"
+import { type Decisions, isBroken, standard } from "./Decisions.js"
 import type { Endpoint } from "./Endpoint.js"
 import { connectError, foreignProtocol, statementError } from "./errors.js"
 import { type HandshakeStream, watchHandshake } from "./handshake.js"
@@ -35,6 +36,8 @@ export interface DialOptions {
     | undefined
   /** See {@link Backend.answerMillis}; no limit when left out. */
   readonly answerMillis?: number | undefined
+  /** What is decided about errors; the standard when left out. */
+  readonly decisions?: Decisions | undefined
 }
 
 /** PostgreSQL's client connection defaults; infinity is 0, which switches a limit off. */
@@ -131,11 +134,11 @@ export class Backend {
           if (error === null || error === undefined) {
             resume(Effect.succeed(new Backend(client, options, passedMillis(clock))))
           } else {
-            fail(connectError(error, options.endpoint))
+            fail(connectError(error, options.endpoint, options.decisions ?? standard))
           }
         })
         watchHandshake(client.connection.stream, options.endpoint.ssl !== false, () =>
-          fail(foreignProtocol(options.endpoint))
+          fail(foreignProtocol(options.endpoint, options.decisions ?? standard))
         )
         return Effect.sync(() => client.connection.stream.destroy())
       })
@@ -315,7 +318,7 @@ export class Backend {
   ): Effect.Effect<A, DatabaseError> {
     return Effect.async<A, DatabaseError>((resume) => {
       if (!this.open) {
-        resume(Effect.fail(statementError(this.lostBecause, "acquire")))
+        resume(Effect.fail(statementError(this.lostBecause, "acquire", this.options.decisions)))
         return undefined
       }
       const before = this.transactionStatus
@@ -331,11 +334,12 @@ export class Backend {
       }
       send((error, result) => {
         if (error === null || error === undefined) return finish(Effect.succeed(result as A))
-        const failure = statementError(error, this.open ? undefined : (request.phase ?? "sent"), request.text)
+        const lost = this.open ? undefined : (request.phase ?? "sent")
+        const failure = statementError(error, lost, this.options.decisions, request.text)
         this.onError(failure)
         // What changed a table or deallocated a statement has probably done so to others.
         if (failure.reason._tag === "StalePreparedStatement") this.statements.clear()
-        if (isBroken(failure)) this.destroy()
+        if (isBroken(failure.reason)) this.destroy()
         if (!this.open) return finish(Effect.fail(failure), failure)
         // An error comes before the server is ready again: until then the connection is not idle.
         const end = () => {
@@ -464,12 +468,6 @@ const alarm = (millis: number, ring: () => void): (() => void) => {
 const lateMillis = 250
 
 const timeoutError = () => Object.assign(new Error("the server did not answer"), { code: "ETIMEDOUT" })
-
-/** Whether the connection cannot be used any more, whatever its owner thinks of it. */
-const isBroken = ({ reason }: DatabaseError): boolean =>
-  reason._tag === "ConnectionLost" ||
-  reason._tag === "ProtocolViolation" ||
-  ("severity" in reason && (reason.severity === "FATAL" || reason.severity === "PANIC"))
 
 const clientConfig = ({
   applicationName,

@@ -18,6 +18,7 @@ import {
   serverMillis
 } from "./Backend.js"
 import { endedError, makeConnection, streamPortal } from "./connections.js"
+import type { Decisions } from "./Decisions.js"
 import { Hooks, type Outcome } from "./Hooks.js"
 import { Held, type Pool } from "./Pool.js"
 import * as Retry from "./Retry.js"
@@ -46,7 +47,7 @@ export interface TransactionOptions<E = unknown> {
   readonly expected?: ((error: E) => boolean) | undefined
   /**
    * Runs the whole body again when the server could not serialize it or ended it as a deadlock's victim (40001, 40P01, also
-   * raised by COMMIT). Only for bodies that do nothing but work on the database. Ignored inside another transaction.
+   * raised by COMMIT), and when the setting `errorPolicy` says so. Only for bodies that do nothing but work on the database. Ignored inside another transaction.
    */
   readonly retry?: RetryOptions | undefined
   /**
@@ -80,6 +81,8 @@ export interface TransactionDefaults {
   /** SET LOCAL statements that follow BEGIN. */
   readonly session: ReadonlyArray<string>
   readonly telemetry: Telemetry
+  /** Which errors another try may mend. */
+  readonly decisions: Decisions
 }
 
 /** The message of the log record that is written before every ROLLBACK. */
@@ -139,6 +142,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           backend,
           options,
           attempt,
+          decisions: defaults.decisions,
           savepoints: 0,
           commitMillis: defaults.commitMillis,
           transactionId: undefined
@@ -283,6 +287,7 @@ interface Root {
   readonly backend: Line
   readonly options: TransactionOptions<never>
   readonly attempt: Attempt
+  readonly decisions: Decisions
   /** How long COMMIT may take before the connection is given up. */
   readonly commitMillis: number | undefined
   /** How many savepoints there were: their names are never used twice. */
@@ -374,13 +379,13 @@ const isOver = ({ backend }: Root): boolean =>
 
 /** Names the error that aborted a transaction in the errors that follow from it. */
 const naming = <A>(
-  { backend }: Root,
+  { backend, decisions }: Root,
   step: Effect.Effect<A, DatabaseError>
 ): Effect.Effect<A, DatabaseError> =>
   Effect.catchAll(step, (error) =>
     Effect.fail(
       isAborted(error.reason)
-        ? new DatabaseError({
+        ? decisions.error({
             operation: "execute",
             reason: { _tag: "TransactionAborted", first: backend.abortedBy },
             cause: error
@@ -399,16 +404,16 @@ const commit = (root: Root): Effect.Effect<void, DatabaseError> =>
     const request: Request = { text: "COMMIT", phase: "commit", timeoutMillis: root.commitMillis }
     return Effect.suspend(() => {
       const sent = backend.isOpen
-      return Effect.mapError(backend.run(request), (error) => commitError(error, sent, root.transactionId))
+      return Effect.mapError(backend.run(request), (error) => commitError(root, error, sent))
     }).pipe(
       Effect.filterOrFail(
         (response) => commandOf(response) === "COMMIT",
-        () => new DatabaseError({ operation: "commit", reason: { _tag: "TransactionRolledBack", first } })
+        () => root.decisions.error({ operation: "commit", reason: { _tag: "TransactionRolledBack", first } })
       )
     )
   }).pipe(
     Effect.tapError((error) =>
-      willRetry(root.attempt, error.reason)
+      willRetry(root, error.reason)
         ? logged(root.options, logRetry(root.attempt, error))
         : logged(root.options, Effect.logError(commitMessage(error), Cause.fail(error)))
     ),
@@ -421,14 +426,14 @@ const commitMessage = ({ reason }: DatabaseError): string =>
     : "Database session error, the transaction was not committed"
 
 /** A COMMIT that never left failed for good; the outcome of one that the server may have got is not known. */
-const commitError = (error: DatabaseError, sent: boolean, transactionId: string | undefined): DatabaseError =>
-  new DatabaseError({
+const commitError = (root: Root, error: DatabaseError, sent: boolean): DatabaseError =>
+  root.decisions.error({
     operation: "commit",
     reason:
       sent && isUnknown(error.reason)
         ? {
             _tag: "CommitOutcomeUnknown",
-            transactionId,
+            transactionId: root.transactionId,
             systemCode: error.reason._tag === "ConnectionLost" ? error.reason.systemCode : undefined
           }
         : error.reason,
@@ -439,7 +444,8 @@ const isUnknown = (reason: Reason): boolean => {
   switch (reason._tag) {
     case "ConnectionLost":
       return reason.phase === "commit"
-    // The server ends such transactions before it commits them.
+    // The server ends such transactions before it commits them; a standby has nothing to commit.
+    case "ReplicaConflict":
     case "IdleInTransactionTimeout":
     case "TransactionTimeout":
       return false
@@ -461,9 +467,7 @@ const rollback = <E>(
     const aborted = root.backend.abortedBy
     const again =
       !Cause.isInterrupted(cause) &&
-      [aborted, ...Chunk.map(Cause.failures(cause), reasonOf)].some((reason) =>
-        willRetry(root.attempt, reason)
-      )
+      [aborted, ...Chunk.map(Cause.failures(cause), reasonOf)].some((reason) => willRetry(root, reason))
     const log = again
       ? logRetry(root.attempt, ...Cause.failures(cause))
       : isExpected(cause, options)
@@ -473,8 +477,8 @@ const rollback = <E>(
   })
 
 /** Decides, and remembers, that the transaction is run once more. */
-const willRetry = (attempt: Attempt, reason: Reason | undefined): boolean => {
-  if (!attempt.mayRetry || !Retry.isTransient(reason)) return false
+const willRetry = ({ attempt, decisions }: Root, reason: Reason | undefined): boolean => {
+  if (!attempt.mayRetry || !decisions.isTransient(reason)) return false
   attempt.again = true
   return true
 }
@@ -514,7 +518,8 @@ const releaseSavepoint = (savepoint: Savepoint): Effect.Effect<void, DatabaseErr
       return naming(root, control(root, [`RELEASE SAVEPOINT ${name}`, ...restoreLimits]))
     }
     const reason: Reason = { _tag: "TransactionRolledBack", first: root.backend.abortedBy }
-    return rollbackToSavepoint(savepoint, Cause.fail(new DatabaseError({ operation: "savepoint", reason })))
+    const error = root.decisions.error({ operation: "savepoint", reason })
+    return rollbackToSavepoint(savepoint, Cause.fail(error))
   })
 
 /** Fails with the body's cause; what goes wrong with the rollback comes after it. */
