@@ -46,7 +46,10 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
     readonly health: Effect.Effect<Health.Health>
     /** Whether a connection pooler, such as PgBouncer, stands between the pool and PostgreSQL. */
     readonly isBehindPooler: Effect.Effect<boolean, DatabaseError>
-    /** Opens a dedicated session, outside the pool and past any pooler, that ends with the scope. */
+    /**
+     * Opens a dedicated session, outside the pool and past any pooler, that ends with the scope. `SessionUnavailable` where `pooler` is `transaction` and
+     * there is no `directUrl`.
+     */
     readonly session: Effect.Effect<Session.Session, DatabaseError, Scope.Scope>
     /** The listeners of {@link "./Notification"}. */
     readonly notifications: NotificationHub.NotificationHub
@@ -87,6 +90,14 @@ export const layerConfigWith = (
   settings: Partial<DatabaseConfig.Settings>
 ): Layer.Layer<Provided, DatabaseConfig.InvalidSettings | DatabaseError> =>
   layerFrom(DatabaseConfig.fromEnvironment(settings))
+
+/**
+ * Fails when it is built where no session can be opened: behind a transaction pooler without `directUrl`, or where `directUrl` leads nowhere. For a program
+ * that listens, or takes advisory locks, later on. `Migrator.layer` needs no other word: it opens its own.
+ */
+export const layerSession: Layer.Layer<never, DatabaseError, Database> = Layer.effectDiscard(
+  Effect.flatMap(Database, ({ session }) => Effect.scoped(session))
+)
 
 // -----------------------------------------------------------------------------
 // internal
@@ -146,8 +157,11 @@ const make = Effect.fn("Database.make")(function* (
       'There is a connection pooler between this program and PostgreSQL. If it pools transactions, set pooler to "transaction" and directUrl to the server: timeouts, LISTEN and advisory locks of a session do not work through it'
     )
   }
-  const notifications = yield* NotificationHub.make(Session.open(direct))
-  return yield* assemble({ config, pool, dial, direct, notifications, telemetry, decisions })
+  const session = config.hasSessions
+    ? Session.open(direct)
+    : Effect.fail(decisions.error({ operation: "session", reason: { _tag: "SessionUnavailable" } }))
+  const notifications = yield* NotificationHub.make(session)
+  return yield* assemble({ config, pool, dial, session, notifications, telemetry, decisions })
 })
 
 /** What a database is made of. */
@@ -156,8 +170,8 @@ interface Parts {
   readonly pool: Pool.Pool
   /** How a connection of the pool is opened. */
   readonly dial: DialOptions
-  /** How a session past any pooler is opened. */
-  readonly direct: DialOptions
+  /** Opens a session past any pooler. */
+  readonly session: Effect.Effect<Session.Session, DatabaseError, Scope.Scope>
   readonly notifications: NotificationHub.NotificationHub
   readonly telemetry: Telemetry.Telemetry
   readonly decisions: Decisions
@@ -183,7 +197,7 @@ const observer = (
 const assemble = Effect.fnUntraced(function* (
   parts: Parts
 ): Effect.fn.Return<Context.Context<Provided>, never, Reactivity.Reactivity> {
-  const { config, decisions, dial, direct, notifications, pool, telemetry } = parts
+  const { config, decisions, dial, notifications, pool, session, telemetry } = parts
   const spanAttributes = [
     ["db.system.name", "postgresql"],
     ["db.namespace", config.endpoint.database],
@@ -206,7 +220,7 @@ const assemble = Effect.fnUntraced(function* (
     events: pool.events,
     health: Health.check(pool, dial),
     isBehindPooler: isBehindPooler(pool),
-    session: Session.open(direct),
+    session,
     notifications,
     transact: transactions.transact,
     after: transactions.after,

@@ -33,7 +33,10 @@ export interface Settings {
    * verified), `verify-ca` and `verify-full`; `sslrootcert`, `sslcert` and `sslkey` name files.
    */
   readonly url: Redacted.Redacted | string
-  /** The same database without a transaction pooler in between: for LISTEN, session advisory locks and migrations. */
+  /**
+   * The same database without a transaction pooler in between: for LISTEN, session advisory locks and migrations. With `pooler: "transaction"` and without
+   * this, whatever needs a session fails with `SessionUnavailable`.
+   */
   readonly directUrl?: Redacted.Redacted | string | undefined
   /** Connections that are opened at start and kept. */
   readonly minConnections?: number | undefined
@@ -86,6 +89,8 @@ export type Pooler = "none" | "transaction"
 export interface DatabaseConfig {
   readonly endpoint: Endpoint
   readonly directEndpoint: Endpoint
+  /** Whether there is a way past the pooler, if there is one. */
+  readonly hasSessions: boolean
   readonly minConnections: number
   readonly maxConnections: number
   readonly acquireTimeout: Duration.Duration
@@ -318,6 +323,7 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
       : Effect.succeed<DatabaseConfig>({
           endpoint: url,
           directEndpoint: directUrl,
+          hasSessions: pooler !== "transaction" || raw.directUrl !== undefined,
           minConnections,
           maxConnections,
           acquireTimeout,

@@ -176,6 +176,8 @@ export type Reason =
       readonly transactionId: string | undefined
       readonly systemCode: string | undefined
     }
+  /** A session was asked for behind a transaction pooler, and no `directUrl` says how to get past it. */
+  | { readonly _tag: "SessionUnavailable" }
   /** A connection or a transaction was used after its end. */
   | { readonly _tag: "TransactionEnded" }
   /** The statement was never sent, because the client cannot express it (a NUL byte, too many parameters). */
@@ -512,6 +514,7 @@ const policies: { readonly [Tag in ReasonTag]: Policy } = {
   TransactionAborted: { retry: "never", fate: "keep" },
   TransactionRolledBack: { retry: "never", fate: "keep" },
   CommitOutcomeUnknown: { retry: "unknown", fate: "destroy" },
+  SessionUnavailable: { retry: "never", fate: "keep" },
   TransactionEnded: { retry: "never", fate: "keep" },
   InvalidRequest: { retry: "never", fate: "keep" }
 }
@@ -662,6 +665,8 @@ const describe = (reason: Reason): string => {
       }`
     case "CommitOutcomeUnknown":
       return "the connection was lost while committing; the transaction may or may not have been committed"
+    case "SessionUnavailable":
+      return 'LISTEN, advisory locks of a session and migrations do not work with pooler "transaction" alone: set directUrl (DATABASE_DIRECT_URL) to the server itself'
     case "TransactionEnded":
       return "the transaction or reservation that this connection belonged to has ended"
     case "InvalidRequest":

@@ -55,6 +55,7 @@ const reasons = {
   TransactionAborted: true,
   TransactionRolledBack: true,
   CommitOutcomeUnknown: true,
+  SessionUnavailable: true,
   TransactionEnded: true,
   InvalidRequest: true
 } satisfies Readonly<Record<DatabaseError.ReasonTag, true>>
