@@ -25,6 +25,7 @@ import * as Health from "./driver/Health.js"
 import * as NotificationHub from "./driver/NotificationHub.js"
 import * as Pool from "./driver/Pool.js"
 import * as Session from "./driver/Session.js"
+import { operationOf } from "./driver/Summaries.js"
 import * as Telemetry from "./driver/Telemetry.js"
 import * as Transact from "./driver/Transact.js"
 
@@ -127,6 +128,12 @@ const make = Effect.fn("Database.make")(function* (
   }
   const telemetry = Telemetry.make(
     `${target(config.endpoint)}/${config.endpoint.database}`,
+    {
+      "db.system.name": "postgresql",
+      "db.namespace": config.endpoint.database,
+      "server.address": config.endpoint.host,
+      "server.port": String(config.endpoint.port)
+    },
     config.maxConnections,
     config.minConnections
   )
@@ -184,7 +191,7 @@ const observer = (
 ): DialOptions["observe"] => {
   const limit = Duration.toMillis(slowStatement)
   return ({ text }, millis, failure) => {
-    telemetry.operation(millis, failure?.reason._tag)
+    telemetry.operation(millis, operationOf(text), failure)
     return millis < limit
       ? undefined
       : Effect.annotateLogs(Effect.logWarning("Slow statement"), {
@@ -198,12 +205,12 @@ const assemble = Effect.fnUntraced(function* (
   parts: Parts
 ): Effect.fn.Return<Context.Context<Provided>, never, Reactivity.Reactivity> {
   const { config, decisions, dial, notifications, pool, session, telemetry } = parts
-  const spanAttributes = [
-    ["db.system.name", "postgresql"],
-    ["db.namespace", config.endpoint.database],
-    ["server.address", config.endpoint.host],
-    ["server.port", config.endpoint.port]
-  ] as const
+  const spanAttributes = {
+    "db.system.name": "postgresql",
+    "db.namespace": config.endpoint.database,
+    "server.address": config.endpoint.host,
+    "server.port": config.endpoint.port
+  }
   const timeouts = limitsOf(config)
   const transactions = Transact.make(pool, Crypto.randomUUID(), {
     spanAttributes,

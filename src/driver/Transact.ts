@@ -7,7 +7,6 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { identity } from "effect/Function"
-import * as Option from "effect/Option"
 import { DatabaseError, type Reason, reasonOf } from "../DatabaseError.js"
 import {
   answerMillis,
@@ -66,15 +65,15 @@ export type Transact = <A, E, R>(
 /** What a client needs to route its statements: its own transactions, and nobody else's. */
 export interface Transactions {
   readonly transact: Transact
-  /** The connection of the transaction that is open in this fiber, if there is one of this client. */
-  readonly current: Effect.Effect<Option.Option<Connection>>
+  /** The connection of the transaction that is open in a context, if there is one of this client. */
+  readonly connectionIn: (context: Context.Context<never>) => Connection | undefined
   /** Runs an effect after the outermost transaction has ended so; at once, where none is open and it waits for a commit. */
   readonly after: <A, E, R>(when: Outcome, effect: Effect.Effect<A, E, R>) => Effect.Effect<void, never, R>
 }
 
 /** Limits that every transaction begins with; behind a transaction pooler a session has none. */
 export interface TransactionDefaults {
-  readonly spanAttributes: ReadonlyArray<readonly [string, unknown]>
+  readonly spanAttributes: Readonly<Record<string, unknown>>
   readonly limits: { readonly statementTimeout: Duration.Duration; readonly lockTimeout: Duration.Duration }
   /** How long COMMIT may take before the connection is given up: it cannot be interrupted. */
   readonly commitMillis: number | undefined
@@ -222,13 +221,14 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       )
     )
 
-  const currentLevel = Effect.map(Effect.context<never>(), (context): Level | undefined => {
-    const own = Context.getOption(context, CurrentLevel)
-    if (own._tag === "Some") return own.value
+  const levelIn = (context: Context.Context<never>): Level | undefined => {
+    const own = context.unsafeMap.get(CurrentLevel.key) as Level | undefined
+    if (own !== undefined) return own
     // A resolver of `@effect/sql` carries the transaction of a request under the library's own tag.
     const carried = Context.getOption(context, SqlClient.TransactionConnection)
     return carried._tag === "Some" ? ours.get(carried.value[0]) : undefined
-  })
+  }
+  const currentLevel = Effect.map(Effect.context<never>(), levelIn)
 
   return {
     transact: (effect, options = {}) =>
@@ -242,10 +242,10 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
         Effect.withSpan("sql.transaction", {
           kind: "client",
           captureStackTrace: false,
-          attributes: Object.fromEntries(defaults.spanAttributes)
+          attributes: defaults.spanAttributes
         })
       ),
-    current: Effect.map(currentLevel, (level) => Option.fromNullable(level?.connection)),
+    connectionIn: (context) => levelIn(context)?.connection,
     after: <A, E, R>(when: Outcome, effect: Effect.Effect<A, E, R>) =>
       Effect.flatMap(currentLevel, (level) => {
         if (level === undefined) {
