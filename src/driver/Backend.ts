@@ -193,15 +193,7 @@ export class Backend {
           ? this.statements.use(request.text)
           : undefined
       const run = this.exchange<Response>((callback) => {
-        this.client.query(
-          {
-            text: request.text,
-            ...(values.length > 0 ? { values } : {}),
-            ...(name === undefined ? {} : { name }),
-            ...(request.rowMode === undefined ? {} : { rowMode: request.rowMode })
-          } as Pg.QueryConfig,
-          callback as (error: Error, result: Pg.QueryResult) => void
-        )
+        this.client.query(query(request, values, name, callback))
       }, request)
       const discarded = this.statements.takeDiscarded()
       return this.echoed(
@@ -544,6 +536,24 @@ const wireValue = (value: unknown): string | Buffer | null | undefined => {
   } catch {
     return undefined
   }
+}
+
+type Callback = (error: unknown, result: Response | undefined) => void
+
+/** The query of `pg` for a request. It is given its name afterwards: settings in an object would be copied, descriptor by descriptor. */
+const query = (
+  { rowMode, text }: Request,
+  values: Array<string | Buffer | null>,
+  name: string | undefined,
+  callback: Callback
+): Pg.Submittable => {
+  const made = new Pg.Query(
+    (rowMode === undefined ? text : { text, rowMode }) as string,
+    values.length > 0 ? values : undefined,
+    callback as (error: Error | undefined, result: Pg.ResultBuilder) => void
+  ) as Pg.Query & { name?: string }
+  if (name !== undefined) made.name = name
+  return made
 }
 
 const invalidRequest = (operation: string, problem: string): Effect.Effect<never, DatabaseError> =>

@@ -6,7 +6,6 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import { identity } from "effect/Function"
 import { DatabaseError, type Reason, reasonOf } from "../DatabaseError.js"
 import {
   answerMillis,
@@ -90,7 +89,8 @@ export const rollbackMessage = "Database session error, rolling back transaction
 /** Transactions over a pool. Two calls make two sets of transactions that never see each other. */
 export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Transactions => {
   const CurrentLevel = Context.GenericTag<Level>(`promptgrimoire-db/Transaction/${id}`)
-  const ours = new WeakMap<Connection, Level>()
+  /** Under this a connection of ours, and of no other client, keeps its level. */
+  const levelOf = Symbol(CurrentLevel.key)
 
   const makeLevel = (root: Root, depth: number, limits: Limits): Level => {
     const turns = new Turns()
@@ -103,16 +103,20 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       (text, values) => streamPortal(root.backend.portal(text, values), guarded)
     )
     const level: Level = { root, depth, limits, turns, connection, hooks: new Hooks(), ended: false }
-    ours.set(level.connection, level)
+    Object.assign(connection, { [levelOf]: level })
     return level
   }
 
   const inside = <A, E, R>(level: Level, effect: Effect.Effect<A, E, R>) =>
-    effect.pipe(
-      level.depth === 0 ? holding(level.root.backend) : identity,
-      Effect.provideService(CurrentLevel, level),
-      Effect.provideService(SqlClient.TransactionConnection, [level.connection, level.depth])
-    )
+    Effect.mapInputContext(effect, (context: Context.Context<R>) => {
+      // One copy of the context, where adding to it one by one would make three.
+      const services = new Map(context.unsafeMap)
+      services.set(CurrentLevel.key, level)
+      services.set(SqlClient.TransactionConnection.key, [level.connection, level.depth])
+      // Tells the pool, should the body ask for another connection, that it has this one already.
+      if (level.depth === 0) services.set(Held.key, [...Context.get(context, Held), level.root.backend])
+      return Context.unsafeMake<R>(services)
+    })
 
   /** Runs the body and then, when no statement of it is under way any more, what ends the level. */
   const untilEnd = <A, E, R, B, E2>(
@@ -225,8 +229,8 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
     const own = context.unsafeMap.get(CurrentLevel.key) as Level | undefined
     if (own !== undefined) return own
     // A resolver of `@effect/sql` carries the transaction of a request under the library's own tag.
-    const carried = Context.getOption(context, SqlClient.TransactionConnection)
-    return carried._tag === "Some" ? ours.get(carried.value[0]) : undefined
+    const carried = context.unsafeMap.get(SqlClient.TransactionConnection.key)
+    return (carried as readonly [{ readonly [levelOf]?: Level }] | undefined)?.[0][levelOf]
   }
   const currentLevel = Effect.map(Effect.context<never>(), levelIn)
 
@@ -273,14 +277,6 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
-
-/** Tells the pool, should the body ask for another connection, that it has this one already. */
-const holding =
-  (line: Line) =>
-  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.mapInputContext(effect, (context: Context.Context<R>) =>
-      Context.add(context, Held, [...Context.get(context, Held), line])
-    )
 
 /** The outermost transaction. */
 interface Root {
