@@ -95,7 +95,8 @@ export class Backend {
   expectsReadOnly = false
   /**
    * The connection is given up when the server has not answered a statement within so many milliseconds: it enforces its
-   * `statement_timeout` itself, so that it is gone, or hangs, when it is silent for much longer.
+   * `statement_timeout` itself, so that it is gone, or hangs, when it is silent for much longer. Not any more once a program has set
+   * another limit on it; one that a function of the database sets is not seen.
    */
   answerMillis: number | undefined
   private knowsLimit = true
@@ -186,8 +187,7 @@ export class Backend {
     return this.afterSettling(() => {
       const values = wireValues(request)
       if (typeof values === "string") return invalidRequest("execute", values)
-      // A program that sets the limit itself has another one than we know, on this connection.
-      if (request.isControl !== true && /statement_timeout/i.test(request.text)) this.knowsLimit = false
+      this.watchLimit(request)
       const name =
         this.options.prepare && request.prepare === true && isPreparable(request)
           ? this.statements.use(request.text)
@@ -211,6 +211,7 @@ export class Backend {
   /** A portal over a statement; see {@link Portal}. Needs an open transaction block. */
   portal(text: string, values: ReadonlyArray<unknown>): PortalHandle {
     const request: Request = { text, values }
+    this.watchLimit(request)
     const step = (
       make: (callback: (error: unknown, batch: Batch | undefined) => void) => Pg.Submittable,
       timeoutMillis?: number
@@ -272,6 +273,16 @@ export class Backend {
     const listeners = [...this.closeListeners]
     this.closeListeners.clear()
     for (const listener of listeners) listener(this.lostBecause)
+  }
+
+  /** A program that sets the limit itself, in a text or by parameter, has another one than we know, on this connection. */
+  private watchLimit({ isControl, text, values = [] }: Request): void {
+    if (isControl === true || !this.knowsLimit) return
+    const named = /statement_timeout/i
+    this.knowsLimit = !(
+      named.test(text) ||
+      (/set_config/i.test(text) && values.some((value) => typeof value === "string" && named.test(value)))
+    )
   }
 
   private afterSettling<A>(next: () => Effect.Effect<A, DatabaseError>): Effect.Effect<A, DatabaseError> {

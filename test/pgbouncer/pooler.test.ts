@@ -27,7 +27,7 @@ const shown = (name: string) =>
     Effect.map(sql<{ value: string }>`SELECT current_setting(${name}) AS value`, ([row]) => row?.value)
   )
 
-describe("behind a transaction pooler", () => {
+describe("F26: behind a transaction pooler", () => {
   it.scopedLive("the limits are set in each transaction, and do not leak into the next one's session", () =>
     Effect.gen(function* () {
       assert.strictEqual(yield* Transaction.run(shown("statement_timeout")), "7s")
