@@ -293,7 +293,7 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
     const leakWarning = duration("leakWarning", { zero: false, off: true })
     const slowStatement = duration("slowStatement", { zero: true, off: true })
     if (raw.errorPolicy !== undefined && typeof raw.errorPolicy !== "function") {
-      reject("errorPolicy", typeof raw.errorPolicy, "a function")
+      reject("errorPolicy", raw.errorPolicy, "a function")
     }
     const pooler = given("pooler")
     if (pooler !== "none" && pooler !== "transaction") reject("pooler", pooler, '"none" or "transaction"')

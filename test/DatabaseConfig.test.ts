@@ -200,7 +200,7 @@ describe("The settings", () => {
       assert.strictEqual(config.maxConnections, 7)
       assert.isTrue(config.echo)
       const problems = yield* problemsOf({ url, errorPolicy: "retry" })
-      assert.deepStrictEqual(problems, [{ setting: "errorPolicy", value: "string", rule: "a function" }])
+      assert.deepStrictEqual(problems, [{ setting: "errorPolicy", value: '"retry"', rule: "a function" }])
     })
   )
 
