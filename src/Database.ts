@@ -11,18 +11,21 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Runtime from "effect/Runtime"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
 import * as Crypto from "node:crypto"
 import * as DatabaseConfig from "./DatabaseConfig.js"
 import type { DatabaseError, PoolState } from "./DatabaseError.js"
 import { answerMillis, type DialOptions, serverMillis } from "./driver/Backend.js"
+import { Decisions } from "./driver/Decisions.js"
 import { target } from "./driver/Endpoint.js"
 import { makeClient } from "./driver/Client.js"
 import * as Health from "./driver/Health.js"
 import * as NotificationHub from "./driver/NotificationHub.js"
 import * as Pool from "./driver/Pool.js"
 import * as Session from "./driver/Session.js"
+import { operationOf } from "./driver/Summaries.js"
 import * as Telemetry from "./driver/Telemetry.js"
 import * as Transact from "./driver/Transact.js"
 
@@ -44,7 +47,10 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
     readonly health: Effect.Effect<Health.Health>
     /** Whether a connection pooler, such as PgBouncer, stands between the pool and PostgreSQL. */
     readonly isBehindPooler: Effect.Effect<boolean, DatabaseError>
-    /** Opens a dedicated session, outside the pool and past any pooler, that ends with the scope. */
+    /**
+     * Opens a dedicated session, outside the pool and past any pooler, that ends with the scope. `SessionUnavailable` where `pooler` is `transaction` and
+     * there is no `directUrl`.
+     */
     readonly session: Effect.Effect<Session.Session, DatabaseError, Scope.Scope>
     /** The listeners of {@link "./Notification"}. */
     readonly notifications: NotificationHub.NotificationHub
@@ -78,7 +84,21 @@ export const layer = (
 
 /** A database with settings from the environment: `DATABASE_URL` and the others of `DatabaseConfig`. */
 export const layerConfig: Layer.Layer<Provided, DatabaseConfig.InvalidSettings | DatabaseError> =
-  Layer.suspend(() => layerFrom(DatabaseConfig.fromEnvironment))
+  Layer.suspend(() => layerConfigWith({}))
+
+/** The same, with settings from code that stand before those of the environment. */
+export const layerConfigWith = (
+  settings: Partial<DatabaseConfig.Settings>
+): Layer.Layer<Provided, DatabaseConfig.InvalidSettings | DatabaseError> =>
+  layerFrom(DatabaseConfig.fromEnvironment(settings))
+
+/**
+ * Fails when it is built where no session can be opened: behind a transaction pooler without `directUrl`, or where `directUrl` leads nowhere. For a program
+ * that listens, or takes advisory locks, later on. `Migrator.layer` needs no other word: it opens its own.
+ */
+export const layerSession: Layer.Layer<never, DatabaseError, Database> = Layer.effectDiscard(
+  Effect.flatMap(Database, ({ session }) => Effect.scoped(session))
+)
 
 // -----------------------------------------------------------------------------
 // internal
@@ -92,6 +112,10 @@ const make = Effect.fn("Database.make")(function* (
 ): Effect.fn.Return<Context.Context<Provided>, DatabaseError, Scope.Scope | Reactivity.Reactivity> {
   const pooled = config.pooler === "transaction"
   const timeouts = limitsOf(config)
+  const runtime = yield* Effect.runtime()
+  const decisions = new Decisions(config.errorPolicy, (cause) => {
+    Runtime.runFork(runtime)(Effect.logError("errorPolicy threw; the standard decision holds", cause))
+  })
   const direct: DialOptions = {
     endpoint: config.directEndpoint,
     connectTimeout: config.connectTimeout,
@@ -99,10 +123,17 @@ const make = Effect.fn("Database.make")(function* (
     timeouts,
     prepare: false,
     reuseAfterCancel: true,
-    echo: config.echo
+    echo: config.echo,
+    decisions
   }
   const telemetry = Telemetry.make(
     `${target(config.endpoint)}/${config.endpoint.database}`,
+    {
+      "db.system.name": "postgresql",
+      "db.namespace": config.endpoint.database,
+      "server.address": config.endpoint.host,
+      "server.port": String(config.endpoint.port)
+    },
     config.maxConnections,
     config.minConnections
   )
@@ -133,8 +164,11 @@ const make = Effect.fn("Database.make")(function* (
       'There is a connection pooler between this program and PostgreSQL. If it pools transactions, set pooler to "transaction" and directUrl to the server: timeouts, LISTEN and advisory locks of a session do not work through it'
     )
   }
-  const notifications = yield* NotificationHub.make(Session.open(direct))
-  return yield* assemble({ config, pool, dial, direct, notifications, telemetry })
+  const session = config.hasSessions
+    ? Session.open(direct)
+    : Effect.fail(decisions.error({ operation: "session", reason: { _tag: "SessionUnavailable" } }))
+  const notifications = yield* NotificationHub.make(session)
+  return yield* assemble({ config, pool, dial, session, notifications, telemetry, decisions })
 })
 
 /** What a database is made of. */
@@ -143,10 +177,11 @@ interface Parts {
   readonly pool: Pool.Pool
   /** How a connection of the pool is opened. */
   readonly dial: DialOptions
-  /** How a session past any pooler is opened. */
-  readonly direct: DialOptions
+  /** Opens a session past any pooler. */
+  readonly session: Effect.Effect<Session.Session, DatabaseError, Scope.Scope>
   readonly notifications: NotificationHub.NotificationHub
   readonly telemetry: Telemetry.Telemetry
+  readonly decisions: Decisions
 }
 
 /** Measures each statement, and reports the slow ones: their text, never their parameters. */
@@ -156,7 +191,7 @@ const observer = (
 ): DialOptions["observe"] => {
   const limit = Duration.toMillis(slowStatement)
   return ({ text }, millis, failure) => {
-    telemetry.operation(millis, failure?.reason._tag)
+    telemetry.operation(millis, operationOf(text), failure)
     return millis < limit
       ? undefined
       : Effect.annotateLogs(Effect.logWarning("Slow statement"), {
@@ -169,20 +204,21 @@ const observer = (
 const assemble = Effect.fnUntraced(function* (
   parts: Parts
 ): Effect.fn.Return<Context.Context<Provided>, never, Reactivity.Reactivity> {
-  const { config, dial, direct, notifications, pool, telemetry } = parts
-  const spanAttributes = [
-    ["db.system.name", "postgresql"],
-    ["db.namespace", config.endpoint.database],
-    ["server.address", config.endpoint.host],
-    ["server.port", config.endpoint.port]
-  ] as const
+  const { config, decisions, dial, notifications, pool, session, telemetry } = parts
+  const spanAttributes = {
+    "db.system.name": "postgresql",
+    "db.namespace": config.endpoint.database,
+    "server.address": config.endpoint.host,
+    "server.port": config.endpoint.port
+  }
   const timeouts = limitsOf(config)
   const transactions = Transact.make(pool, Crypto.randomUUID(), {
     spanAttributes,
     limits: timeouts,
     commitMillis: answerMillis(config.statementTimeout),
     session: config.pooler === "transaction" ? sessionLimits(timeouts) : [],
-    telemetry
+    telemetry,
+    decisions
   })
   const client = yield* makeClient({ config, pool, transactions, notifications, spanAttributes })
   return Context.make(Database, {
@@ -191,7 +227,7 @@ const assemble = Effect.fnUntraced(function* (
     events: pool.events,
     health: Health.check(pool, dial),
     isBehindPooler: isBehindPooler(pool),
-    session: Session.open(direct),
+    session,
     notifications,
     transact: transactions.transact,
     after: transactions.after,

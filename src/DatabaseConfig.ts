@@ -12,6 +12,7 @@ import * as Either from "effect/Either"
 import * as Inspectable from "effect/Inspectable"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
+import type { ErrorPolicy } from "./DatabaseError.js"
 import { type Endpoint, parseEndpoint } from "./driver/Endpoint.js"
 
 // -----------------------------------------------------------------------------
@@ -32,7 +33,10 @@ export interface Settings {
    * verified), `verify-ca` and `verify-full`; `sslrootcert`, `sslcert` and `sslkey` name files.
    */
   readonly url: Redacted.Redacted | string
-  /** The same database without a transaction pooler in between: for LISTEN, session advisory locks and migrations. */
+  /**
+   * The same database without a transaction pooler in between: for LISTEN, session advisory locks and migrations. With `pooler: "transaction"` and without
+   * this, whatever needs a session fails with `SessionUnavailable`.
+   */
   readonly directUrl?: Redacted.Redacted | string | undefined
   /** Connections that are opened at start and kept. */
   readonly minConnections?: number | undefined
@@ -71,7 +75,12 @@ export interface Settings {
   readonly leakWarning?: DurationSetting | undefined
   /** A statement that took longer is logged, without its parameters. */
   readonly slowStatement?: DurationSetting | undefined
+  /** Decisions of the program's own about errors: what is retried, what becomes of the connection. From code only. */
+  readonly errorPolicy?: ErrorPolicy | undefined
 }
+
+/** The settings that the environment can hold. */
+export type EnvironmentSetting = Exclude<keyof Settings, "errorPolicy">
 
 /** What stands between the Layer and the server. */
 export type Pooler = "none" | "transaction"
@@ -80,6 +89,8 @@ export type Pooler = "none" | "transaction"
 export interface DatabaseConfig {
   readonly endpoint: Endpoint
   readonly directEndpoint: Endpoint
+  /** Whether there is a way past the pooler, if there is one. */
+  readonly hasSessions: boolean
   readonly minConnections: number
   readonly maxConnections: number
   readonly acquireTimeout: Duration.Duration
@@ -97,6 +108,7 @@ export interface DatabaseConfig {
   readonly maxWaiting: number
   readonly leakWarning: Duration.Duration
   readonly slowStatement: Duration.Duration
+  readonly errorPolicy: ErrorPolicy | undefined
 }
 
 /** The defaults of every setting but `url`. */
@@ -118,7 +130,7 @@ export const defaults = {
   maxWaiting: 1000,
   leakWarning: "30 seconds",
   slowStatement: "1 second"
-} as const satisfies Omit<Settings, "url">
+} as const satisfies Omit<Settings, "url" | "errorPolicy">
 
 /** The environment variable of each setting. */
 export const environmentVariables = {
@@ -141,7 +153,7 @@ export const environmentVariables = {
   maxWaiting: "DATABASE_MAX_WAITING",
   leakWarning: "DATABASE_LEAK_WARNING",
   slowStatement: "DATABASE_SLOW_STATEMENT"
-} as const satisfies Record<keyof Settings, string>
+} as const satisfies Record<EnvironmentSetting, string>
 
 // -----------------------------------------------------------------------------
 // errors
@@ -163,7 +175,7 @@ export class InvalidSettings extends Data.TaggedError("InvalidSettings")<{
   override get message(): string {
     const lines = this.problems.map(
       ({ rule, setting, value }) =>
-        `  ${setting} (${environmentVariables[setting]}) is ${value}: it must be ${rule}`
+        `  ${setting}${setting === "errorPolicy" ? "" : ` (${environmentVariables[setting]})`} is ${value}: it must be ${rule}`
     )
     return `The database settings are wrong:\n${lines.join("\n")}`
   }
@@ -177,17 +189,26 @@ export class InvalidSettings extends Data.TaggedError("InvalidSettings")<{
 export const resolve = (settings: Settings): Effect.Effect<DatabaseConfig, InvalidSettings> =>
   resolveRaw(settings)
 
-/** Reads every setting from the environment (through the `ConfigProvider`) and checks every rule. */
-export const fromEnvironment: Effect.Effect<DatabaseConfig, InvalidSettings> = Effect.gen(function* () {
-  const raw: { -readonly [Name in keyof Settings]?: unknown } = {}
-  for (const [name, variable] of Object.entries(environmentVariables)) {
-    const value = yield* Effect.option(Config.option(Config.nonEmptyString(variable)))
-    Option.map(Option.flatten(value), (text) => {
-      raw[name as keyof Settings] = text
-    })
-  }
-  return yield* resolveRaw(raw)
-})
+/**
+ * Reads every setting from the environment (through the `ConfigProvider`) and checks every rule. What `settings` has stands before what the environment
+ * says.
+ */
+export const fromEnvironment = (
+  settings: Partial<Settings> = {}
+): Effect.Effect<DatabaseConfig, InvalidSettings> =>
+  Effect.gen(function* () {
+    const raw: { -readonly [Name in keyof Settings]?: unknown } = {}
+    for (const [name, variable] of Object.entries(environmentVariables)) {
+      const value = yield* Effect.option(Config.option(Config.nonEmptyString(variable)))
+      Option.map(Option.flatten(value), (text) => {
+        raw[name as EnvironmentSetting] = text
+      })
+    }
+    for (const [name, value] of Object.entries(settings)) {
+      if (value !== undefined) raw[name as keyof Settings] = value
+    }
+    return yield* resolveRaw(raw)
+  })
 
 // -----------------------------------------------------------------------------
 // rules
@@ -271,6 +292,9 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
     const maxWaiting = integer("maxWaiting", 0)
     const leakWarning = duration("leakWarning", { zero: false, off: true })
     const slowStatement = duration("slowStatement", { zero: true, off: true })
+    if (raw.errorPolicy !== undefined && typeof raw.errorPolicy !== "function") {
+      reject("errorPolicy", raw.errorPolicy, "a function")
+    }
     const pooler = given("pooler")
     if (pooler !== "none" && pooler !== "transaction") reject("pooler", pooler, '"none" or "transaction"')
     // A pooler before PgBouncer 1.21 hands the next transaction to a server that knows nothing of what was prepared.
@@ -299,6 +323,7 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
       : Effect.succeed<DatabaseConfig>({
           endpoint: url,
           directEndpoint: directUrl,
+          hasSessions: pooler !== "transaction" || raw.directUrl !== undefined,
           minConnections,
           maxConnections,
           acquireTimeout,
@@ -315,7 +340,8 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
           echo,
           maxWaiting,
           leakWarning,
-          slowStatement
+          slowStatement,
+          errorPolicy: raw.errorPolicy as ErrorPolicy | undefined
         })
   })
 

@@ -37,6 +37,22 @@ export type Retry = "transaction" | "unsent" | "unknown" | "never"
  */
 export type Fate = "keep" | "destroy" | "invalidate"
 
+/** The two decisions about an error. */
+export interface Policy {
+  readonly retry: Retry
+  readonly fate: Fate
+}
+
+/**
+ * A program's own decisions, the setting `errorPolicy`. It is given each reason with the decisions that hold otherwise, and says what is to hold instead; what it
+ * leaves out, or `undefined`, changes nothing. It must be a pure function of the reason, and is asked more than once.
+ *
+ * `retry: "transaction"` lets `Transaction.run` with `retry` run the body again, after ROLLBACK or after the connection was lost before COMMIT: nothing was kept then.
+ * Two things it cannot change: a commit whose outcome is unknown stays `unknown` and is never run again, and a connection that is lost, out of
+ * step with the protocol, or was ended by the server (FATAL, PANIC) is never kept.
+ */
+export type ErrorPolicy = (reason: Reason, standard: Policy) => Partial<Policy> | undefined
+
 /** The moment of a connection's life at which it was lost. */
 export type Phase = "dial" | "acquire" | "sent" | "commit"
 
@@ -89,6 +105,7 @@ export interface PoolState {
 /** What the server can answer, by the name that {@link classify} gives it. */
 export type ServerTag =
   | "SerializationFailure"
+  | "ReplicaConflict"
   | "DeadlockDetected"
   | "LockTimeout"
   | "StatementTimeout"
@@ -159,6 +176,8 @@ export type Reason =
       readonly transactionId: string | undefined
       readonly systemCode: string | undefined
     }
+  /** A session was asked for behind a transaction pooler, and no `directUrl` says how to get past it. */
+  | { readonly _tag: "SessionUnavailable" }
   /** A connection or a transaction was used after its end. */
   | { readonly _tag: "TransactionEnded" }
   /** The statement was never sent, because the client cannot express it (a NUL byte, too many parameters). */
@@ -174,27 +193,31 @@ export type ReasonTag = Reason["_tag"]
 /** An `SqlError` that says why. Its `_tag` is `SqlError`; `reason._tag` names the reason. */
 export class DatabaseError extends SqlError {
   readonly reason: Reason
+  readonly #policy: Policy | undefined
   constructor(props: {
     readonly reason: Reason
     /** Where it happened, such as `execute`, `commit`, `connect`. */
     readonly operation: string
     readonly cause?: unknown
+    /** The decisions, where they are not the standard ones of the reason. */
+    readonly policy?: Policy | undefined
   }) {
     super({
       message: `${props.operation}: ${describe(props.reason)}`,
       ...(props.cause === undefined ? {} : { cause: props.cause })
     })
     this.reason = props.reason
+    this.#policy = props.policy
   }
 
   /** What may be retried after this error. */
   get retry(): Retry {
-    return policy(this.reason).retry
+    return (this.#policy ?? policy(this.reason)).retry
   }
 
   /** What becomes of the connection after this error. */
   get fate(): Fate {
-    return policy(this.reason).fate
+    return (this.#policy ?? policy(this.reason)).fate
   }
 
   static is(error: unknown): error is DatabaseError {
@@ -222,7 +245,7 @@ export const classify = (error: ServerErrorLike, statement?: string): Reason => 
   const tag = byCode.get(error.code) ?? byClass.get(error.code.slice(0, 2)) ?? "ServerError"
   const text = error.message ?? ""
   const fields: ServerReason<ServerTag> = {
-    _tag: tag === "StatementCancelled" && isStatementTimeout(text) ? "StatementTimeout" : refine(tag, text),
+    _tag: refine(tag, text, error.routine),
     code: error.code,
     severity: error.severity ?? "ERROR",
     schema: error.schema,
@@ -262,12 +285,21 @@ export const isServerError = (error: unknown): error is ServerErrorLike =>
   /^[0-9A-Z]{5}$/.test(error.code) &&
   "severity" in error
 
-/** What may be retried and what becomes of the connection. */
-export const policy = (reason: Reason): { readonly retry: Retry; readonly fate: Fate } => {
+/** What may be retried and what becomes of the connection, where no {@link ErrorPolicy} says otherwise. */
+export const policy = (reason: Reason): Policy => {
   const base = policies[reason._tag]
+  return {
+    retry: retryOf(reason, base.retry),
+    fate: isFatal(reason) && base.fate === "keep" ? "destroy" : base.fate
+  }
+}
+
+const retryOf = (reason: Reason, base: Retry): Retry => {
   const lostInTransit = reason._tag === "ConnectionLost" && reason.phase === "commit"
-  const retry = lostInTransit || isCompletionUnknown(reason) ? "unknown" : base.retry
-  return isFatal(reason) && base.fate === "keep" ? { retry, fate: "destroy" } : { retry, fate: base.fate }
+  if (lostInTransit || isCompletionUnknown(reason)) return "unknown"
+  // Another try may mend what follows from an error if it may mend that one.
+  const first = "first" in reason ? reason.first : undefined
+  return first !== undefined && policy(first).retry === "transaction" ? "transaction" : base
 }
 
 // -----------------------------------------------------------------------------
@@ -432,8 +464,9 @@ const byClass = new Map<string, ServerTag>([
   ["P0", "RaisedException"]
 ])
 
-const policies: { readonly [Tag in ReasonTag]: { readonly retry: Retry; readonly fate: Fate } } = {
+const policies: { readonly [Tag in ReasonTag]: Policy } = {
   SerializationFailure: { retry: "transaction", fate: "keep" },
+  ReplicaConflict: { retry: "transaction", fate: "keep" },
   DeadlockDetected: { retry: "transaction", fate: "keep" },
   LockTimeout: { retry: "never", fate: "keep" },
   StatementTimeout: { retry: "never", fate: "keep" },
@@ -481,6 +514,7 @@ const policies: { readonly [Tag in ReasonTag]: { readonly retry: Retry; readonly
   TransactionAborted: { retry: "never", fate: "keep" },
   TransactionRolledBack: { retry: "never", fate: "keep" },
   CommitOutcomeUnknown: { retry: "unknown", fate: "destroy" },
+  SessionUnavailable: { retry: "never", fate: "keep" },
   TransactionEnded: { retry: "never", fate: "keep" },
   InvalidRequest: { retry: "never", fate: "keep" }
 }
@@ -488,6 +522,7 @@ const policies: { readonly [Tag in ReasonTag]: { readonly retry: Retry; readonly
 /** Errors whose server text can name objects only; every other text can hold values and is left out of messages. */
 const textNamesObjectsOnly: ReadonlySet<ReasonTag> = new Set<ReasonTag>([
   "SerializationFailure",
+  "ReplicaConflict",
   "DeadlockDetected",
   "LockTimeout",
   "StatementTimeout",
@@ -551,19 +586,37 @@ const definition =
 /** A definition that evaluates something, or that another statement follows. */
 const computing = /\b(?:as|using|select)\b|;\s*\S/i
 
-const isStatementTimeout = (text: string) => /statement timeout/i.test(text)
+/** Where one code stands for several things, the text tells them apart, or the routine, which is in no language. */
+const refine = (tag: ServerTag, text: string, routine: string | undefined): ServerTag => {
+  switch (tag) {
+    case "StatementCancelled":
+      return /statement timeout/i.test(text) ? "StatementTimeout" : tag
+    case "FeatureNotSupported":
+      return text === "cached plan must not change result type" ? "StalePreparedStatement" : tag
+    case "SerializationFailure":
+    case "DeadlockDetected":
+      return text.includes("conflict with recovery") || recoveryRoutines.has(routine)
+        ? "ReplicaConflict"
+        : tag
+    default:
+      return tag
+  }
+}
 
-/** PostgreSQL reports a plan that no longer fits with the code of every unsupported feature. */
-const refine = (tag: ServerTag, text: string): ServerTag =>
-  tag === "FeatureNotSupported" && text === "cached plan must not change result type"
-    ? "StalePreparedStatement"
-    : tag
+/** The routines of a standby (13 to 18) that end a statement or a session which is in the way of replay. */
+const recoveryRoutines: ReadonlySet<string | undefined> = new Set([
+  "ProcessInterrupts",
+  "ProcessRecoveryConflictInterrupt",
+  "ProcessRecoveryConflictInterrupts",
+  "CheckRecoveryConflictDeadlock"
+])
 
 /** The server itself does not know what became of a statement or a transaction. */
 const isCompletionUnknown = (reason: Reason) =>
   reason._tag === "ServerConnectionException" && (reason.code === "40003" || reason.code === "08007")
 
-const isFatal = (reason: Reason) =>
+/** Whether the server ended the session with this error. */
+export const isFatal = (reason: Reason): boolean =>
   "severity" in reason && (reason.severity === "FATAL" || reason.severity === "PANIC")
 
 const adviceFor: { readonly [Problem in ConnectProblem]: string } = {
@@ -612,6 +665,8 @@ const describe = (reason: Reason): string => {
       }`
     case "CommitOutcomeUnknown":
       return "the connection was lost while committing; the transaction may or may not have been committed"
+    case "SessionUnavailable":
+      return 'LISTEN, advisory locks of a session and migrations do not work with pooler "transaction" alone: set directUrl (DATABASE_DIRECT_URL) to the server itself'
     case "TransactionEnded":
       return "the transaction or reservation that this connection belonged to has ended"
     case "InvalidRequest":

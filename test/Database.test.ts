@@ -56,6 +56,34 @@ const sleep = (seconds: number) =>
   Effect.flatMap(SqlClient.SqlClient, (sql) => sql`SELECT pg_sleep(${seconds})`)
 
 layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Database.layer", (it) => {
+  it.effect(
+    "with a transaction pooler and no directUrl is built, and what needs a session is refused at once",
+    () =>
+      Effect.gen(function* () {
+        assert.strictEqual(yield* processId.pipe(Effect.map((pid) => pid > 0)), true)
+        const refused = yield* Effect.flip(Effect.scoped(Layer.build(Database.layerSession)))
+        assert.deepStrictEqual(refused.reason, { _tag: "SessionUnavailable" })
+        assert.include(refused.message, "set directUrl (DATABASE_DIRECT_URL)")
+      }).pipe(Effect.provide(databaseLayer({ pooler: "transaction" })))
+  )
+
+  it.effect("opens sessions over directUrl, and says when it is built that they can be had", () =>
+    Effect.gen(function* () {
+      const { url } = yield* TestServer
+      yield* Effect.scoped(Layer.build(Database.layerSession)).pipe(
+        Effect.provide(databaseLayer({ pooler: "transaction", directUrl: url }))
+      )
+      const nowhere = new URL(Redacted.value(url))
+      nowhere.port = "1"
+      const error = yield* Effect.flip(
+        Effect.scoped(Layer.build(Database.layerSession)).pipe(
+          Effect.provide(databaseLayer({ pooler: "transaction", directUrl: nowhere.toString() }))
+        )
+      )
+      assert.strictEqual(error._tag === "SqlError" && error.reason._tag, "ConnectFailed")
+    })
+  )
+
   describe("puts its settings into effect on the server:", () => {
     const limits = Effect.all([
       show("statement_timeout"),

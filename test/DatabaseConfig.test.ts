@@ -27,7 +27,7 @@ const endpointOf = (text: string) =>
 
 const fromEnvironment = (variables: Record<string, string>) =>
   Effect.withConfigProvider(
-    DatabaseConfig.fromEnvironment,
+    DatabaseConfig.fromEnvironment(),
     ConfigProvider.fromMap(new Map(Object.entries(variables)))
   )
 
@@ -180,6 +180,27 @@ describe("The settings", () => {
       assert.deepStrictEqual(settingsOf(error.problems), ["url"])
       assert.match(error.message, /url \(DATABASE_URL\) is not set/)
       assert.deepStrictEqual(settingsOf(yield* problemsOf({})), ["url"])
+    })
+  )
+
+  it.effect("take what the environment cannot hold from code, which stands before the environment", () =>
+    Effect.gen(function* () {
+      const errorPolicy = () => undefined
+      const config = yield* Effect.withConfigProvider(
+        DatabaseConfig.fromEnvironment({ errorPolicy, maxConnections: 7, echo: undefined }),
+        ConfigProvider.fromMap(
+          new Map([
+            ["DATABASE_URL", url],
+            ["DATABASE_MAX_CONNECTIONS", "9"],
+            ["DATABASE_ECHO", "true"]
+          ])
+        )
+      )
+      assert.strictEqual(config.errorPolicy, errorPolicy)
+      assert.strictEqual(config.maxConnections, 7)
+      assert.isTrue(config.echo)
+      const problems = yield* problemsOf({ url, errorPolicy: "retry" })
+      assert.deepStrictEqual(problems, [{ setting: "errorPolicy", value: '"retry"', rule: "a function" }])
     })
   )
 

@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as SqlClient from "@effect/sql/SqlClient"
+import * as Statement from "@effect/sql/Statement"
 import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Deferred from "effect/Deferred"
@@ -7,7 +8,9 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Logger from "effect/Logger"
 import * as Metric from "effect/Metric"
+import * as MetricState from "effect/MetricState"
 import * as Stream from "effect/Stream"
+import * as Tracer from "effect/Tracer"
 import * as Database from "../src/Database.js"
 import * as DatabaseError from "../src/DatabaseError.js"
 import * as TestDatabase from "../src/testing/TestDatabase.js"
@@ -157,6 +160,116 @@ describe("what a database tells about itself", () => {
           "count" in metricState ? metricState.count : undefined
         ])
       assert.strictEqual(transactions.filter(([, count]) => count === 1).length, 2)
+    }).pipe(Effect.provide(TestDatabase.layer()))
+  )
+
+  it.scopedLive("a statement's span says what OpenTelemetry's conventions for PostgreSQL ask for", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const { config } = yield* Database.Database
+      const native = yield* Effect.tracer
+      const spans: Array<Tracer.Span> = []
+      const tracer = Tracer.make({
+        span: (...args) => {
+          const span = native.span(...args)
+          spans.push(span)
+          return span
+        },
+        context: (run, fiber) => native.context(run, fiber)
+      })
+      yield* sql`CREATE TABLE item (id int PRIMARY KEY, name text)`
+      yield* Effect.gen(function* () {
+        yield* Transaction.run(sql`SELECT name FROM item WHERE id = ${4711}`).pipe(Effect.withSpan("outer"))
+        yield* Effect.exit(sql`INSERT INTO item VALUES (${"s3cr3t"}::text::int)`)
+        yield* Effect.exit(sql`SELECT ${"a\0b"}::text FROM item`)
+        yield* Stream.runDrain(sql`SELECT id FROM item`.stream)
+        yield* Effect.exit(Stream.runDrain(sql`SELECT 1 / 0 FROM pg_class`.stream))
+        yield* sql`SELECT 1`.pipe(
+          Statement.withTransformer((_, sql) => Effect.succeed(sql`SELECT id FROM item`)),
+          Effect.asVoid
+        )
+      }).pipe(Effect.withTracer(tracer))
+      const common = {
+        "db.system.name": "postgresql",
+        "db.namespace": config.endpoint.database,
+        "server.address": config.endpoint.host,
+        "server.port": config.endpoint.port
+      }
+      const query = (text: string, summary: string, more: object) => ({
+        name: summary,
+        kind: "client",
+        attributes: { ...common, "db.query.text": text, "db.query.summary": summary, ...more }
+      })
+      const item = { "db.collection.name": "item" }
+      const select = { "db.operation.name": "SELECT" }
+      const failed = (code: string) => ({ "db.response.status_code": code, "error.type": code })
+      assert.deepStrictEqual<object>(
+        spans
+          .filter(({ name }) => name !== "outer")
+          .map(({ attributes, kind, name }) => ({ name, kind, attributes: Object.fromEntries(attributes) })),
+        [
+          { name: "sql.transaction", kind: "client", attributes: common },
+          query("SELECT name FROM item WHERE id = $1", "SELECT item", { ...select, ...item }),
+          query("INSERT INTO item VALUES ($1::text::int)", "INSERT item", {
+            "db.operation.name": "INSERT",
+            ...item,
+            ...failed("22P02")
+          }),
+          query("SELECT $1::text FROM item", "SELECT item", { ...select, ...item, ...failed("22021") }),
+          query("SELECT id FROM item", "SELECT item", { ...select, ...item }),
+          query("SELECT 1 / 0 FROM pg_class", "SELECT pg_class", {
+            ...select,
+            "db.collection.name": "pg_class",
+            ...failed("22012")
+          }),
+          { ...query("SELECT id FROM item", "SELECT", select) }
+        ]
+      )
+      const parents = spans.map(({ parent }) =>
+        parent._tag === "Some" && parent.value._tag === "Span" ? parent.value.name : undefined
+      )
+      assert.deepStrictEqual(parents.slice(0, 3), [undefined, "outer", "sql.transaction"])
+      const status = spans.map(({ status }) => (status._tag === "Ended" ? status.exit._tag : status._tag))
+      assert.deepStrictEqual(status, [
+        "Success",
+        "Success",
+        "Success",
+        "Failure",
+        "Failure",
+        "Success",
+        "Failure",
+        "Success"
+      ])
+      assert.notMatch(JSON.stringify(spans.map(({ attributes }) => [...attributes])), /s3cr3t|4711/)
+    }).pipe(Effect.provide(TestDatabase.layer()))
+  )
+
+  it.scopedLive("an operation's duration is measured by database, operation and error", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const { config } = yield* Database.Database
+      yield* sql`SELECT 1`
+      yield* sql`SELECT 2`
+      yield* Effect.exit(sql`SELECT 1 / 0`)
+      yield* Transaction.run(sql`CREATE TABLE item (id int)`)
+      const snapshot = yield* Metric.snapshot
+      const counts = new Map<string, number>()
+      for (const { metricKey, metricState } of snapshot) {
+        if (metricKey.name !== "db.client.operation.duration" || !MetricState.isHistogramState(metricState))
+          continue
+        const tags = Object.fromEntries(
+          Chunk.fromIterable(metricKey.tags).pipe(Chunk.map(({ key, value }) => [key, value]))
+        )
+        if (tags["db.namespace"] !== config.endpoint.database) continue
+        assert.strictEqual(tags["db.system.name"], "postgresql")
+        assert.strictEqual(tags["server.address"], config.endpoint.host)
+        assert.strictEqual(tags["server.port"], String(config.endpoint.port))
+        assert.strictEqual(tags["error.type"], tags["db.response.status_code"])
+        counts.set(`${tags["db.operation.name"]} ${tags["error.type"] ?? "ok"}`, metricState.count)
+      }
+      assert.strictEqual(counts.get("SELECT 22012"), 1)
+      assert.isAtLeast(counts.get("SELECT ok") ?? 0, 2)
+      for (const once of ["BEGIN ok", "CREATE ok", "COMMIT ok"]) assert.strictEqual(counts.get(once), 1, once)
     }).pipe(Effect.provide(TestDatabase.layer()))
   )
 })

@@ -54,7 +54,7 @@ const processId = Effect.gen(function* () {
 const terminate = (pid: number) =>
   Effect.flatMap(TestServer, ({ admin }) =>
     Effect.zipRight(
-      admin.query("SELECT pg_terminate_backend($1, 5000)", [pid]),
+      admin.query("SELECT pg_terminate_backend($1)", [pid]),
       eventually(
         "the backend is gone",
         Effect.map(

@@ -7,6 +7,7 @@ import * as Pg from "pg"
 import { prepareValue } from "pg/lib/utils.js"
 import { DatabaseError, type Phase, type Reason } from "../DatabaseError.js"
 import { type Peer, cancel } from "./Cancel.js"
+import { type Decisions, isBroken, standard } from "./Decisions.js"
 import type { Endpoint } from "./Endpoint.js"
 import { connectError, foreignProtocol, statementError } from "./errors.js"
 import { type HandshakeStream, watchHandshake } from "./handshake.js"
@@ -35,6 +36,8 @@ export interface DialOptions {
     | undefined
   /** See {@link Backend.answerMillis}; no limit when left out. */
   readonly answerMillis?: number | undefined
+  /** What is decided about errors; the standard when left out. */
+  readonly decisions?: Decisions | undefined
 }
 
 /** PostgreSQL's client connection defaults; infinity is 0, which switches a limit off. */
@@ -92,7 +95,8 @@ export class Backend {
   expectsReadOnly = false
   /**
    * The connection is given up when the server has not answered a statement within so many milliseconds: it enforces its
-   * `statement_timeout` itself, so that it is gone, or hangs, when it is silent for much longer.
+   * `statement_timeout` itself, so that it is gone, or hangs, when it is silent for much longer. Not any more once a program has set
+   * another limit on it; one that a function of the database sets is not seen.
    */
   answerMillis: number | undefined
   private knowsLimit = true
@@ -131,11 +135,11 @@ export class Backend {
           if (error === null || error === undefined) {
             resume(Effect.succeed(new Backend(client, options, passedMillis(clock))))
           } else {
-            fail(connectError(error, options.endpoint))
+            fail(connectError(error, options.endpoint, options.decisions ?? standard))
           }
         })
         watchHandshake(client.connection.stream, options.endpoint.ssl !== false, () =>
-          fail(foreignProtocol(options.endpoint))
+          fail(foreignProtocol(options.endpoint, options.decisions ?? standard))
         )
         return Effect.sync(() => client.connection.stream.destroy())
       })
@@ -183,22 +187,13 @@ export class Backend {
     return this.afterSettling(() => {
       const values = wireValues(request)
       if (typeof values === "string") return invalidRequest("execute", values)
-      // A program that sets the limit itself has another one than we know, on this connection.
-      if (request.isControl !== true && /statement_timeout/i.test(request.text)) this.knowsLimit = false
+      this.watchLimit(request)
       const name =
         this.options.prepare && request.prepare === true && isPreparable(request)
           ? this.statements.use(request.text)
           : undefined
       const run = this.exchange<Response>((callback) => {
-        this.client.query(
-          {
-            text: request.text,
-            ...(values.length > 0 ? { values } : {}),
-            ...(name === undefined ? {} : { name }),
-            ...(request.rowMode === undefined ? {} : { rowMode: request.rowMode })
-          } as Pg.QueryConfig,
-          callback as (error: Error, result: Pg.QueryResult) => void
-        )
+        this.client.query(query(request, values, name, callback))
       }, request)
       const discarded = this.statements.takeDiscarded()
       return this.echoed(
@@ -216,6 +211,7 @@ export class Backend {
   /** A portal over a statement; see {@link Portal}. Needs an open transaction block. */
   portal(text: string, values: ReadonlyArray<unknown>): PortalHandle {
     const request: Request = { text, values }
+    this.watchLimit(request)
     const step = (
       make: (callback: (error: unknown, batch: Batch | undefined) => void) => Pg.Submittable,
       timeoutMillis?: number
@@ -279,6 +275,16 @@ export class Backend {
     for (const listener of listeners) listener(this.lostBecause)
   }
 
+  /** A program that sets the limit itself, in a text or by parameter, has another one than we know, on this connection. */
+  private watchLimit({ isControl, text, values = [] }: Request): void {
+    if (isControl === true || !this.knowsLimit) return
+    const named = /statement_timeout/i
+    this.knowsLimit = !(
+      named.test(text) ||
+      (/set_config/i.test(text) && values.some((value) => typeof value === "string" && named.test(value)))
+    )
+  }
+
   private afterSettling<A>(next: () => Effect.Effect<A, DatabaseError>): Effect.Effect<A, DatabaseError> {
     return Effect.suspend(() =>
       this.settling === undefined ? next() : Effect.zipRight(Fiber.await(this.settling), Effect.suspend(next))
@@ -315,7 +321,7 @@ export class Backend {
   ): Effect.Effect<A, DatabaseError> {
     return Effect.async<A, DatabaseError>((resume) => {
       if (!this.open) {
-        resume(Effect.fail(statementError(this.lostBecause, "acquire")))
+        resume(Effect.fail(statementError(this.lostBecause, "acquire", this.options.decisions)))
         return undefined
       }
       const before = this.transactionStatus
@@ -331,11 +337,12 @@ export class Backend {
       }
       send((error, result) => {
         if (error === null || error === undefined) return finish(Effect.succeed(result as A))
-        const failure = statementError(error, this.open ? undefined : (request.phase ?? "sent"), request.text)
+        const lost = this.open ? undefined : (request.phase ?? "sent")
+        const failure = statementError(error, lost, this.options.decisions, request.text)
         this.onError(failure)
         // What changed a table or deallocated a statement has probably done so to others.
         if (failure.reason._tag === "StalePreparedStatement") this.statements.clear()
-        if (isBroken(failure)) this.destroy()
+        if (isBroken(failure.reason)) this.destroy()
         if (!this.open) return finish(Effect.fail(failure), failure)
         // An error comes before the server is ready again: until then the connection is not idle.
         const end = () => {
@@ -465,12 +472,6 @@ const lateMillis = 250
 
 const timeoutError = () => Object.assign(new Error("the server did not answer"), { code: "ETIMEDOUT" })
 
-/** Whether the connection cannot be used any more, whatever its owner thinks of it. */
-const isBroken = ({ reason }: DatabaseError): boolean =>
-  reason._tag === "ConnectionLost" ||
-  reason._tag === "ProtocolViolation" ||
-  ("severity" in reason && (reason.severity === "FATAL" || reason.severity === "PANIC"))
-
 const clientConfig = ({
   applicationName,
   connectTimeout,
@@ -546,6 +547,24 @@ const wireValue = (value: unknown): string | Buffer | null | undefined => {
   } catch {
     return undefined
   }
+}
+
+type Callback = (error: unknown, result: Response | undefined) => void
+
+/** The query of `pg` for a request. It is given its name afterwards: settings in an object would be copied, descriptor by descriptor. */
+const query = (
+  { rowMode, text }: Request,
+  values: Array<string | Buffer | null>,
+  name: string | undefined,
+  callback: Callback
+): Pg.Submittable => {
+  const made = new Pg.Query(
+    (rowMode === undefined ? text : { text, rowMode }) as string,
+    values.length > 0 ? values : undefined,
+    callback as (error: Error | undefined, result: Pg.ResultBuilder) => void
+  ) as Pg.Query & { name?: string }
+  if (name !== undefined) made.name = name
+  return made
 }
 
 const invalidRequest = (operation: string, problem: string): Effect.Effect<never, DatabaseError> =>

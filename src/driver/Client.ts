@@ -2,6 +2,7 @@ import * as Reactivity from "@effect/experimental/Reactivity"
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Statement from "@effect/sql/Statement"
+import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Mailbox from "effect/Mailbox"
 import * as Option from "effect/Option"
@@ -12,6 +13,7 @@ import type { DatabaseError } from "../DatabaseError.js"
 import { autocommit, reserved } from "./connections.js"
 import { invalid, invalidChannel, invalidPayload, type NotificationHub } from "./NotificationHub.js"
 import type { Pool } from "./Pool.js"
+import { traced } from "./Traced.js"
 import type { Transactions } from "./Transact.js"
 
 /** The parts that a client is put together from. */
@@ -20,7 +22,7 @@ export interface ClientParts {
   readonly pool: Pool
   readonly transactions: Transactions
   readonly notifications: NotificationHub
-  readonly spanAttributes: ReadonlyArray<readonly [string, unknown]>
+  readonly spanAttributes: Readonly<Record<string, unknown>>
 }
 
 /**
@@ -34,11 +36,12 @@ export const makeClient = (
     const { config, notifications, pool, spanAttributes, transactions } = parts
     const reactivity = yield* Reactivity.Reactivity
     const outside = autocommit(pool)
-    const acquirer = Effect.map(
-      transactions.current,
-      Option.getOrElse(() => outside)
-    )
-    const statements = Statement.make(acquirer, PgClient.makeCompiler(), spanAttributes, undefined)
+    const connectionIn = (context: Context.Context<never>) => transactions.connectionIn(context) ?? outside
+    const acquirer = Effect.map(Effect.context<never>(), connectionIn)
+    const statements = traced(Statement.make(acquirer, PgClient.makeCompiler(), [], undefined), {
+      connectionIn,
+      attributes: spanAttributes
+    })
 
     const own: Omit<PgClient.PgClient, keyof Statement.Constructor> = {
       [SqlClient.TypeId]: SqlClient.TypeId,

@@ -15,6 +15,7 @@ import * as Tracer from "effect/Tracer"
 import * as Tarn from "tarn"
 import { DatabaseError, type PoolState, type Reason } from "../DatabaseError.js"
 import { Backend, type DialOptions, type Line, passedMillis } from "./Backend.js"
+import { standard } from "./Decisions.js"
 import { Leases } from "./Leases.js"
 import type { Telemetry } from "./Telemetry.js"
 import type { Restore } from "./Turns.js"
@@ -97,6 +98,7 @@ export const make = Effect.fn("Pool.make")(function* (
   const events = yield* PubSub.sliding<PoolEvent>(1024)
   const publish = (event: PoolEvent) => void events.unsafeOffer(event)
   const { telemetry } = options
+  const decisions = options.dial.decisions ?? standard
   const count = () => telemetry.connections(live.size - lent, lent, leases.numPendingAcquires())
   let closing = false
   /** How many connections wait for the one that takes their place. */
@@ -249,7 +251,7 @@ export const make = Effect.fn("Pool.make")(function* (
   const acquireError = (error: unknown): DatabaseError => {
     if (DatabaseError.is(error)) return error
     if (closing || !(error instanceof Tarn.TimeoutError)) return poolClosed
-    const timeout = new DatabaseError({
+    const timeout = decisions.error({
       operation: "acquire",
       reason: {
         _tag: "AcquireTimeout",
@@ -305,7 +307,7 @@ export const make = Effect.fn("Pool.make")(function* (
         ? { _tag: "Overloaded", pool: state() }
         : undefined
     if (reason === undefined) return undefined
-    const error = new DatabaseError({ operation: "acquire", reason })
+    const error = decisions.error({ operation: "acquire", reason })
     publish({ _tag: "Refused", error })
     return error
   }

@@ -1,7 +1,6 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
-import type { Reason } from "../DatabaseError.js"
 
 /** How often a transaction may be run again, and how long it pauses before. */
 export interface RetryOptions {
@@ -45,14 +44,4 @@ export const run = <A, E, R>(
       return Effect.catchAllCause(one(attempt), (cause) => (attempt.again ? next : Effect.failCause(cause)))
     })
   return from(1)
-}
-
-/** Whether the server guarantees that nothing was kept, and another try may go through. */
-export const isTransient = (reason: Reason | undefined): boolean => {
-  if (reason === undefined) return false
-  if (reason._tag === "TransactionRolledBack" || reason._tag === "TransactionAborted") {
-    return isTransient(reason.first)
-  }
-  // A transaction that a read-only server refused may be run again, but elsewhere and later: that is the caller's decision.
-  return reason._tag === "SerializationFailure" || reason._tag === "DeadlockDetected"
 }

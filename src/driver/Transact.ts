@@ -6,8 +6,6 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import { identity } from "effect/Function"
-import * as Option from "effect/Option"
 import { DatabaseError, type Reason, reasonOf } from "../DatabaseError.js"
 import {
   answerMillis,
@@ -18,6 +16,7 @@ import {
   serverMillis
 } from "./Backend.js"
 import { endedError, makeConnection, streamPortal } from "./connections.js"
+import type { Decisions } from "./Decisions.js"
 import { Hooks, type Outcome } from "./Hooks.js"
 import { Held, type Pool } from "./Pool.js"
 import * as Retry from "./Retry.js"
@@ -46,7 +45,7 @@ export interface TransactionOptions<E = unknown> {
   readonly expected?: ((error: E) => boolean) | undefined
   /**
    * Runs the whole body again when the server could not serialize it or ended it as a deadlock's victim (40001, 40P01, also
-   * raised by COMMIT). Only for bodies that do nothing but work on the database. Ignored inside another transaction.
+   * raised by COMMIT), and when the setting `errorPolicy` says so. Only for bodies that do nothing but work on the database. Ignored inside another transaction.
    */
   readonly retry?: RetryOptions | undefined
   /**
@@ -65,21 +64,23 @@ export type Transact = <A, E, R>(
 /** What a client needs to route its statements: its own transactions, and nobody else's. */
 export interface Transactions {
   readonly transact: Transact
-  /** The connection of the transaction that is open in this fiber, if there is one of this client. */
-  readonly current: Effect.Effect<Option.Option<Connection>>
+  /** The connection of the transaction that is open in a context, if there is one of this client. */
+  readonly connectionIn: (context: Context.Context<never>) => Connection | undefined
   /** Runs an effect after the outermost transaction has ended so; at once, where none is open and it waits for a commit. */
   readonly after: <A, E, R>(when: Outcome, effect: Effect.Effect<A, E, R>) => Effect.Effect<void, never, R>
 }
 
 /** Limits that every transaction begins with; behind a transaction pooler a session has none. */
 export interface TransactionDefaults {
-  readonly spanAttributes: ReadonlyArray<readonly [string, unknown]>
+  readonly spanAttributes: Readonly<Record<string, unknown>>
   readonly limits: { readonly statementTimeout: Duration.Duration; readonly lockTimeout: Duration.Duration }
   /** How long COMMIT may take before the connection is given up: it cannot be interrupted. */
   readonly commitMillis: number | undefined
   /** SET LOCAL statements that follow BEGIN. */
   readonly session: ReadonlyArray<string>
   readonly telemetry: Telemetry
+  /** Which errors another try may mend. */
+  readonly decisions: Decisions
 }
 
 /** The message of the log record that is written before every ROLLBACK. */
@@ -88,7 +89,8 @@ export const rollbackMessage = "Database session error, rolling back transaction
 /** Transactions over a pool. Two calls make two sets of transactions that never see each other. */
 export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Transactions => {
   const CurrentLevel = Context.GenericTag<Level>(`promptgrimoire-db/Transaction/${id}`)
-  const ours = new WeakMap<Connection, Level>()
+  /** Under this a connection of ours, and of no other client, keeps its level. */
+  const levelOf = Symbol(CurrentLevel.key)
 
   const makeLevel = (root: Root, depth: number, limits: Limits): Level => {
     const turns = new Turns()
@@ -101,16 +103,20 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       (text, values) => streamPortal(root.backend.portal(text, values), guarded)
     )
     const level: Level = { root, depth, limits, turns, connection, hooks: new Hooks(), ended: false }
-    ours.set(level.connection, level)
+    Object.assign(connection, { [levelOf]: level })
     return level
   }
 
   const inside = <A, E, R>(level: Level, effect: Effect.Effect<A, E, R>) =>
-    effect.pipe(
-      level.depth === 0 ? holding(level.root.backend) : identity,
-      Effect.provideService(CurrentLevel, level),
-      Effect.provideService(SqlClient.TransactionConnection, [level.connection, level.depth])
-    )
+    Effect.mapInputContext(effect, (context: Context.Context<R>) => {
+      // One copy of the context, where adding to it one by one would make three.
+      const services = new Map(context.unsafeMap)
+      services.set(CurrentLevel.key, level)
+      services.set(SqlClient.TransactionConnection.key, [level.connection, level.depth])
+      // Tells the pool, should the body ask for another connection, that it has this one already.
+      if (level.depth === 0) services.set(Held.key, [...Context.get(context, Held), level.root.backend])
+      return Context.unsafeMake<R>(services)
+    })
 
   /** Runs the body and then, when no statement of it is under way any more, what ends the level. */
   const untilEnd = <A, E, R, B, E2>(
@@ -139,6 +145,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           backend,
           options,
           attempt,
+          decisions: defaults.decisions,
           savepoints: 0,
           commitMillis: defaults.commitMillis,
           transactionId: undefined
@@ -218,13 +225,14 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       )
     )
 
-  const currentLevel = Effect.map(Effect.context<never>(), (context): Level | undefined => {
-    const own = Context.getOption(context, CurrentLevel)
-    if (own._tag === "Some") return own.value
+  const levelIn = (context: Context.Context<never>): Level | undefined => {
+    const own = context.unsafeMap.get(CurrentLevel.key) as Level | undefined
+    if (own !== undefined) return own
     // A resolver of `@effect/sql` carries the transaction of a request under the library's own tag.
-    const carried = Context.getOption(context, SqlClient.TransactionConnection)
-    return carried._tag === "Some" ? ours.get(carried.value[0]) : undefined
-  })
+    const carried = context.unsafeMap.get(SqlClient.TransactionConnection.key)
+    return (carried as readonly [{ readonly [levelOf]?: Level }] | undefined)?.[0][levelOf]
+  }
+  const currentLevel = Effect.map(Effect.context<never>(), levelIn)
 
   return {
     transact: (effect, options = {}) =>
@@ -238,10 +246,10 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
         Effect.withSpan("sql.transaction", {
           kind: "client",
           captureStackTrace: false,
-          attributes: Object.fromEntries(defaults.spanAttributes)
+          attributes: defaults.spanAttributes
         })
       ),
-    current: Effect.map(currentLevel, (level) => Option.fromNullable(level?.connection)),
+    connectionIn: (context) => levelIn(context)?.connection,
     after: <A, E, R>(when: Outcome, effect: Effect.Effect<A, E, R>) =>
       Effect.flatMap(currentLevel, (level) => {
         if (level === undefined) {
@@ -270,19 +278,12 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
 // internal
 // -----------------------------------------------------------------------------
 
-/** Tells the pool, should the body ask for another connection, that it has this one already. */
-const holding =
-  (line: Line) =>
-  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.mapInputContext(effect, (context: Context.Context<R>) =>
-      Context.add(context, Held, [...Context.get(context, Held), line])
-    )
-
 /** The outermost transaction. */
 interface Root {
   readonly backend: Line
   readonly options: TransactionOptions<never>
   readonly attempt: Attempt
+  readonly decisions: Decisions
   /** How long COMMIT may take before the connection is given up. */
   readonly commitMillis: number | undefined
   /** How many savepoints there were: their names are never used twice. */
@@ -374,13 +375,13 @@ const isOver = ({ backend }: Root): boolean =>
 
 /** Names the error that aborted a transaction in the errors that follow from it. */
 const naming = <A>(
-  { backend }: Root,
+  { backend, decisions }: Root,
   step: Effect.Effect<A, DatabaseError>
 ): Effect.Effect<A, DatabaseError> =>
   Effect.catchAll(step, (error) =>
     Effect.fail(
       isAborted(error.reason)
-        ? new DatabaseError({
+        ? decisions.error({
             operation: "execute",
             reason: { _tag: "TransactionAborted", first: backend.abortedBy },
             cause: error
@@ -399,16 +400,16 @@ const commit = (root: Root): Effect.Effect<void, DatabaseError> =>
     const request: Request = { text: "COMMIT", phase: "commit", timeoutMillis: root.commitMillis }
     return Effect.suspend(() => {
       const sent = backend.isOpen
-      return Effect.mapError(backend.run(request), (error) => commitError(error, sent, root.transactionId))
+      return Effect.mapError(backend.run(request), (error) => commitError(root, error, sent))
     }).pipe(
       Effect.filterOrFail(
         (response) => commandOf(response) === "COMMIT",
-        () => new DatabaseError({ operation: "commit", reason: { _tag: "TransactionRolledBack", first } })
+        () => root.decisions.error({ operation: "commit", reason: { _tag: "TransactionRolledBack", first } })
       )
     )
   }).pipe(
     Effect.tapError((error) =>
-      willRetry(root.attempt, error.reason)
+      willRetry(root, error.reason)
         ? logged(root.options, logRetry(root.attempt, error))
         : logged(root.options, Effect.logError(commitMessage(error), Cause.fail(error)))
     ),
@@ -421,14 +422,14 @@ const commitMessage = ({ reason }: DatabaseError): string =>
     : "Database session error, the transaction was not committed"
 
 /** A COMMIT that never left failed for good; the outcome of one that the server may have got is not known. */
-const commitError = (error: DatabaseError, sent: boolean, transactionId: string | undefined): DatabaseError =>
-  new DatabaseError({
+const commitError = (root: Root, error: DatabaseError, sent: boolean): DatabaseError =>
+  root.decisions.error({
     operation: "commit",
     reason:
       sent && isUnknown(error.reason)
         ? {
             _tag: "CommitOutcomeUnknown",
-            transactionId,
+            transactionId: root.transactionId,
             systemCode: error.reason._tag === "ConnectionLost" ? error.reason.systemCode : undefined
           }
         : error.reason,
@@ -439,7 +440,8 @@ const isUnknown = (reason: Reason): boolean => {
   switch (reason._tag) {
     case "ConnectionLost":
       return reason.phase === "commit"
-    // The server ends such transactions before it commits them.
+    // The server ends such transactions before it commits them; a standby has nothing to commit.
+    case "ReplicaConflict":
     case "IdleInTransactionTimeout":
     case "TransactionTimeout":
       return false
@@ -461,9 +463,7 @@ const rollback = <E>(
     const aborted = root.backend.abortedBy
     const again =
       !Cause.isInterrupted(cause) &&
-      [aborted, ...Chunk.map(Cause.failures(cause), reasonOf)].some((reason) =>
-        willRetry(root.attempt, reason)
-      )
+      [aborted, ...Chunk.map(Cause.failures(cause), reasonOf)].some((reason) => willRetry(root, reason))
     const log = again
       ? logRetry(root.attempt, ...Cause.failures(cause))
       : isExpected(cause, options)
@@ -473,8 +473,8 @@ const rollback = <E>(
   })
 
 /** Decides, and remembers, that the transaction is run once more. */
-const willRetry = (attempt: Attempt, reason: Reason | undefined): boolean => {
-  if (!attempt.mayRetry || !Retry.isTransient(reason)) return false
+const willRetry = ({ attempt, decisions }: Root, reason: Reason | undefined): boolean => {
+  if (!attempt.mayRetry || !decisions.isTransient(reason)) return false
   attempt.again = true
   return true
 }
@@ -514,7 +514,8 @@ const releaseSavepoint = (savepoint: Savepoint): Effect.Effect<void, DatabaseErr
       return naming(root, control(root, [`RELEASE SAVEPOINT ${name}`, ...restoreLimits]))
     }
     const reason: Reason = { _tag: "TransactionRolledBack", first: root.backend.abortedBy }
-    return rollbackToSavepoint(savepoint, Cause.fail(new DatabaseError({ operation: "savepoint", reason })))
+    const error = root.decisions.error({ operation: "savepoint", reason })
+    return rollbackToSavepoint(savepoint, Cause.fail(error))
   })
 
 /** Fails with the body's cause; what goes wrong with the rollback comes after it. */

@@ -1,15 +1,16 @@
 import {
   type ConnectProblem,
-  DatabaseError,
   classify,
+  type DatabaseError,
   isServerError,
   type Phase,
   type Reason
 } from "../DatabaseError.js"
+import { type Decisions, standard } from "./Decisions.js"
 import { type Endpoint, target } from "./Endpoint.js"
 
 /** The error of a failed dial. What `pg` or Node said is read for its code only, so that no secret gets out. */
-export const connectError = (error: unknown, endpoint: Endpoint): DatabaseError => {
+export const connectError = (error: unknown, endpoint: Endpoint, decisions: Decisions): DatabaseError => {
   const reason: Reason =
     isServerError(error) && !isRefusedParameter(error)
       ? classify(error)
@@ -19,12 +20,12 @@ export const connectError = (error: unknown, endpoint: Endpoint): DatabaseError 
           target: target(endpoint),
           systemCode: systemCode(error)
         }
-  return new DatabaseError({ operation: "connect", reason })
+  return decisions.error({ operation: "connect", reason })
 }
 
 /** The error of a dial that reached something else. */
-export const foreignProtocol = (endpoint: Endpoint): DatabaseError =>
-  new DatabaseError({
+export const foreignProtocol = (endpoint: Endpoint, decisions: Decisions): DatabaseError =>
+  decisions.error({
     operation: "connect",
     reason: {
       _tag: "ConnectFailed",
@@ -35,16 +36,17 @@ export const foreignProtocol = (endpoint: Endpoint): DatabaseError =>
   })
 
 /**
- * The error of a statement, whose text may be given. `lost` is the phase in which the connection was lost, if it was; an error that is neither the
+ * The error of a statement, whose text may be given last. `lost` is the phase in which the connection was lost, if it was; an error that is neither the
  * server's nor the socket's comes from a parser of a column's type.
  */
 export const statementError = (
   error: unknown,
   lost: Phase | undefined,
+  decisions: Decisions = standard,
   statement?: string
 ): DatabaseError => {
   if (isServerError(error)) {
-    return new DatabaseError({ operation: "execute", reason: classify(error, statement) })
+    return decisions.error({ operation: "execute", reason: classify(error, statement) })
   }
   const reason: Reason =
     lost === undefined
@@ -53,7 +55,7 @@ export const statementError = (
           problem: "a value of the result cannot be read by the parser of its type"
         }
       : { _tag: "ConnectionLost", phase: lost, systemCode: systemCode(error) }
-  return new DatabaseError({ operation: "execute", reason })
+  return decisions.error({ operation: "execute", reason })
 }
 
 /** PgBouncer's answer to startup parameters that it does not follow. */

@@ -7,6 +7,7 @@ import { repository } from "../support/command.js"
 /** Every reason, kept complete by the type checker. */
 const reasons = {
   SerializationFailure: true,
+  ReplicaConflict: true,
   DeadlockDetected: true,
   LockTimeout: true,
   StatementTimeout: true,
@@ -54,6 +55,7 @@ const reasons = {
   TransactionAborted: true,
   TransactionRolledBack: true,
   CommitOutcomeUnknown: true,
+  SessionUnavailable: true,
   TransactionEnded: true,
   InvalidRequest: true
 } satisfies Readonly<Record<DatabaseError.ReasonTag, true>>
@@ -69,6 +71,7 @@ const rows = Fs.readFileSync(Path.join(repository, "docs/errors.md"), "utf8")
 
 /** The text that tells codes apart which stand for two things. */
 const messageFor: Readonly<Record<string, string>> = {
+  ReplicaConflict: "canceling statement due to conflict with recovery",
   StatementTimeout: "canceling statement due to statement timeout",
   StalePreparedStatement: "cached plan must not change result type"
 }

@@ -212,6 +212,33 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("A s
     )
   })
 
+  describe("whose limit the program raised itself", () => {
+    const outlasting = Effect.flatMap(SqlClient.SqlClient, (sql) => sql`SELECT pg_sleep(5.3)`)
+    const raised: Readonly<Record<string, Effect.Effect<unknown, unknown, SqlClient.SqlClient>>> = {
+      "by SET": Effect.flatMap(SqlClient.SqlClient, (sql) => sql`SET statement_timeout = 0`),
+      "by set_config": Effect.flatMap(
+        SqlClient.SqlClient,
+        (sql) => sql`SELECT set_config('statement_timeout', '0', false)`
+      ),
+      "by set_config with parameters": Effect.flatMap(
+        SqlClient.SqlClient,
+        (sql) => sql`SELECT set_config(${"Statement_Timeout"}, ${"0"}, false)`
+      ),
+      "by set_config in a stream": Effect.flatMap(SqlClient.SqlClient, (sql) =>
+        Stream.runDrain(sql`SELECT set_config(${"statement_timeout"}, ${"0"}, false)`.stream)
+      )
+    }
+    // The client gives a connection up 5 seconds after the limit that it knows.
+    const limited = { maxConnections: 1, statementTimeout: "50 millis", lockTimeout: "50 millis" } as const
+    it.effect("is not given up for the limit of the settings, however it was raised", () =>
+      Effect.forEach(
+        Object.values(raised),
+        (raise) => Effect.provide(Effect.zipRight(raise, outlasting), databaseLayer(limited)),
+        { concurrency: "unbounded", discard: true }
+      )
+    )
+  })
+
   describe("that the client cannot express", () => {
     it.effect("is refused before it is sent, and the connection stays usable", () =>
       Effect.gen(function* () {

@@ -18,7 +18,7 @@ import * as Transaction from "../../src/Transaction.js"
 import * as Proxy from "./Proxy.js"
 import { check, report, tagOf, tally } from "./support.js"
 
-const seconds = Number(process.env["BANK_SECONDS"] ?? 20)
+const seconds = Number(process.env["BANK_SECONDS"] ?? 60)
 
 const fibers = 32
 const accounts = 64

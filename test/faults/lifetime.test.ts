@@ -132,7 +132,7 @@ describe("In the long run", () => {
   )
 
   check(
-    "F27: 100,000 loans, 10,000 errors, 2,000 timeouts and interruptions leave heap, handles and listeners as they were",
+    "F27: 1,000,000 loans, 10,000 errors, 2,000 timeouts and interruptions leave heap, handles and listeners as they were",
     Effect.gen(function* () {
       const rig = yield* makeRig()
       const context = yield* Layer.build(
@@ -167,7 +167,7 @@ describe("In the long run", () => {
         })
       )
       const round = Effect.gen(function* () {
-        yield* times(10_000, loan)
+        yield* times(100_000, loan)
         yield* times(1000, sql`SELECT 1 / 0`)
         yield* times(400, sql.withTransaction(Effect.fail("no")))
         yield* saturated
@@ -190,7 +190,7 @@ describe("In the long run", () => {
       assert.isBelow(grown, 2_000_000)
       assert.deepStrictEqual(after, before.handles)
     }),
-    180_000
+    300_000
   )
 
   check(

@@ -40,7 +40,7 @@ export const statements = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
     const result = yield* Effect.exit(Effect.withTracer(effect, recording))
     return {
       result,
-      statements: spans.filter(({ name }) => name === "sql.execute").length,
+      statements: spans.filter(({ attributes }) => attributes.has("db.query.text")).length,
       transactions: spans.filter(({ name }) => name === "sql.transaction").length
     }
   })

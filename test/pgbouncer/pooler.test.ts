@@ -1,9 +1,15 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as PgClient from "@effect/sql-pg/PgClient"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
 import * as Logger from "effect/Logger"
 import * as Redacted from "effect/Redacted"
+import * as Stream from "effect/Stream"
 import * as Database from "../../src/Database.js"
+import * as DatabaseError from "../../src/DatabaseError.js"
+import * as ForeignKey from "../../src/ForeignKey.js"
+import * as Migrator from "../../src/Migrator.js"
+import * as Notification from "../../src/Notification.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import * as Transaction from "../../src/Transaction.js"
 import * as PgBouncer from "./PgBouncer.js"
@@ -21,7 +27,7 @@ const shown = (name: string) =>
     Effect.map(sql<{ value: string }>`SELECT current_setting(${name}) AS value`, ([row]) => row?.value)
   )
 
-describe("behind a transaction pooler", () => {
+describe("F26: behind a transaction pooler", () => {
   it.scopedLive("the limits are set in each transaction, and do not leak into the next one's session", () =>
     Effect.gen(function* () {
       assert.strictEqual(yield* Transaction.run(shown("statement_timeout")), "7s")
@@ -47,6 +53,40 @@ describe("behind a transaction pooler", () => {
       )
       assert.include(error.message, 'set pooler to "transaction"')
     })
+  )
+
+  it.scopedLive("what needs a session fails when its Layer is built, and names directUrl", () =>
+    Effect.gen(function* () {
+      const url = through(yield* TestDatabase.make())
+      const database = Database.layer({ url, pooler: "transaction", minConnections: 1 })
+      const migrated = Migrator.layer({ loader: Migrator.fromRecord({ "0001_nothing": Effect.void }) })
+      for (const needy of [Database.layerSession, migrated]) {
+        const error = yield* Effect.flip(
+          Effect.provide(Effect.void, needy).pipe(Effect.scoped, Effect.provide(database))
+        )
+        assert.strictEqual(DatabaseError.reasonOf(error)?._tag, "SessionUnavailable")
+        assert.include(String(error), "set directUrl (DATABASE_DIRECT_URL)")
+      }
+      yield* Effect.gen(function* () {
+        const sql = yield* PgClient.PgClient
+        const needs: ReadonlyArray<Effect.Effect<unknown, unknown, Database.Provided>> = [
+          Stream.runHead(Notification.listen("news")),
+          Stream.runHead(sql.listen("news")),
+          ForeignKey.list(),
+          Effect.scoped(Effect.flatMap(Database.Database, ({ session }) => session))
+        ]
+        for (const need of needs) {
+          const error = yield* Effect.flip(need)
+          assert.strictEqual(DatabaseError.reasonOf(error)?._tag, "SessionUnavailable")
+        }
+        // What needs none goes through the pooler as ever.
+        yield* Transaction.run(Notification.notify("news", "sent"))
+      }).pipe(Effect.provide(database))
+    })
+  )
+
+  it.scopedLive("a session past the pooler is proven when its Layer is built", () =>
+    Effect.void.pipe(Effect.provide(Database.layerSession), Effect.provide(TestDatabase.layer()))
   )
 
   it.scopedLive("a pooler that ignores the limits in silence is found, and warned of", () =>

@@ -14,6 +14,7 @@ export default defineConfig({
       "test/Health.test.ts",
       "test/Migrator.test.ts",
       "test/Notification.test.ts",
+      "test/Observability.test.ts",
       "test/migrations.test.ts"
     ],
     globalSetup: ["test/pgbouncer/globalSetup.ts"],

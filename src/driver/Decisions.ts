@@ -1,0 +1,86 @@
+import {
+  DatabaseError,
+  type ErrorPolicy,
+  isFatal,
+  type Policy,
+  policy as standardPolicy,
+  type Reason
+} from "../DatabaseError.js"
+
+/**
+ * What one database decides about its errors: the standard decisions, changed by the program's own `errorPolicy` within what is safe. Whoever makes an
+ * error, lends a connection again or runs a transaction again asks here.
+ */
+export class Decisions {
+  /** `onDefect` is told when the program's function throws; the standard decision holds then. */
+  constructor(
+    private readonly own?: ErrorPolicy | undefined,
+    private readonly onDefect: (cause: unknown) => void = () => {}
+  ) {}
+
+  /** What may be retried and what becomes of the connection. */
+  policy(reason: Reason): Policy {
+    const base = this.base(reason)
+    const asked = this.ask(reason, base)
+    return {
+      retry: asked?.retry === undefined || base.retry === "unknown" ? base.retry : asked.retry,
+      fate: asked?.fate === undefined || (asked.fate === "keep" && isBroken(reason)) ? base.fate : asked.fate
+    }
+  }
+
+  /**
+   * Whether `Transaction.run` with `retry` runs the transaction again. One that a read-only server refused may be run again, too, but elsewhere and later:
+   * that takes a program's own decision.
+   */
+  isTransient(reason: Reason | undefined): boolean {
+    if (reason === undefined) return false
+    const base = this.base(reason)
+    if (base.retry === "unknown") return false
+    const asked = this.ask(reason, base)?.retry
+    if (asked !== undefined) return asked === "transaction"
+    return isConsequence(reason)
+      ? this.isTransient(reason.first)
+      : base.retry === "transaction" && reason._tag !== "ReadOnlyTransaction"
+  }
+
+  /** An error with the decisions about it. */
+  error(props: {
+    readonly reason: Reason
+    readonly operation: string
+    readonly cause?: unknown
+  }): DatabaseError {
+    return new DatabaseError(this.own === undefined ? props : { ...props, policy: this.policy(props.reason) })
+  }
+
+  private base(reason: Reason): Policy {
+    const base = standardPolicy(reason)
+    return this.own !== undefined && isConsequence(reason) && reason.first !== undefined
+      ? { ...base, retry: this.policy(reason.first).retry === "transaction" ? "transaction" : "never" }
+      : base
+  }
+
+  private ask(reason: Reason, base: Policy): Partial<Policy> | undefined {
+    if (this.own === undefined) return undefined
+    try {
+      return this.own(reason, base)
+    } catch (cause) {
+      this.onDefect(cause)
+      return undefined
+    }
+  }
+}
+
+/** The decisions of a program that makes none of its own. */
+export const standard = new Decisions()
+
+/** Whether the connection cannot be used any more, whatever anybody decides. */
+export const isBroken = (reason: Reason): boolean =>
+  reason._tag === "ConnectionLost" ||
+  reason._tag === "CommitOutcomeUnknown" ||
+  reason._tag === "ProtocolViolation" ||
+  isFatal(reason)
+
+const isConsequence = (
+  reason: Reason
+): reason is Extract<Reason, { readonly _tag: "TransactionAborted" | "TransactionRolledBack" }> =>
+  reason._tag === "TransactionAborted" || reason._tag === "TransactionRolledBack"
