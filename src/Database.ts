@@ -11,6 +11,7 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
 import * as Crypto from "node:crypto"
@@ -19,6 +20,8 @@ import type { DatabaseError, PoolState } from "./DatabaseError.js"
 import { answerMillis, type DialOptions, serverMillis } from "./driver/Backend.js"
 import { target } from "./driver/Endpoint.js"
 import { makeClient } from "./driver/Client.js"
+import { autocommit } from "./driver/connections.js"
+import type { CopyIn } from "./driver/Copy.js"
 import * as Health from "./driver/Health.js"
 import * as NotificationHub from "./driver/NotificationHub.js"
 import * as Pool from "./driver/Pool.js"
@@ -52,6 +55,8 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
     readonly transact: Transact.Transact
     /** What {@link "./Transaction"}`.afterCommit` and `.afterRollback` call. */
     readonly after: Transact.Transactions["after"]
+    /** What {@link "./Copy"}`.into` calls. */
+    readonly copyIn: CopyIn
     /** The same database over a changed pool; what the Layers of `promptgrimoire-db/testing` are made with. */
     readonly derive: <E, R>(
       wrap: (pool: Pool.Pool) => Effect.Effect<Pool.Pool, E, R>
@@ -184,6 +189,7 @@ const assemble = Effect.fnUntraced(function* (
     session: config.pooler === "transaction" ? sessionLimits(timeouts) : [],
     telemetry
   })
+  const outside = autocommit(pool)
   const client = yield* makeClient({ config, pool, transactions, notifications, spanAttributes })
   return Context.make(Database, {
     config,
@@ -195,6 +201,20 @@ const assemble = Effect.fnUntraced(function* (
     notifications,
     transact: transactions.transact,
     after: transactions.after,
+    copyIn: (text, source) =>
+      Effect.flatMap(transactions.current, (open) =>
+        Option.getOrElse(open, () => outside).copyIn(text, source)
+      ).pipe(
+        Effect.withSpan("sql.execute", {
+          kind: "client",
+          captureStackTrace: false,
+          attributes: {
+            ...Object.fromEntries(spanAttributes),
+            "db.operation.name": "copyIn",
+            "db.query.text": text
+          }
+        })
+      ),
     derive: (wrap) => Effect.flatMap(wrap(pool), (wrapped) => assemble({ ...parts, pool: wrapped }))
   }).pipe(Context.add(PgClient.PgClient, client), Context.add(SqlClient.SqlClient, client))
 })
