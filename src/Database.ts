@@ -21,9 +21,12 @@ import { answerMillis, type DialOptions, serverMillis } from "./driver/Backend.j
 import { Decisions } from "./driver/Decisions.js"
 import { target } from "./driver/Endpoint.js"
 import { makeClient } from "./driver/Client.js"
+import { autocommit } from "./driver/connections.js"
+import type { CopyIn } from "./driver/Copy.js"
 import * as Health from "./driver/Health.js"
 import * as NotificationHub from "./driver/NotificationHub.js"
 import * as Pool from "./driver/Pool.js"
+import { traceAs } from "./driver/Traced.js"
 import * as Session from "./driver/Session.js"
 import { operationOf } from "./driver/Summaries.js"
 import * as Telemetry from "./driver/Telemetry.js"
@@ -58,6 +61,8 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
     readonly transact: Transact.Transact
     /** What {@link "./Transaction"}`.afterCommit` and `.afterRollback` call. */
     readonly after: Transact.Transactions["after"]
+    /** What {@link "./Copy"}`.into` calls. */
+    readonly copyIn: CopyIn
     /** The same database over a changed pool; what the Layers of `promptgrimoire-db/testing` are made with. */
     readonly derive: <E, R>(
       wrap: (pool: Pool.Pool) => Effect.Effect<Pool.Pool, E, R>
@@ -220,6 +225,8 @@ const assemble = Effect.fnUntraced(function* (
     telemetry,
     decisions
   })
+  const outside = autocommit(pool)
+  const traced = traceAs(spanAttributes)
   const client = yield* makeClient({ config, pool, transactions, notifications, spanAttributes })
   return Context.make(Database, {
     config,
@@ -231,6 +238,13 @@ const assemble = Effect.fnUntraced(function* (
     notifications,
     transact: transactions.transact,
     after: transactions.after,
+    copyIn: (text, source) =>
+      traced(
+        text,
+        Effect.contextWithEffect((context: Context.Context<never>) =>
+          (transactions.connectionIn(context) ?? outside).copyIn(text, source)
+        )
+      ),
     derive: (wrap) => Effect.flatMap(wrap(pool), (wrapped) => assemble({ ...parts, pool: wrapped }))
   }).pipe(Context.add(PgClient.PgClient, client), Context.add(SqlClient.SqlClient, client))
 })

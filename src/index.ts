@@ -1,6 +1,7 @@
 /**
  * The PostgreSQL data layer for Effect programs, and online changes of foreign keys. One namespace per module.
  */
+export * as Copy from "./Copy.js"
 export * as Database from "./Database.js"
 export * as DatabaseConfig from "./DatabaseConfig.js"
 export * as DatabaseError from "./DatabaseError.js"

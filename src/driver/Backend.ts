@@ -7,6 +7,7 @@ import * as Pg from "pg"
 import { prepareValue } from "pg/lib/utils.js"
 import { DatabaseError, type Phase, type Reason } from "../DatabaseError.js"
 import { type Peer, cancel } from "./Cancel.js"
+import * as Copy from "./Copy.js"
 import { type Decisions, isBroken, standard } from "./Decisions.js"
 import type { Endpoint } from "./Endpoint.js"
 import { connectError, foreignProtocol, statementError } from "./errors.js"
@@ -62,7 +63,7 @@ export interface Request {
   readonly prepare?: boolean
   /** What a lost connection means while it runs. */
   readonly phase?: Phase
-  /** The connection is closed when the server has not answered within so many milliseconds. */
+  /** The connection is closed when the server has not answered within so many milliseconds; infinity is no limit. */
   readonly timeoutMillis?: number | undefined
   /** Our own text, which changes no limit that is not known. */
   readonly isControl?: boolean
@@ -236,6 +237,24 @@ export class Backend {
     }
   }
 
+  /** Runs COPY ... FROM STDIN; see {@link Copy.run}. */
+  copyIn<E, R>(text: string, source: Copy.Source<E, R>): Effect.Effect<number, E | DatabaseError, R> {
+    return this.afterSettling(() =>
+      this.echoed(
+        text,
+        Copy.run(text, source, {
+          // The server is silent for as long as it is given no data: what it is waited for has a limit of its own.
+          exchange: (make) =>
+            this.exchange<number>((callback) => void this.client.query(make(callback)), {
+              text,
+              timeoutMillis: Number.POSITIVE_INFINITY
+            }),
+          watched: (wait) => this.watched(wait)
+        })
+      )
+    )
+  }
+
   /** Asks the server for a sign of life. */
   ping(timeoutMillis: number): Effect.Effect<boolean> {
     return Effect.isSuccess(this.sendText("-- ping", timeoutMillis))
@@ -285,13 +304,13 @@ export class Backend {
     )
   }
 
-  private afterSettling<A>(next: () => Effect.Effect<A, DatabaseError>): Effect.Effect<A, DatabaseError> {
+  private afterSettling<A, E, R>(next: () => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> {
     return Effect.suspend(() =>
       this.settling === undefined ? next() : Effect.zipRight(Fiber.await(this.settling), Effect.suspend(next))
     )
   }
 
-  private echoed<A>(text: string, run: Effect.Effect<A, DatabaseError>): Effect.Effect<A, DatabaseError> {
+  private echoed<A, E, R>(text: string, run: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> {
     return this.options.echo ? Effect.zipRight(Effect.logDebug(text), run) : run
   }
 
@@ -325,8 +344,7 @@ export class Backend {
         return undefined
       }
       const before = this.transactionStatus
-      const limit = request.timeoutMillis ?? (this.knowsLimit ? this.answerMillis : undefined)
-      const timer = limit === undefined ? undefined : alarm(limit, () => this.destroy(timeoutError()))
+      const timer = this.limitAnswer(request.timeoutMillis)
       this.running = true
       const started = performance.now()
       const finish = (exit: Effect.Effect<A, DatabaseError>, failure?: DatabaseError) => {
@@ -355,6 +373,23 @@ export class Backend {
         this.client.on("end", end)
       })
       return this.interrupt
+    })
+  }
+
+  /** Closes the connection after so many milliseconds, unless the function that this gives is called before. */
+  private limitAnswer(
+    millis: number | undefined = this.knowsLimit ? this.answerMillis : undefined
+  ): (() => void) | undefined {
+    return millis === undefined || millis === Number.POSITIVE_INFINITY
+      ? undefined
+      : alarm(millis, () => this.destroy(timeoutError()))
+  }
+
+  /** Waits for the server, but not for longer than it may take to answer. */
+  private watched<A, E, R>(wait: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> {
+    return Effect.suspend(() => {
+      const timer = this.limitAnswer()
+      return timer === undefined ? wait : Effect.ensuring(wait, Effect.sync(timer))
     })
   }
 
@@ -418,6 +453,7 @@ export class Backend {
 export type Line = Pick<
   Backend,
   | "abortedBy"
+  | "copyIn"
   | "destroy"
   | "expectsReadOnly"
   | "isOpen"

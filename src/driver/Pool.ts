@@ -504,6 +504,14 @@ export const use = <A, E, R>(
     )
   )
 
+/** Tells the pool, should an effect ask for another connection, that it has this one already. */
+export const holding =
+  (line: Line) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.mapInputContext(effect, (context: Context.Context<R>) =>
+      Context.add(context, Held, [...Context.get(context, Held), line])
+    )
+
 /** What the pool knows of a backend. */
 interface Lease {
   lent: boolean

@@ -63,12 +63,22 @@ const summarize = (text: string): Summary => {
   if (operation === undefined) return { operation, table: undefined, text: "postgresql" }
   const { isSimple, names } = withTables.has(operation)
     ? tablesOf(text.slice(0, maxRead))
-    : { isSimple: false, names: [] }
+    : operation === "COPY"
+      ? copied(text)
+      : { isSimple: false, names: [] }
   return {
     operation,
     table: isSimple && names.length === 1 && text.length <= maxRead ? names[0] : undefined,
     text: [operation, ...names.slice(0, 3)].join(" ")
   }
+}
+
+const copy = new RegExp(String.raw`\bcopy\s+(${identifier}(?:\s*\.\s*${identifier})?)`, "i")
+
+/** The table that COPY reads or fills; that of a query stands in parentheses. */
+const copied = (text: string) => {
+  const name = copy.exec(text.replaceAll(comments, " "))?.[1]
+  return { isSimple: true, names: name === undefined ? [] : [name] }
 }
 
 /** The tables of the outermost statement, and whether there can be no others. */

@@ -48,10 +48,30 @@ export const traced = (statements: Statement.Constructor, tracing: Tracing): Sta
   return constructor
 }
 
+/** Runs what sends a statement without being one of `@effect/sql`'s in the span that those have. */
+export const traceAs = (
+  attributes: Tracing["attributes"]
+): (<A, E, R>(sql: string, effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>) => {
+  const named: Named = { attributes, summaries: new Summaries() }
+  return (sql, effect) => {
+    const { name, options } = spanOf(sql, named)
+    return Effect.useSpan(name, options, (span) =>
+      Effect.withParentSpan(
+        Effect.tapError(effect, (error) => annotate(span, error)),
+        span
+      )
+    )
+  }
+}
+
 // -----------------------------------------------------------------------------
 
-interface Shared extends Tracing {
+interface Named {
+  readonly attributes: Tracing["attributes"]
   readonly summaries: Summaries
+}
+
+interface Shared extends Tracing, Named {
   readonly constructor: () => Statement.Constructor
 }
 
@@ -116,7 +136,7 @@ class Traced<A extends object>
       Effect.withFiberRuntime((fiber) => {
         const connection = this.shared.connectionIn(fiber.currentContext)
         if (!isObserved(fiber)) return Effect.sync(() => open(connection, ...this.compile()))
-        const { name, options } = this.span()
+        const { name, options } = spanOf(this.compile()[0], this.shared)
         return Effect.flatMap(Effect.makeSpanScoped(name, options), (span) =>
           Effect.map(this.transformed(fiber, span), (statement) =>
             Stream.tapError(open(connection, ...statement.compile()), (error) => annotate(span, error))
@@ -130,7 +150,7 @@ class Traced<A extends object>
     return Effect.withFiberRuntime((fiber) => {
       const connection = this.shared.connectionIn(fiber.currentContext)
       if (!isObserved(fiber)) return call(connection, ...this.compile())
-      const { name, options } = this.span()
+      const { name, options } = spanOf(this.compile()[0], this.shared)
       return Effect.useSpan(name, options, (span) =>
         Effect.tapError(
           Effect.flatMap(this.transformed(fiber, span), (statement) =>
@@ -140,19 +160,6 @@ class Traced<A extends object>
         )
       )
     })
-  }
-
-  private span(): { readonly name: string; readonly options: Tracer.SpanOptions } {
-    const [sql] = this.compile()
-    const { operation, table, text } = this.shared.summaries.of(sql)
-    const attributes = {
-      ...this.shared.attributes,
-      "db.query.text": sql,
-      "db.query.summary": text,
-      ...(operation === undefined ? {} : { "db.operation.name": operation }),
-      ...(table === undefined ? {} : { "db.collection.name": table })
-    }
-    return { name: text, options: { kind: "client", captureStackTrace: false, attributes } }
   }
 
   /** What a `Statement.withTransformer` around it makes of this statement. */
@@ -167,6 +174,27 @@ class Traced<A extends object>
           transformer.value(this, this.shared.constructor(), fiber.getFiberRefs(), span),
           (statement) => Effect.sync(() => span.attribute("db.query.text", statement.compile()[0]))
         )
+  }
+}
+
+const spanOf = (
+  sql: string,
+  { attributes, summaries }: Named
+): { readonly name: string; readonly options: Tracer.SpanOptions } => {
+  const { operation, table, text } = summaries.of(sql)
+  return {
+    name: text,
+    options: {
+      kind: "client",
+      captureStackTrace: false,
+      attributes: {
+        ...attributes,
+        "db.query.text": sql,
+        "db.query.summary": text,
+        ...(operation === undefined ? {} : { "db.operation.name": operation }),
+        ...(table === undefined ? {} : { "db.collection.name": table })
+      }
+    }
   }
 }
 

@@ -1,4 +1,3 @@
-import type { Connection } from "@effect/sql/SqlConnection"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
@@ -6,6 +5,7 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Stream from "effect/Stream"
 import { DatabaseError, type Reason, reasonOf } from "../DatabaseError.js"
 import {
   answerMillis,
@@ -15,7 +15,7 @@ import {
   type Response,
   serverMillis
 } from "./Backend.js"
-import { endedError, makeConnection, streamPortal } from "./connections.js"
+import { type CopyConnection, endedError, makeConnection, streamPortal } from "./connections.js"
 import type { Decisions } from "./Decisions.js"
 import { Hooks, type Outcome } from "./Hooks.js"
 import { Held, type Pool } from "./Pool.js"
@@ -65,7 +65,7 @@ export type Transact = <A, E, R>(
 export interface Transactions {
   readonly transact: Transact
   /** The connection of the transaction that is open in a context, if there is one of this client. */
-  readonly connectionIn: (context: Context.Context<never>) => Connection | undefined
+  readonly connectionIn: (context: Context.Context<never>) => CopyConnection | undefined
   /** Runs an effect after the outermost transaction has ended so; at once, where none is open and it waits for a commit. */
   readonly after: <A, E, R>(when: Outcome, effect: Effect.Effect<A, E, R>) => Effect.Effect<void, never, R>
 }
@@ -94,17 +94,27 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
 
   const makeLevel = (root: Root, depth: number, limits: Limits): Level => {
     const turns = new Turns()
-    const guarded = <A>(step: Effect.Effect<A, DatabaseError>) =>
+    const guarded = <A, E, R>(step: Effect.Effect<A, E | DatabaseError, R>) =>
       turns.run(
         Effect.suspend(() => (level.ended || isOver(root) ? Effect.fail(endedError) : naming(root, step)))
       )
     const connection = makeConnection(
       (request) => guarded(root.backend.run(request)),
-      (text, values) => streamPortal(root.backend.portal(text, values), guarded)
+      (text, values) => streamPortal(root.backend.portal(text, values), guarded),
+      (text, source) => guarded(root.backend.copyIn(text, beside(level, source)))
     )
     const level: Level = { root, depth, limits, turns, connection, hooks: new Hooks(), ended: false }
     Object.assign(connection, { [levelOf]: level })
     return level
+  }
+
+  /** Lets the source of a COPY find the connection busy, where it would wait for its own end. */
+  const beside = <A, E, R>(level: Level, source: Effect.Effect<A, E, R>) => {
+    const busy: Level = { ...level, turns: new Turns(), connection: busyConnection, refused: busyError }
+    return source.pipe(
+      Effect.provideService(CurrentLevel, busy),
+      Effect.provideService(SqlClient.TransactionConnection, [busy.connection, busy.depth])
+    )
   }
 
   const inside = <A, E, R>(level: Level, effect: Effect.Effect<A, E, R>) =>
@@ -185,6 +195,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
         parent.turns.take(restore),
         Effect.suspend((): Effect.Effect<A, E | DatabaseError, R> => {
           const { root } = parent
+          if (parent.refused !== undefined) return Effect.fail(parent.refused)
           if (parent.ended || isOver(root)) return Effect.fail(endedError)
           const refused = notInsideAnother(root.options, options)
           if (refused !== undefined) {
@@ -298,10 +309,27 @@ interface Level {
   readonly depth: number
   readonly limits: Limits
   readonly turns: Turns
-  readonly connection: Connection
+  readonly connection: CopyConnection
   readonly hooks: Hooks
+  /** Why nothing can be run on it, now or ever. */
+  readonly refused?: DatabaseError
   ended: boolean
 }
+
+const busyError = new DatabaseError({
+  operation: "execute",
+  reason: {
+    _tag: "InvalidRequest",
+    problem:
+      "the rows of a COPY come from a stream that uses the transaction which the COPY runs in, and its connection is busy until they end: read them before, or run the COPY outside the transaction"
+  }
+})
+
+const busyConnection = makeConnection(
+  () => Effect.fail(busyError),
+  () => Stream.fail(busyError),
+  () => Effect.fail(busyError)
+)
 
 interface Savepoint {
   readonly root: Root
@@ -374,13 +402,13 @@ const isOver = ({ backend }: Root): boolean =>
   backend.isOpen && backend.isQuiet && backend.transactionStatus === "I"
 
 /** Names the error that aborted a transaction in the errors that follow from it. */
-const naming = <A>(
+const naming = <A, E, R>(
   { backend, decisions }: Root,
-  step: Effect.Effect<A, DatabaseError>
-): Effect.Effect<A, DatabaseError> =>
+  step: Effect.Effect<A, E | DatabaseError, R>
+): Effect.Effect<A, E | DatabaseError, R> =>
   Effect.catchAll(step, (error) =>
     Effect.fail(
-      isAborted(error.reason)
+      DatabaseError.is(error) && isAborted(error.reason)
         ? decisions.error({
             operation: "execute",
             reason: { _tag: "TransactionAborted", first: backend.abortedBy },

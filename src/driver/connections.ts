@@ -7,6 +7,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { DatabaseError } from "../DatabaseError.js"
 import { controlMillis, type Line, type PortalHandle, type Request, type Response } from "./Backend.js"
+import type { CopyIn } from "./Copy.js"
 import * as Pool from "./Pool.js"
 import { Turns } from "./Turns.js"
 
@@ -15,11 +16,18 @@ type Run = (request: Request) => Effect.Effect<Response, DatabaseError>
 /** Rows that a stream fetches in one round trip. */
 const batchRows = 128
 
+/** The `Connection` of `@effect/sql`, and COPY beside it. */
+export interface CopyConnection extends Connection {
+  readonly copyIn: CopyIn
+}
+
 /** The `Connection` of `@effect/sql` over anything that runs statements. */
 export const makeConnection = (
   run: Run,
-  stream: (text: string, values: ReadonlyArray<unknown>) => Stream.Stream<object, DatabaseError>
-): Connection => ({
+  stream: (text: string, values: ReadonlyArray<unknown>) => Stream.Stream<object, DatabaseError>,
+  copyIn: CopyIn
+): CopyConnection => ({
+  copyIn,
   execute: (text, values, transformRows) => {
     const rows = Effect.map(run({ text, values, prepare: true }), rowsOf)
     return transformRows === undefined ? rows : Effect.map(rows, transformRows)
@@ -42,13 +50,14 @@ export const makeConnection = (
 })
 
 /** Statements outside any transaction: each borrows a connection for itself. */
-export const autocommit = (pool: Pool.Pool): Connection =>
+export const autocommit = (pool: Pool.Pool): CopyConnection =>
   makeConnection(
     (request) => Pool.use(pool, (backend) => runFresh(backend, request)),
     (text, values) =>
       scopedStream(
         Effect.flatMap(Pool.borrow(pool), (backend) => pullInOwnTransaction(backend, text, values))
-      )
+      ),
+    (text, source) => Pool.use(pool, (backend) => backend.copyIn(text, Pool.holding(backend)(source)))
   )
 
 /** A connection of one's own, outside any transaction block that we know of. */
@@ -64,12 +73,16 @@ export const reserved = (pool: Pool.Pool) =>
     )
     const run: Run = (request) =>
       turns.run(Effect.suspend(() => (ended ? Effect.fail(endedError) : backend.run(request))))
-    return makeConnection(run, (text, values) =>
-      Stream.suspend(() =>
-        backend.transactionStatus === "I"
-          ? scopedStream(pullInOwnTransaction(backend, text, values))
-          : streamPortal(backend.portal(text, values), turns.run)
-      )
+    return makeConnection(
+      run,
+      (text, values) =>
+        Stream.suspend(() =>
+          backend.transactionStatus === "I"
+            ? scopedStream(pullInOwnTransaction(backend, text, values))
+            : streamPortal(backend.portal(text, values), turns.run)
+        ),
+      (text, source) =>
+        turns.run(Effect.suspend(() => (ended ? Effect.fail(endedError) : backend.copyIn(text, source))))
     )
   })
 

@@ -1,6 +1,9 @@
-/** Inserting any number of rows, a batch of them in each round trip. */
+/** Inserting any number of rows: a batch of them in each round trip, or a stream of them by COPY. */
 import type { SqlError } from "@effect/sql/SqlError"
+import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
+import * as Stream from "effect/Stream"
+import * as Copy from "../Copy.js"
 import type { Database } from "../Database.js"
 import * as DomainError from "./DomainError.js"
 import type { InvalidInput } from "./Input.js"
@@ -92,6 +95,28 @@ export const insert = <I, A, E>(
       }
       return { inserted, skipped: taken - inserted }
     }).pipe(Effect.ensuring(Effect.sync(() => rows.return?.())))
+  })
+
+/** Stores the rows of a stream by COPY, all or none, and gives their number. One statement. */
+export const copy = <I, A, E, R>(
+  input: Stream.Stream<I, E, R>,
+  target: Copy.Target,
+  parts: {
+    /** Makes a row; `prefix` says which it is in the messages of errors. */
+    readonly make: (input: I, prefix: string) => Effect.Effect<A, InvalidInput>
+    /** The values of a row, in the order of the target's columns. */
+    readonly values: (row: A) => Copy.Row
+  }
+) =>
+  Effect.suspend(() => {
+    let taken = 0
+    const rows = Stream.mapChunksEffect(input, (chunk) =>
+      Effect.map(
+        Effect.forEach(chunk, (element) => Effect.map(parts.make(element, `${taken++}.`), parts.values)),
+        Chunk.unsafeFromArray
+      )
+    )
+    return Copy.into(rows, target)
   })
 
 // -----------------------------------------------------------------------------

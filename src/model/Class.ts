@@ -188,6 +188,18 @@ export class ClassRepository extends Context.Tag("promptgrimoire-db/ClassReposit
       Input.InvalidInput | InviteCodeTaken | User.UserNotFound | DomainError.IdTaken | SqlError
     >
 
+    /**
+     * Stores all classes of a stream, or none if one of them cannot be, and gives their number: for loads that are too large to hold.
+     * One statement that copies; see {@link "../Copy"}`.into` for its limits.
+     */
+    readonly insertStream: <E, R>(
+      input: Stream.Stream<NewClass, E, R>
+    ) => Effect.Effect<
+      number,
+      E | Input.InvalidInput | InviteCodeTaken | User.UserNotFound | DomainError.IdTaken | SqlError,
+      R
+    >
+
     /** All classes by id, read as they are consumed. One statement, which holds a connection until the stream ends. */
     readonly stream: Stream.Stream<Class, SqlError>
 
@@ -258,7 +270,7 @@ const toClass = ({ createdAt, id, inviteCode, name, ownerId }: Row): Class => ({
 
 const repository = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
-  const { transact } = yield* Database.Database
+  const database = yield* Database.Database
 
   const columns = sql.literal(
     `id, name, owner_id AS "ownerId", invite_code AS "inviteCode", created_at AS "createdAt"`
@@ -416,7 +428,7 @@ const repository = Effect.gen(function* () {
     insertMany: Effect.fn("ClassRepository.insertMany")((input, options = {}) =>
       Bulk.insert(input, options, {
         name: "ClassRepository.insertMany",
-        transact,
+        transact: database.transact,
         make: makeAt,
         bytes: () => 500,
         write: (classes) =>
@@ -439,6 +451,26 @@ const repository = Effect.gen(function* () {
             )
           )
       })
+    ),
+
+    insertStream: Effect.fn("ClassRepository.insertStream")(<E, R>(input: Stream.Stream<NewClass, E, R>) =>
+      conflicts(
+        {},
+        Bulk.copy(
+          input,
+          { table, columns: ["id", "name", "owner_id", "invite_code", "created_at"] },
+          {
+            make: makeAt,
+            values: ({ createdAt, id, inviteCode, name, ownerId }) => [
+              id,
+              name,
+              ownerId,
+              inviteCode,
+              DateTime.formatIso(createdAt)
+            ]
+          }
+        )
+      ).pipe(Effect.provideService(Database.Database, database))
     ),
 
     stream: Stream.map(sql<Row>`SELECT ${columns} FROM class ORDER BY id`.stream, toClass),

@@ -235,6 +235,18 @@ export class ConversationRepository extends Context.Tag("promptgrimoire-db/Conve
       Input.InvalidInput | Class.ClassNotFound | User.UserNotFound | DomainError.IdTaken | SqlError
     >
 
+    /**
+     * Stores all conversations of a stream, or none if one of them cannot be, and gives their number: for loads that are too large to hold.
+     * One statement that copies; see {@link "../Copy"}`.into` for its limits.
+     */
+    readonly insertStream: <E, R>(
+      input: Stream.Stream<NewConversation, E, R>
+    ) => Effect.Effect<
+      number,
+      E | Input.InvalidInput | Class.ClassNotFound | User.UserNotFound | DomainError.IdTaken | SqlError,
+      R
+    >
+
     /** All conversations by id, read as they are consumed. One statement, which holds a connection until the stream ends. */
     readonly stream: Stream.Stream<Conversation, SqlError>
 
@@ -334,7 +346,7 @@ const bytesOf = (state: Uint8Array | null): Uint8Array | null =>
 
 const repository = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
-  const { transact } = yield* Database.Database
+  const database = yield* Database.Database
 
   const key = `id, class_id AS "classId", owner_id AS "ownerId", created_at AS "createdAt"`
   const columns = sql.literal(`${key}, raw_text AS "rawText", crdt_state AS "crdtState"`)
@@ -475,7 +487,7 @@ const repository = Effect.gen(function* () {
     }),
 
     mergeCrdtState: Effect.fn("ConversationRepository.mergeCrdtState")((id, merge) =>
-      transact(
+      database.transact(
         Effect.gen(function* () {
           const [row] = yield* sql<Pick<Row, "crdtState">>`
             SELECT crdt_state AS "crdtState" FROM conversation WHERE id = ${id} FOR NO KEY UPDATE
@@ -534,7 +546,7 @@ const repository = Effect.gen(function* () {
     insertMany: Effect.fn("ConversationRepository.insertMany")((input, options = {}) =>
       Bulk.insert(input, options, {
         name: "ConversationRepository.insertMany",
-        transact,
+        transact: database.transact,
         make: makeAt,
         bytes: ({ crdtState, rawText }) => 200 + rawText.length + 2 * (crdtState?.byteLength ?? 0),
         write: (made) =>
@@ -558,6 +570,28 @@ const repository = Effect.gen(function* () {
             )
           )
       })
+    ),
+
+    insertStream: Effect.fn("ConversationRepository.insertStream")(
+      <E, R>(input: Stream.Stream<NewConversation, E, R>) =>
+        conflicts(
+          {},
+          Bulk.copy(
+            input,
+            { table, columns: ["id", "class_id", "owner_id", "raw_text", "crdt_state", "created_at"] },
+            {
+              make: makeAt,
+              values: ({ classId, crdtState, createdAt, id, ownerId, rawText }) => [
+                id,
+                classId,
+                ownerId,
+                rawText,
+                crdtState,
+                DateTime.formatIso(createdAt)
+              ]
+            }
+          )
+        ).pipe(Effect.provideService(Database.Database, database))
     ),
 
     stream: Stream.map(sql<Row>`SELECT ${columns} FROM conversation ORDER BY id`.stream, toConversation),

@@ -189,6 +189,18 @@ export class UserRepository extends Context.Tag("promptgrimoire-db/UserRepositor
       Input.InvalidInput | EmailTaken | StytchMemberTaken | DomainError.IdTaken | SqlError
     >
 
+    /**
+     * Stores all users of a stream, or none if one of them cannot be, and gives their number: for loads that are too large to hold.
+     * Two statements, one that reads the addresses of other programs and one that copies; see {@link "../Copy"}`.into` for its limits.
+     */
+    readonly insertStream: <E, R>(
+      input: Stream.Stream<NewUser, E, R>
+    ) => Effect.Effect<
+      number,
+      E | Input.InvalidInput | EmailTaken | StytchMemberTaken | DomainError.IdTaken | SqlError,
+      R
+    >
+
     /** All users by id, read as they are consumed. One statement, which holds a connection until the stream ends. */
     readonly stream: Stream.Stream<User, SqlError>
 
@@ -253,7 +265,7 @@ const toUser = ({ createdAt, displayName, email, id, stytchMemberId }: Row): Use
 
 const repository = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
-  const { transact } = yield* Database.Database
+  const database = yield* Database.Database
 
   const columns = sql.literal(
     `id, email, display_name AS "displayName", stytch_member_id AS "stytchMemberId", created_at AS "createdAt"`
@@ -409,7 +421,7 @@ const repository = Effect.gen(function* () {
     insertMany: Effect.fn("UserRepository.insertMany")((input, options = {}) =>
       Bulk.insert(input, options, {
         name: "UserRepository.insertMany",
-        transact,
+        transact: database.transact,
         make: makeAt,
         bytes: () => 500,
         write: (users) =>
@@ -439,6 +451,32 @@ const repository = Effect.gen(function* () {
           )
       })
     ),
+
+    insertStream: Effect.fn("UserRepository.insertStream")(function* <E, R>(
+      input: Stream.Stream<NewUser, E, R>
+    ) {
+      const others = yield* sql<{ readonly folded: string; readonly email: string }>`
+        SELECT lower(email) AS folded, email FROM "user" WHERE email <> lower(email)
+      `
+      const spellings = new Map(others.map(({ email, folded }) => [folded, email]))
+      return yield* conflicts(
+        undefined,
+        Bulk.copy(
+          input,
+          { table, columns: ["id", "email", "display_name", "stytch_member_id", "created_at"] },
+          {
+            make: makeAt,
+            values: ({ createdAt, displayName, email, id, stytchMemberId }) => [
+              id,
+              spellings.get(email) ?? email,
+              displayName,
+              stytchMemberId,
+              DateTime.formatIso(createdAt)
+            ]
+          }
+        )
+      ).pipe(Effect.provideService(Database.Database, database))
+    }),
 
     stream: Stream.map(sql<Row>`SELECT ${columns} FROM "user" ORDER BY id`.stream, toUser),
 

@@ -60,24 +60,28 @@ const matches = (at: string | RegExp, text: string): boolean => {
 }
 
 const failing = (backend: Line, hit: (request: Request) => Fault | undefined): Line => {
+  const act = <A, E, R>(
+    fault: Fault | undefined,
+    request: Request,
+    statement: Effect.Effect<A, E, R>
+  ): Effect.Effect<A, E | DatabaseError, R> => {
+    switch (fault?._tag) {
+      case undefined:
+        return statement
+      case "Fail":
+        return Effect.zipRight(backend.run({ text: raise(fault.code) }), statement)
+      case "Die":
+        return Effect.die(fault.defect)
+      case "Delay":
+        return Effect.zipRight(fault.until, statement)
+      case "Cut":
+        return fault.when === "before"
+          ? Effect.zipRight(cut(backend), statement)
+          : Effect.zipRight(Effect.zipRight(statement, cut(backend)), Effect.fail(lost(request)))
+    }
+  }
   const run = (request: Request): Effect.Effect<Response, DatabaseError> =>
-    Effect.suspend(() => {
-      const fault = hit(request)
-      switch (fault?._tag) {
-        case undefined:
-          return backend.run(request)
-        case "Fail":
-          return Effect.zipRight(backend.run({ text: raise(fault.code) }), backend.run(request))
-        case "Die":
-          return Effect.die(fault.defect)
-        case "Delay":
-          return Effect.zipRight(fault.until, backend.run(request))
-        case "Cut":
-          return fault.when === "before"
-            ? Effect.zipRight(cut(backend), backend.run(request))
-            : Effect.zipRight(Effect.zipRight(backend.run(request), cut(backend)), Effect.fail(lost(request)))
-      }
-    })
+    Effect.suspend(() => act(hit(request), request, backend.run(request)))
   return {
     get processId() {
       return backend.processId
@@ -105,6 +109,8 @@ const failing = (backend: Line, hit: (request: Request) => Fault | undefined): L
     },
     destroy: (cause) => backend.destroy(cause),
     run,
+    copyIn: (text, source) =>
+      Effect.suspend(() => act(hit({ text }), { text }, backend.copyIn(text, source))),
     portal: (text: string, values: ReadonlyArray<unknown>): PortalHandle => {
       const portal = backend.portal(text, values)
       const fault = hit({ text })

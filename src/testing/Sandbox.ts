@@ -2,6 +2,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Line, PortalHandle, Request, Response } from "../driver/Backend.js"
+import type { Source } from "../driver/Copy.js"
 import * as Pool from "../driver/Pool.js"
 import { Turns } from "../driver/Turns.js"
 
@@ -70,6 +71,11 @@ class SandboxLine implements Line {
     return this.backend.portal(text, values)
   }
 
+  copyIn<E, R>(text: string, source: Source<E, R>): Effect.Effect<number, E | DatabaseError, R> {
+    const copy = this.backend.copyIn(text, source)
+    return this.inTransaction ? copy : this.alone(copy)
+  }
+
   run(request: Request): Effect.Effect<Response, DatabaseError> {
     const [command = ""] = request.text.trim().split(/[\s;]+/, 1)
     switch (command.toUpperCase()) {
@@ -80,7 +86,7 @@ class SandboxLine implements Line {
       case "ROLLBACK":
         return /^ROLLBACK\s+TO\b/i.test(request.text) ? this.backend.run(request) : this.rollback()
       default:
-        return this.inTransaction ? this.backend.run(request) : this.alone(request)
+        return this.inTransaction ? this.backend.run(request) : this.alone(this.backend.run(request))
     }
   }
 
@@ -129,13 +135,14 @@ class SandboxLine implements Line {
       )
   }
 
-  private alone(request: Request): Effect.Effect<Response, DatabaseError> {
+  /** What is a transaction of its own. */
+  private alone<A, E, R>(statement: Effect.Effect<A, E, R>): Effect.Effect<A, E | DatabaseError, R> {
     return Effect.uninterruptibleMask((restore) =>
       Effect.zipRight(
         this.begin({ text: "BEGIN" }),
-        Effect.matchCauseEffect(restore(this.backend.run(request)), {
+        Effect.matchCauseEffect(restore(statement), {
           onFailure: (cause) => Effect.zipRight(Effect.ignore(this.rollback()), Effect.failCause(cause)),
-          onSuccess: (response) => Effect.as(this.commit(), response)
+          onSuccess: (result) => Effect.as(this.commit(), result)
         })
       )
     )

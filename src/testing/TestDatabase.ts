@@ -5,6 +5,7 @@
 import * as Reactivity from "@effect/experimental/Reactivity"
 import type * as Migrator from "@effect/sql/Migrator"
 import * as Config from "effect/Config"
+import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -36,6 +37,20 @@ export interface Options {
   /** Settings of the Layer besides its url. */
   readonly settings?: Omit<DatabaseConfig.Settings, "url" | "directUrl"> | undefined
 }
+
+/**
+ * The effects that waited for a commit (`Transaction.afterCommit`) under {@link rollback}: there is no commit, so they are kept
+ * instead of being run.
+ */
+export class AfterCommit extends Context.Tag("promptgrimoire-db/testing/AfterCommit")<
+  AfterCommit,
+  {
+    /** What would have run by now, in that order: of transactions that the program committed. */
+    readonly captured: Effect.Effect<ReadonlyArray<Effect.Effect<unknown, unknown>>>
+    /** Runs them in order and forgets them; fails with the first one that does. Gives how many there were. */
+    readonly run: Effect.Effect<number, unknown>
+  }
+>() {}
 
 type Failure =
   | DatabaseConfig.InvalidSettings
@@ -83,13 +98,14 @@ export const layer = (options: Options = {}): Layer.Layer<Database.Provided, Fai
  * })
  * ```
  *
- * Deferred constraints are checked where the program commits, and effects that wait for a commit run there, too. What a
- * single transaction cannot do: isolation levels and READ ONLY have no effect, notifications are never delivered, `Database.session` does not see what the
+ * Deferred constraints are checked where the program commits. Effects that wait for a commit are captured there and not run:
+ * {@link AfterCommit} tells them, and runs them when a test wants that. What a single transaction cannot do: isolation levels and READ ONLY have no effect, notifications are never delivered, `Database.session` does not see what the
  * test wrote, and two transactions of the program never run at the same time.
  */
-export const rollback: Layer.Layer<Database.Provided, DatabaseError, Database.Database> = derived(
-  Sandbox.make
-)
+export const rollback: Layer.Layer<Database.Provided | AfterCommit, DatabaseError, Database.Database> =
+  Layer.flatMap(derived(Sandbox.make), (context) =>
+    Layer.effectContext(Effect.sync(() => capturing(context)))
+  )
 
 /**
  * The database of a suite, failing at chosen statements, so that a program's handling of errors is tested on a real server: refused by the server, a defect,
@@ -133,6 +149,31 @@ export const make = Effect.fn("TestDatabase.make")(function* (
 function derived<E>(wrap: (pool: Pool) => Effect.Effect<Pool, E, Scope.Scope>) {
   return Layer.scopedContext(Effect.flatMap(Database.Database, ({ derive }) => derive(wrap))).pipe(
     Layer.provide(Reactivity.layer)
+  )
+}
+
+/** Keeps what the program wants to be run after a commit. */
+const capturing = (
+  context: Context.Context<Database.Provided>
+): Context.Context<Database.Provided | AfterCommit> => {
+  const database = Context.get(context, Database.Database)
+  let waiting: Array<Effect.Effect<unknown, unknown>> = []
+  const capture = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+    Effect.contextWith((surroundings: Context.Context<R>) => {
+      waiting.push(Effect.provide(effect, surroundings))
+    })
+  return Context.add(context, Database.Database, {
+    ...database,
+    after: (when, effect) => database.after(when, when === "committed" ? capture(effect) : effect)
+  }).pipe(
+    Context.add(AfterCommit, {
+      captured: Effect.sync(() => [...waiting]),
+      run: Effect.suspend(() => {
+        const taken = waiting
+        waiting = []
+        return Effect.as(Effect.all(taken, { discard: true }), taken.length)
+      })
+    })
   )
 }
 

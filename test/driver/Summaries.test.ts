@@ -21,6 +21,8 @@ const table: ReadonlyArray<readonly [string, string | undefined, string | undefi
   ["DELETE FROM item USING other WHERE true", "DELETE", undefined, "DELETE item other"],
   ["WITH x AS (SELECT 1) SELECT * FROM x", "WITH", undefined, "WITH"],
   ["BEGIN;SET LOCAL lock_timeout = 1", "BEGIN", undefined, "BEGIN"],
+  [`COPY "app"."item" ("id") FROM STDIN`, "COPY", `"app"."item"`, `COPY "app"."item"`],
+  ["COPY (SELECT * FROM item) TO STDOUT", "COPY", undefined, "COPY"],
   ["TRUNCATE item", "TRUNCATE", undefined, "TRUNCATE"],
   ["hunter2", undefined, undefined, "postgresql"],
   ["", undefined, undefined, "postgresql"]

@@ -336,6 +336,7 @@ layer(TestLayer, { excludeTestServices: true })("Class", (it) => {
         ["upsert of a new one", classes.upsert(newClass(owner.id)), 1],
         ["upsert of a stored one", classes.upsert(newClass(owner.id, { inviteCode })), 1],
         ["insertMany", classes.insertMany([newClass(owner.id), newClass(owner.id)]), 1],
+        ["insertStream", classes.insertStream(Stream.make(newClass(owner.id), newClass(owner.id))), 1],
         ["stream", Stream.runDrain(classes.stream), 1],
         ["streamByOwner", Stream.runDrain(classes.streamByOwner(owner.id)), 1],
         ["count", classes.count, 1],

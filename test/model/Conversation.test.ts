@@ -375,6 +375,7 @@ layer(TestLayer, { excludeTestServices: true })("Conversation", (it) => {
         ["upsert of a new one", conversations.upsert({ ...input, id: yield* fresh }), one],
         ["upsert of a stored one", conversations.upsert({ ...input, id }), one],
         ["insertMany", conversations.insertMany([input, input]), one],
+        ["insertStream", conversations.insertStream(Stream.make(input, input)), one],
         ["stream", Stream.runDrain(conversations.stream), one],
         ["streamByOwner", Stream.runDrain(conversations.streamByOwner(owner.id)), one],
         ["streamByClass", Stream.runDrain(conversations.streamByClass(klass.id)), one],

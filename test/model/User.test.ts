@@ -587,6 +587,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
         ["upsert of a new one", users.upsert(newUser()), 1],
         ["upsert of a stored one", users.upsert(newUser({ email: user.email })), 1],
         ["insertMany", users.insertMany([newUser(), newUser()]), 1],
+        ["insertStream", users.insertStream(Stream.make(newUser(), newUser())), 2],
         ["stream", Stream.runDrain(users.stream), 1],
         ["count", users.count, 1]
       ]

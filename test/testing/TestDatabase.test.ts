@@ -141,9 +141,44 @@ layer(TestDatabase.layer(), { excludeTestServices: true })("TestDatabase.rollbac
   it.effect("runs the same program, with the same result", () =>
     Effect.gen(function* () {
       yield* table
-      assert.deepStrictEqual(yield* program.pipe(Effect.provide(TestDatabase.rollback)), expected)
+      yield* Effect.gen(function* () {
+        const { captured, run } = yield* TestDatabase.AfterCommit
+        const { log, rows } = yield* program
+        assert.deepStrictEqual({ log, rows }, { ...expected, log: expected.log.slice(1) })
+        assert.strictEqual((yield* captured).length, 1)
+        assert.strictEqual(yield* run, 1)
+        assert.deepStrictEqual(log, [...expected.log.slice(1), "after commit"])
+        assert.strictEqual(yield* run, 0)
+      }).pipe(Effect.provide(TestDatabase.rollback))
       assert.strictEqual(yield* count, 0)
     })
+  )
+
+  it.effect("captures what waits for a commit that came, in order, and runs it outside the transaction", () =>
+    Effect.gen(function* () {
+      const ran: Array<string> = []
+      const note = (name: string) => Transaction.afterCommit(Effect.sync(() => ran.push(name)))
+      const { captured, run } = yield* TestDatabase.AfterCommit
+      yield* Transaction.run(
+        Effect.all([
+          note("first"),
+          Effect.ignore(Transaction.run(Effect.zipRight(note("dropped"), Effect.fail("no")))),
+          Transaction.run(note("second"))
+        ])
+      )
+      yield* Effect.ignore(Transaction.run(Effect.zipRight(note("dropped"), Effect.fail("no"))))
+      yield* note("outside")
+      yield* Transaction.run(
+        Transaction.afterCommit(Transaction.run(Effect.zipRight(insert(50), insert(51))))
+      )
+      assert.deepStrictEqual(ran, [])
+      assert.strictEqual((yield* captured).length, 4)
+      assert.strictEqual(yield* run, 4)
+      assert.deepStrictEqual(ran, ["first", "second", "outside"])
+      assert.strictEqual(yield* count, 2)
+      yield* Transaction.run(Transaction.afterCommit(Effect.fail("cannot be sent")))
+      assert.strictEqual(yield* Effect.flip(run), "cannot be sent")
+    }).pipe(Effect.provide(TestDatabase.rollback))
   )
 
   for (const test of [1, 2, 3]) {
