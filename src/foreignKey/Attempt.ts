@@ -273,11 +273,21 @@ const rollback = (session: Session, error: DatabaseError) =>
 /** A step that does not ask for ACCESS EXCLUSIVE has one good order only: the referenced table first. */
 const isShared = (step: Step) => step.locks.every((lock) => lock.mode !== "ACCESS EXCLUSIVE")
 
-const lockStatements = (step: Step, tables: ReadonlyArray<Relation>, way: Way): ReadonlyArray<string> => {
-  const mode = step.locks[0]?.mode ?? "ACCESS EXCLUSIVE"
-  return way === "spin"
-    ? [Lock.statement(tables, "SHARE ROW EXCLUSIVE"), spin(Lock.statement(tables, mode, true))]
-    : [Lock.statement(way === "reversed" ? tables.toReversed() : tables, mode)]
+const lockStatements = (
+  { locks }: Step,
+  tables: ReadonlyArray<Relation>,
+  way: Way
+): ReadonlyArray<string> => {
+  if (way === "spin") {
+    const exclusive = locks.filter(({ mode }) => mode === "ACCESS EXCLUSIVE").map(({ table }) => table)
+    return [
+      Lock.statement(tables, "SHARE ROW EXCLUSIVE"),
+      spin(Lock.statement(exclusive, "ACCESS EXCLUSIVE", true))
+    ]
+  }
+  const statements = Lock.statements(way === "reversed" ? locks.toReversed() : locks)
+  // One statement, because the cap holds for the sum of the waits and statement_timeout for each statement.
+  return statements.length === 1 ? statements : [block(`BEGIN ${statements.join("; ")}; END`)]
 }
 
 /** Asks again and again without ever queueing, for 40 ms: an upgrade that waits would make an application the victim at once (rule R1). */

@@ -40,6 +40,23 @@ export const blocks = (mode: Mode): string => effects[mode].blocks
 export const statement = (tables: ReadonlyArray<Relation>, mode: Mode, noWait = false): string =>
   `LOCK TABLE ${tables.map(target).join(", ")} IN ${mode} MODE${noWait ? " NOWAIT" : ""}`
 
+/** LOCK TABLE for tables in different modes, in the order given: a statement for each run of one mode. */
+export const statements = (
+  locks: ReadonlyArray<{ readonly table: Relation; readonly mode: Mode }>
+): ReadonlyArray<string> => {
+  const [first] = locks
+  if (first === undefined) return []
+  const end = locks.findIndex(({ mode }) => mode !== first.mode)
+  const run = end === -1 ? locks : locks.slice(0, end)
+  return [
+    statement(
+      run.map(({ table }) => table),
+      first.mode
+    ),
+    ...statements(locks.slice(run.length))
+  ]
+}
+
 /** A table as ALTER TABLE and LOCK TABLE name it: with ONLY, unless it is partitioned. */
 export const target = (relation: Relation): string =>
   relation.kind === "p" ? qualified(relation) : `ONLY ${qualified(relation)}`

@@ -31,35 +31,38 @@ export const steps = (change: Change.Change): ReadonlyArray<PlannedStep> => {
   const leaves = Change.isLeafwise(change)
     ? []
     : key.referencing.partitions.filter((partition) => partition.kind !== "p")
-  const always = [
-    ...places.map((place) => Change.add(change, place)),
-    ...(key.validated && key.enforced
-      ? [...leaves, ...places].map((place) => Change.validate(change, place))
-      : []),
-    Change.swap(change, original)
-  ]
-  const contended =
-    Change.isSelfReference(key) || Change.isLeafwise(change)
-      ? []
-      : [
-          ...(Action.raises(target.action)
-            ? []
-            : [Change.switchTriggers(change, "delete", Name.temporary(key.name), key.name)]),
-          Change.switchNames(change, original),
-          Change.switchTriggers(change, "delete", key.name, Name.aside(key.name)),
-          Change.switchTriggers(change, "update", key.name, Name.aside(key.name)),
-          Change.dropOriginal(change)
-        ]
-  const last = Change.needsSettling(original) ? [Change.settle(change)] : []
-  const order = Change.isLeafwise(change)
+  const contended = Change.isSelfReference(key)
     ? []
-    : [Change.keepOrder(change, "referenced"), Change.keepOrder(change, "referencing")]
+    : [
+        ...(Action.raises(target.action)
+          ? []
+          : [Change.switchTriggers(change, "delete", Name.temporary(key.name), key.name)]),
+        Change.switchNames(change, original),
+        Change.switchTriggers(change, "delete", key.name, Name.aside(key.name)),
+        Change.switchTriggers(change, "update", key.name, Name.aside(key.name)),
+        Change.dropOriginal(change)
+      ]
+  const order = [Change.keepOrder(change, "referenced"), Change.keepOrder(change, "referencing")]
+  const all = (when: PlannedStep["when"], steps: ReadonlyArray<Change.Step>) =>
+    steps.map((step) => planned(key, step, when))
   return [
-    ...always.slice(0, 1).map((step) => planned(key, step, "always")),
-    ...order.map((step) => planned(key, step, "if out of order")),
-    ...always.slice(1).map((step) => planned(key, step, "always")),
-    ...contended.map((step) => planned(key, step, "contended")),
-    ...last.map((step) => planned(key, step, "always"))
+    ...all(
+      "always",
+      places.map((place) => Change.add(change, place))
+    ),
+    ...all("if out of order", Change.isLeafwise(change) ? [Change.keepPartsLate(change)] : order),
+    ...all(
+      "always",
+      key.validated && key.enforced
+        ? [...leaves, ...places].map((place) => Change.validate(change, place))
+        : []
+    ),
+    ...(Change.isLeafwise(change)
+      ? [...all("always", [Change.attach(change)]), ...all("if out of order", order)]
+      : []),
+    ...all("always", [Change.swap(change, original)]),
+    ...all("contended", contended),
+    ...all("always", Change.needsSettling(original) ? [Change.settle(change)] : [])
   ]
 }
 
@@ -73,7 +76,7 @@ const planned = (key: Key, step: Change.Step, when: PlannedStep["when"]): Planne
   const lock =
     step.name === "validate"
       ? []
-      : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE"), Lock.statement(tables, mode)]
+      : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE"), ...Lock.statements(step.locks)]
   return {
     constraint: nameOf(key),
     step: step.name,

@@ -6,6 +6,7 @@
  * |-------------------------------------------|------------------------------------------------------|
  * | the original only                         | add the temporary key, or done if the action is right |
  * | original and temporary key, not validated | validate                                             |
+ * | original and all parts of a temporary key | attach them (partitioned tables up to 17)            |
  * | original and temporary key                | swap; if its locks cannot be had, switch             |
  * | original stepped aside                    | order the triggers, drop the original                |
  * | the new key only, still INITIALLY DEFERRED | wait for the transactions of before, then settle it   |
@@ -118,7 +119,7 @@ export const converge = (bench: Attempt.Bench, task: Task): Effect.Effect<boolea
 
 /** What to do next, and to which table. `current` is the vector of the key that has the original's name now. */
 interface Next {
-  readonly does: "add" | "validate" | "swap" | "finish" | "settle" | "drop-temporary"
+  readonly does: "add" | "validate" | "attach" | "swap" | "finish" | "settle" | "drop-temporary"
   readonly change: Change.Change
   readonly current: Fidelity.Vector
   readonly at: Catalog.Relation
@@ -139,10 +140,11 @@ const decide = (
       return yield* new Disappeared({ constraint: Catalog.nameOf(was) })
     }
     const aside = found.find(({ name }) => name === Name.aside(key.name))
-    const places = Change.places({ key, version })
-    const keys = Change.isLeafwise({ key, version })
-      ? yield* Catalog.read(session, { tables: places.map(({ oid }) => oid) })
-      : found
+    const whole = found.find(({ name }) => name === Name.temporary(key.name))
+    // Once it is attached a key that was built leafwise is one key.
+    const leafwise = whole === undefined && Change.isLeafwise({ key, version })
+    const places = leafwise ? Change.places({ key, version }) : [key.referencing]
+    const keys = leafwise ? yield* Catalog.read(session, { tables: places.map(({ oid }) => oid) }) : found
     const temporaryAt = (place: Catalog.Relation) =>
       keys.find(({ name, referencing }) => name === Name.temporary(key.name) && referencing.oid === place.oid)
     const temporaries = places.flatMap((place) => temporaryAt(place) ?? [])
@@ -183,7 +185,7 @@ const decide = (
     const missing = places.find((place) => temporaryAt(place) === undefined)
     if (missing !== undefined) return next("add", original, missing)
     const unchecked = temporaries.find(({ validated }) => key.validated && !validated)
-    if (unchecked === undefined) return next("swap", original)
+    if (unchecked === undefined) return next(leafwise ? "attach" : "swap", original)
     const part = yield* uncheckedPartition(session, unchecked)
     return {
       ...next("validate", original, part?.at ?? unchecked.referencing),
@@ -249,8 +251,10 @@ const perform = (
           )
         )
       ),
+    attach: () =>
+      Effect.zipRight(run(Change.attach(change)), overlap(bench, task, run, change, change.key.referencing)),
     swap: () =>
-      Change.isSelfReference(change.key) || Change.isLeafwise(change)
+      Change.isSelfReference(change.key)
         ? run(Change.swap(change, current))
         : run(Change.swap(change, current), { maxTries: task.swapTries }).pipe(
             Effect.catchTag("TriesExhausted", () => stepAside(bench, run, change))
@@ -329,14 +333,13 @@ const isViolation = (error: { readonly _tag: string }): boolean =>
 const overlap = (bench: Attempt.Bench, task: Task, run: Run, change: Change.Change, at: Catalog.Relation) =>
   Effect.gen(function* () {
     const { key, target } = change
-    const late = yield* lateRoles(bench.session, key, at)
-    if (late.length > 0 && !Change.isLeafwise(change)) {
-      for (const side of ["referenced", "referencing"] as const) {
-        yield* Effect.catchTag(
-          run(Change.keepOrder(change, side), { maxTries: 20 }),
-          "TriesExhausted",
-          () => Effect.void
-        )
+    if ((yield* lateRoles(bench.session, key, at)).length > 0) {
+      const steps =
+        at.oid === key.referencing.oid
+          ? [Change.keepOrder(change, "referenced"), Change.keepOrder(change, "referencing")]
+          : [Change.keepPartsLate(change)]
+      for (const step of steps) {
+        yield* Effect.catchTag(run(step, { maxTries: 20 }), "TriesExhausted", () => Effect.void)
       }
     }
     const still = yield* lateRoles(bench.session, key, at)
@@ -348,7 +351,7 @@ const lateRoles = (session: Session, key: Catalog.Key, at: Catalog.Relation) =>
   Effect.gen(function* () {
     const original = yield* Fidelity.read(session, key.referencing.oid, key.name)
     const temporary = yield* Fidelity.read(session, at.oid, Name.temporary(key.name))
-    const names = (vector: Fidelity.Vector | undefined) => vector?.[0].triggers ?? []
+    const names = (vector: Fidelity.Vector | undefined) => (vector ?? []).flatMap(({ triggers }) => triggers)
     return names(temporary).flatMap((added) => {
       const old = names(original).find(({ role, table }) => role === added.role && table === added.table)
       return old?.name != null && added.name !== null && added.name < old.name ? [added.role] : []
