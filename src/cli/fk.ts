@@ -109,7 +109,20 @@ const allowRowMovement = Options.boolean("allow-row-movement").pipe(
   )
 )
 
-const changeOptions = { ...connection, ...selectorOptions, onDelete, onDeleteColumns, allowRowMovement }
+const createIndexes = Options.boolean("create-indexes").pipe(
+  Options.withDescription(
+    "First build, CONCURRENTLY, the indexes on referencing columns that are missing: without one every delete scans the table."
+  )
+)
+
+const changeOptions = {
+  ...connection,
+  ...selectorOptions,
+  onDelete,
+  onDeleteColumns,
+  allowRowMovement,
+  createIndexes
+}
 
 const target = (
   options: Selected & {
@@ -176,7 +189,10 @@ const plan = Command.make("plan", { ...changeOptions, script }, ({ json, script,
   runCommand(
     { json, url },
     Effect.gen(function* () {
-      const result = yield* ForeignKey.plan(yield* target(options))
+      const result = yield* ForeignKey.plan({
+        ...(yield* target(options)),
+        createIndexes: options.createIndexes
+      })
       yield* Report.result(
         json,
         result,
@@ -216,12 +232,6 @@ const abbreviate = (statement: string): string => {
   return statement.length > 200 ? `${statement.slice(0, 160)} ...` : statement
 }
 
-const createIndexes = Options.boolean("create-indexes").pipe(
-  Options.withDescription(
-    "First build, CONCURRENTLY, the indexes on referencing columns that are missing: without one every delete scans the table."
-  )
-)
-
 const duration = (name: string, description: string) =>
   Options.text(name).pipe(
     Options.withDescription(description),
@@ -239,7 +249,7 @@ const lockTimeout = duration(
 
 const budget = duration("budget", 'How long to go on trying for each key, default "10 minutes".')
 
-const rebuildOptions = { ...changeOptions, createIndexes, lockTimeout, budget }
+const rebuildOptions = { ...changeOptions, lockTimeout, budget }
 
 const rebuild = Command.make("rebuild", rebuildOptions, ({ json, url, ...options }) =>
   runCommand(

@@ -231,18 +231,22 @@ const attempt = (
 ): Effect.Effect<Result, DatabaseError | ChangedMeanwhile | Unfaithful | StepTooSlow> =>
   Effect.gen(function* () {
     const way =
-      step.locks.length === 1 || isShared(step) ? "as-listed" : (ways[tries % ways.length] ?? "as-listed")
-    const tables = step.locks.map((lock) => lock.table)
+      step.locks.length === 1 || isShared(step) || !step.locks.every(({ table }) => Lock.isLockable(table))
+        ? "as-listed"
+        : (ways[tries % ways.length] ?? "as-listed")
+    const tables = step.locks.map((lock) => lock.table).filter(Lock.isLockable)
     const prelude = [
       "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
       "SET LOCAL lock_timeout = '1500ms'",
       "SET LOCAL statement_timeout = '4s'",
-      Lock.statement(tables, "SHARE UPDATE EXCLUSIVE"),
+      ...(tables.length === 0 ? [] : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE")]),
       `SET LOCAL statement_timeout = '${patience(bench.cap, tries)}ms'`
     ]
     const body = [
-      ...lockStatements(step, tables, way),
-      `SET LOCAL statement_timeout = '${bodyLimit}ms'`,
+      // A step that changes indexes gets its locks from its one statement, for which no work is left then.
+      ...(tables.length === 0
+        ? []
+        : [...lockStatements(step, tables, way), `SET LOCAL statement_timeout = '${bodyLimit}ms'`]),
       ...step.statements,
       "COMMIT"
     ]

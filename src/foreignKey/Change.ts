@@ -16,6 +16,10 @@ import * as Tree from "./Tree.js"
 
 /** The steps of a change, by name. */
 export type StepName =
+  | "index-whole"
+  | "index"
+  | "index-attach"
+  | "index-drop"
   | "add"
   | "order"
   | "validate"

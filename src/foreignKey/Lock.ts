@@ -3,7 +3,12 @@ import { qualified } from "./Sql.js"
 import type { Relation, Table } from "./Catalog.js"
 
 /** The modes above ACCESS SHARE that a change of a foreign key takes. */
-export type Mode = "ROW SHARE" | "SHARE UPDATE EXCLUSIVE" | "SHARE ROW EXCLUSIVE" | "ACCESS EXCLUSIVE"
+export type Mode =
+  | "ROW SHARE"
+  | "SHARE UPDATE EXCLUSIVE"
+  | "SHARE"
+  | "SHARE ROW EXCLUSIVE"
+  | "ACCESS EXCLUSIVE"
 
 const modes = [
   "AccessShareLock",
@@ -24,6 +29,7 @@ const effects: {
     conflicts: modes.slice(3),
     blocks: "vacuum and schema changes, no reads and no writes"
   },
+  SHARE: { conflicts: [...modes.slice(2, 4), ...modes.slice(5)], blocks: "writes, no reads" },
   "SHARE ROW EXCLUSIVE": { conflicts: modes.slice(2), blocks: "writes, no reads" },
   "ACCESS EXCLUSIVE": { conflicts: modes, blocks: "reads and writes" }
 }
@@ -57,9 +63,12 @@ export const statements = (
   ]
 }
 
-/** A table as ALTER TABLE and LOCK TABLE name it: with ONLY, unless it is partitioned. */
-export const target = (relation: Relation): string =>
-  relation.kind === "p" ? qualified(relation) : `ONLY ${qualified(relation)}`
+/** Whether LOCK TABLE can lock it: it cannot lock indexes. */
+export const isLockable = ({ kind }: Relation): boolean => kind !== "i" && kind !== "I"
+
+/** A table as ALTER TABLE and LOCK TABLE name it: with ONLY, unless it stands for its partitions too. */
+export const target = (relation: Relation | Table): string =>
+  relation.kind === "p" && "partitions" in relation ? qualified(relation) : `ONLY ${qualified(relation)}`
 
 /** A table and, if it is known to have some, its partitions. */
 export const withPartitions = (relation: Relation | Table): ReadonlyArray<Relation> =>

@@ -2,11 +2,12 @@
 import * as Action from "./Action.js"
 import { nameOf, type Key } from "./Catalog.js"
 import * as Change from "./Change.js"
+import type * as Index from "./Index.js"
 import * as Lock from "./Lock.js"
 import * as Name from "./Name.js"
 import { label } from "./Sql.js"
 
-/** One step of a plan: a transaction of its own. */
+/** One step of a plan: a transaction of its own, or a statement that cannot run in one. */
 export interface PlannedStep {
   /** schema.table.name */
   readonly constraint: string
@@ -16,13 +17,26 @@ export interface PlannedStep {
    * the original's.
    */
   readonly when: "always" | "contended" | "if out of order"
-  /** The transaction, statement by statement. */
+  /** The transaction, statement by statement, BEGIN first; a statement without it cannot run in a transaction. */
   readonly sql: ReadonlyArray<string>
   /** The strongest lock on each table, in the order in which they are taken; ACCESS SHARE is left out. */
   readonly locks: ReadonlyArray<{ readonly relation: string; readonly mode: Lock.Mode }>
   /** What other sessions cannot do while the locks are held, and for how long that is. */
   readonly blocks: string
 }
+
+/** The steps that build the index of a key. */
+export const indexSteps = (key: Key, steps: ReadonlyArray<Index.IndexStep>): ReadonlyArray<PlannedStep> =>
+  steps.map((step) => {
+    const plan = planned(key, step, "always")
+    return step.concurrently
+      ? {
+          ...plan,
+          sql: step.statements,
+          blocks: `${Lock.blocks("SHARE UPDATE EXCLUSIVE")}, while the index is ${step.name === "index" ? "built" : "dropped"}`
+        }
+      : plan
+  })
 
 /** The steps of one change from its beginning. */
 export const steps = (change: Change.Change): ReadonlyArray<PlannedStep> => {
@@ -71,12 +85,13 @@ export const steps = (change: Change.Change): ReadonlyArray<PlannedStep> => {
 // -----------------------------------------------------------------------------
 
 const planned = (key: Key, step: Change.Step, when: PlannedStep["when"]): PlannedStep => {
-  const tables = step.locks.map((lock) => lock.table)
+  const lockable = step.locks.filter(({ table }) => Lock.isLockable(table))
+  const tables = lockable.map(({ table }) => table)
   const mode = step.locks[0]?.mode ?? "ACCESS EXCLUSIVE"
   const lock =
-    step.name === "validate"
+    step.name === "validate" || tables.length === 0
       ? []
-      : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE"), ...Lock.statements(step.locks)]
+      : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE"), ...Lock.statements(lockable)]
   return {
     constraint: nameOf(key),
     step: step.name,

@@ -66,6 +66,11 @@ export interface PlanOptions {
    * there, unless this says that no UPDATE does that.
    */
   readonly allowRowMovement?: boolean | undefined
+  /**
+   * Builds an index on the referencing columns first where none is, CONCURRENTLY; for a partitioned table a partitioned index, which its partitions of later
+   * inherit. Default false.
+   */
+  readonly createIndexes?: boolean | undefined
   /** How long a plan may take to count rows without a referenced row, for each key. Default 5 seconds. */
   readonly orphanTimeout?: Duration.DurationInput | undefined
 }
@@ -74,8 +79,6 @@ export interface PlanOptions {
 export interface RebuildOptions extends PlanOptions {
   /** The longest that one try asks for locks. Default 250 ms; never more than 0.6 of the server's deadlock_timeout. */
   readonly lockTimeout?: Duration.DurationInput | undefined
-  /** Builds an index on the referencing columns first where none is, CONCURRENTLY. Default false. */
-  readonly createIndexes?: boolean | undefined
   /** How long to go on trying to get locks, for each key; validation does not count. Default 10 minutes. */
   readonly budget?: Duration.DurationInput | undefined
   /** Tries to swap with both tables locked, before the steps that lock one table each. Default 60. */
@@ -211,14 +214,15 @@ export const plan = (open: Open, options: PlanOptions): Effect.Effect<PlanResult
         if (isDone(key, target)) unchanged.push(constraint)
         else if (refusals.length > 0 || original === undefined) refused.push(rejection(key, refusals))
         else {
-          steps.push(...Plan.steps({ key, target, original, version }))
+          const missing = options.createIndexes === true ? yield* Index.missing(session, key) : []
+          steps.push(...Plan.indexSteps(key, missing), ...Plan.steps({ key, target, original, version }))
           const found = [
             ...(task.interrupted
               ? [
                   "a change of it was interrupted: these are all its steps, those that are done already are left out when it is resumed"
                 ]
               : []),
-            ...Consequence.warnings(key, target, keys, tables),
+            ...Consequence.warnings(key, target, keys, tables, options.createIndexes),
             ...(yield* presentObstacles(session, key)),
             ...(yield* orphanWarnings(session, key, options.orphanTimeout))
           ]
@@ -469,9 +473,8 @@ const change = (
             blockers: wait.blockers
           })
       }
-      if (options.createIndexes === true && key.supportingIndex === null) {
-        for (const index of yield* Index.build(session, key))
-          yield* emit({ _tag: "IndexBuilt", constraint, index })
+      if (options.createIndexes === true) {
+        yield* Index.build(bench, key, (index) => emit({ _tag: "IndexBuilt", constraint, index }))
       }
       return yield* Rebuild.converge(bench, {
         ...task,

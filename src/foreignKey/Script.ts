@@ -20,14 +20,16 @@ export const render = (steps: ReadonlyArray<PlannedStep>): string =>
 
 const section = ({ blocks, constraint, locks, sql, step }: PlannedStep) => {
   const [begin, ...rest] = sql
+  const statements =
+    begin === "BEGIN"
+      ? [begin, `SET LOCAL lock_timeout = '${step === "validate" ? "2s" : "250ms"}'`, ...rest]
+      : sql
   return [
     "",
     `-- ${oneLine(constraint)}: ${step}`,
     ...locks.map(({ mode, relation }) => `--   ${mode} on ${oneLine(relation)}`),
     `--   blocks ${blocks}`,
-    `${begin};`,
-    `SET LOCAL lock_timeout = '${step === "validate" ? "2s" : "250ms"}';`,
-    ...rest.map((statement) => `${statement};`)
+    ...statements.map((statement) => `${statement};`)
   ].join("\n")
 }
 

@@ -1,10 +1,9 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import type { Session } from "../../src/driver/Session.js"
 import * as Catalog from "../../src/foreignKey/Catalog.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import * as Shape from "./Shape.js"
-import { application, database } from "./support.js"
+import { application, database, heldBy } from "./support.js"
 
 const plain: Shape.Shape = {
   name: "key",
@@ -37,24 +36,6 @@ const shapes: ReadonlyArray<readonly [string, Partial<Shape.Shape>]> = [
   ["a partitioned referenced table", { referencedParts: "two levels" }],
   ["two partitioned tables", { referencingParts: "partitioned", referencedParts: "partitioned" }]
 ]
-
-/** The strongest lock above ACCESS SHARE that a backend holds on each table, as the plan writes them. */
-const heldBy = (observer: Session, pid: number) =>
-  Effect.map(
-    observer.query<{ readonly relation: string; readonly mode: string }>(
-      `SELECT DISTINCT ON (1) c.relname::text AS relation, m.mode
-      FROM pg_locks l JOIN pg_class c ON c.oid = l.relation AND c.relkind IN ('r', 'p')
-        AND c.relnamespace <> 'pg_catalog'::regnamespace
-      JOIN (VALUES ('RowShareLock', 'ROW SHARE', 1), ('RowExclusiveLock', 'ROW EXCLUSIVE', 2),
-        ('ShareUpdateExclusiveLock', 'SHARE UPDATE EXCLUSIVE', 3), ('ShareLock', 'SHARE', 4),
-        ('ShareRowExclusiveLock', 'SHARE ROW EXCLUSIVE', 5), ('ExclusiveLock', 'EXCLUSIVE', 6),
-        ('AccessExclusiveLock', 'ACCESS EXCLUSIVE', 7)) AS m (name, mode, strength) ON m.name = l.mode
-      WHERE l.pid = $1 AND l.granted
-      ORDER BY 1, m.strength DESC`,
-      [pid]
-    ),
-    (rows) => Object.fromEntries(rows.map(({ mode, relation }) => [relation, mode]))
-  )
 
 describe("a plan", () => {
   for (const [what, shape] of shapes) {
