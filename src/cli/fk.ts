@@ -49,13 +49,19 @@ const script = Options.boolean("sql").pipe(
 
 const plan = Command.make(
   "plan",
-  { ...FkOptions.change, orphanTimeout: FkOptions.orphanTimeout, script },
+  {
+    ...FkOptions.change,
+    createIndexes: FkOptions.createIndexes,
+    orphanTimeout: FkOptions.orphanTimeout,
+    script
+  },
   ({ json, script, url, ...options }) =>
     runCommand(
       { json, url },
       Effect.gen(function* () {
         const result = yield* ForeignKey.plan({
           ...(yield* FkOptions.target(options)),
+          createIndexes: options.createIndexes,
           orphanTimeout: Option.getOrUndefined(options.orphanTimeout)
         })
         yield* Report.result(

@@ -166,7 +166,7 @@ export const selectedOf = ({ all, constraints, references, schemas, tables }: Se
   references
 })
 
-const createIndexes = Options.boolean("create-indexes").pipe(
+export const createIndexes = Options.boolean("create-indexes").pipe(
   Options.withDescription(
     "First build, CONCURRENTLY, the indexes on referencing columns that are missing: without one every delete scans the table."
   )

@@ -273,18 +273,22 @@ const attempt = (
 ): Effect.Effect<Result, DatabaseError | ChangedMeanwhile | Unfaithful | StepTooSlow> =>
   Effect.gen(function* () {
     const way =
-      step.locks.length === 1 || isShared(step) ? "as-listed" : (ways[tries % ways.length] ?? "as-listed")
-    const tables = step.locks.map((lock) => lock.table)
+      step.locks.length === 1 || isShared(step) || !step.locks.every(({ table }) => Lock.isLockable(table))
+        ? "as-listed"
+        : (ways[tries % ways.length] ?? "as-listed")
+    const tables = step.locks.map((lock) => lock.table).filter(Lock.isLockable)
     const prelude = [
       "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
       "SET LOCAL lock_timeout = '1500ms'",
       "SET LOCAL statement_timeout = '4s'",
-      Lock.statement(tables, "SHARE UPDATE EXCLUSIVE"),
+      ...(tables.length === 0 ? [] : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE")]),
       `SET LOCAL statement_timeout = '${patience}ms'`
     ]
     const body = [
-      ...lockStatements(step, tables, way),
-      `SET LOCAL statement_timeout = '${bodyLimit}ms'`,
+      // A step that changes indexes gets its locks from its one statement, for which no work is left then.
+      ...(tables.length === 0
+        ? []
+        : [...lockStatements(step, tables, way), `SET LOCAL statement_timeout = '${bodyLimit}ms'`]),
       ...step.statements,
       "COMMIT"
     ]
@@ -315,11 +319,21 @@ const rollback = (session: Session, error: DatabaseError) =>
 /** A step that does not ask for ACCESS EXCLUSIVE has one good order only: the referenced table first. */
 const isShared = (step: Step) => step.locks.every((lock) => lock.mode !== "ACCESS EXCLUSIVE")
 
-const lockStatements = (step: Step, tables: ReadonlyArray<Relation>, way: Way): ReadonlyArray<string> => {
-  const mode = step.locks[0]?.mode ?? "ACCESS EXCLUSIVE"
-  return way === "spin"
-    ? [Lock.statement(tables, "SHARE ROW EXCLUSIVE"), spin(Lock.statement(tables, mode, true))]
-    : [Lock.statement(way === "reversed" ? tables.toReversed() : tables, mode)]
+const lockStatements = (
+  { locks }: Step,
+  tables: ReadonlyArray<Relation>,
+  way: Way
+): ReadonlyArray<string> => {
+  if (way === "spin") {
+    const exclusive = locks.filter(({ mode }) => mode === "ACCESS EXCLUSIVE").map(({ table }) => table)
+    return [
+      Lock.statement(tables, "SHARE ROW EXCLUSIVE"),
+      spin(Lock.statement(exclusive, "ACCESS EXCLUSIVE", true))
+    ]
+  }
+  const statements = Lock.statements(way === "reversed" ? locks.toReversed() : locks)
+  // One statement, because the cap holds for the sum of the waits and statement_timeout for each statement.
+  return statements.length === 1 ? statements : [block(`BEGIN ${statements.join("; ")}; END`)]
 }
 
 /** Asks again and again without ever queueing, for 40 ms: an upgrade that waits would make an application the victim at once (rule R1). */

@@ -26,7 +26,7 @@ export interface Relation {
   readonly oid: number
   readonly schema: string
   readonly name: string
-  /** `pg_class.relkind`: `r` ordinary, `p` partitioned, `f` foreign. */
+  /** `pg_class.relkind`: `r` ordinary, `p` partitioned, `f` foreign; `i` an index, `I` a partitioned one. */
   readonly kind: string
 }
 
@@ -64,7 +64,10 @@ export interface Key {
   }>
   /** The columns of the referenced table's primary key, in its order. */
   readonly primaryKeyColumns: ReadonlyArray<string>
-  /** An index whose leading columns are the referencing columns, in any order, if there is one. */
+  /**
+   * An index whose leading columns are the referencing columns, in any order, if there is one. If a partitioned table has none but each of its partitions
+   * does, it is that of the first one.
+   */
   readonly supportingIndex: string | null
 }
 
@@ -142,6 +145,25 @@ const table = (alias: string) => `(
 
 const sorted = (array: string) => `(SELECT array_agg(x ORDER BY x) FROM unnest(${array}) AS x)`
 
+/** An index of a relation on the key's columns, which a partition can have in another order than its partitioned table. */
+const supporting = (relation: string) => `(
+      SELECT c.relname
+      FROM pg_catalog.pg_index i
+      JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+      JOIN pg_catalog.pg_am m ON m.oid = c.relam
+      WHERE i.indrelid = ${relation} AND i.indisvalid AND i.indisready AND i.indpred IS NULL
+        AND (m.amname = 'btree' OR (m.amname = 'hash' AND cardinality(k.conkey) = 1))
+        AND i.indnkeyatts >= cardinality(k.conkey)
+        AND ${sorted("(i.indkey::int2[])[0:cardinality(k.conkey) - 1]")} = (
+          SELECT array_agg(here.attnum ORDER BY here.attnum)
+          FROM pg_catalog.pg_attribute a
+          JOIN pg_catalog.pg_attribute here ON here.attrelid = ${relation} AND here.attname = a.attname
+          WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)
+        )
+      ORDER BY i.indnkeyatts, i.indexrelid
+      LIMIT 1
+    )`
+
 /** An index is a candidate as in transformFkeyCheckAttrs (tablecmds.c): unique, immediate, whole, exactly the key's columns. */
 const select = `
 SELECT jsonb_build_object(
@@ -188,17 +210,13 @@ SELECT jsonb_build_object(
     JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = u.number
     WHERE i.indrelid = k.confrelid AND i.indisprimary
   ),
-  'supportingIndex', (
-    SELECT c.relname
-    FROM pg_catalog.pg_index i
-    JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-    JOIN pg_catalog.pg_am m ON m.oid = c.relam
-    WHERE i.indrelid = k.conrelid AND i.indisvalid AND i.indisready AND i.indpred IS NULL
-      AND (m.amname = 'btree' OR (m.amname = 'hash' AND cardinality(k.conkey) = 1))
-      AND i.indnkeyatts >= cardinality(k.conkey)
-      AND ${sorted("(i.indkey::int2[])[0:cardinality(k.conkey) - 1]")} = ${sorted("k.conkey")}
-    ORDER BY i.indnkeyatts, i.indexrelid
-    LIMIT 1
+  'supportingIndex', coalesce(
+    ${supporting("k.conrelid")},
+    CASE WHEN (SELECT t.relkind FROM pg_catalog.pg_class t WHERE t.oid = k.conrelid) = 'p' THEN (
+      SELECT CASE WHEN count(*) = count(s.name) THEN (array_agg(s.name ORDER BY q.relid::oid))[1] END
+      FROM pg_catalog.pg_partition_tree(k.conrelid) q CROSS JOIN LATERAL (SELECT ${supporting("q.relid")} AS name) s
+      WHERE q.isleaf
+    ) END
   )
 )::text AS key
 FROM pg_catalog.pg_constraint k

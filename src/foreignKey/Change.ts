@@ -16,9 +16,14 @@ import * as Tree from "./Tree.js"
 
 /** The steps of a change, by name. */
 export type StepName =
+  | "index-whole"
+  | "index"
+  | "index-attach"
+  | "index-drop"
   | "add"
   | "order"
   | "validate"
+  | "attach"
   | "swap"
   | "switch-names"
   | "switch-delete"
@@ -52,13 +57,13 @@ export interface Change {
 }
 
 /**
- * Whether the temporary key is added to each partition of the referencing table, because PostgreSQL up to 17 has no NOT VALID keys on partitioned
- * tables. The swap then adds the key to the partitioned table, to which it attaches those of the partitions without looking at a row.
+ * Whether the temporary key is added to each partition of the referencing table first, because PostgreSQL up to 17 has no NOT VALID keys on partitioned
+ * tables. {@link attach} then makes them one key of the partitioned table.
  */
 export const isLeafwise = ({ key, version }: Pick<Change, "key" | "version">): boolean =>
   key.referencing.kind === "p" && version < 180_000
 
-/** The tables that get a temporary key of their own. */
+/** The tables to which the temporary key is added: the partitions get a part each if it is built leafwise. */
 export const places = (change: Pick<Change, "key" | "version">): ReadonlyArray<Relation> =>
   isLeafwise(change)
     ? change.key.referencing.partitions.filter((partition) => partition.kind !== "p")
@@ -95,6 +100,50 @@ export const add = (change: Change, at: Relation = change.key.referencing): Step
     ]
   }
 }
+
+/**
+ * Adds the temporary key to the partitioned table, which attaches the valid parts of its partitions without looking at a row. From here on it is one key, as on 18.
+ *
+ * No way leads around two tables at a time: the parts' own triggers on the referenced table are dropped in the same command that locks every partition, and
+ * PostgreSQL would upgrade its lock on the referenced table for that (rule R1), so ACCESS EXCLUSIVE is taken beforehand. Reads of the referencing table go on,
+ * unless the referenced table is partitioned too: then rows of the parts are dropped as well.
+ */
+export const attach = (change: Change): Step => {
+  const { key, original } = change
+  const place = { table: key.referencing.oid, name: Name.temporary(key.name) }
+  return {
+    name: "attach",
+    locks:
+      key.referenced.kind === "p"
+        ? both(change, "ACCESS EXCLUSIVE")
+        : [
+            { table: key.referenced, mode: "ACCESS EXCLUSIVE" },
+            { table: key.referencing, mode: "SHARE ROW EXCLUSIVE" }
+          ],
+    statements: [
+      Tree.guard(Fidelity.requireUnchanged(key.referencing.oid, key.name, original)),
+      requireParts(change),
+      `ALTER TABLE ${Lock.target(key.referencing)} ADD CONSTRAINT ${identifier(place.name)} ${definition(change)}`,
+      comment(key.referencing, place.name, marker(change)),
+      ...Tree.restoreEnabled(place, original)
+    ]
+  }
+}
+
+/**
+ * Lets the triggers of a partitioned table's key go on firing before those of the parts, as {@link keepOrder} does for a whole key. The parts' triggers on the
+ * referenced table end with {@link attach}, so it is they that get other names.
+ */
+export const keepPartsLate = ({ key }: Change): Step => ({
+  name: "order",
+  locks: [{ table: key.referenced, mode: "ACCESS EXCLUSIVE" }],
+  statements: [
+    Tree.firePartsLast({ table: key.referencing.oid, name: key.name }, Name.temporary(key.name), [
+      "delete",
+      "update"
+    ])
+  ]
+})
 
 /**
  * Lets the original's triggers on one table go on firing first. PostgreSQL fires triggers in the order of their names, which end in an OID, and compares them as
@@ -135,27 +184,17 @@ export const validate = (
 
 /** The original goes and the new constraint takes its place, in one transaction that proves them equal before it commits. */
 export const swap = (change: Change, current: Fidelity.Vector): Step => {
-  const { key, original } = change
+  const { key } = change
   const { referencing } = key
-  const unchanged = Tree.guard(Fidelity.requireUnchanged(referencing.oid, key.name, current))
   return {
     name: "swap",
     locks: both(change, "ACCESS EXCLUSIVE"),
-    statements: isLeafwise(change)
-      ? [
-          unchanged,
-          requireParts(change),
-          dropConstraint(referencing, key.name),
-          `ALTER TABLE ${Lock.target(referencing)} ADD CONSTRAINT ${identifier(key.name)} ${definition(change)}`,
-          ...Tree.restoreEnabled({ table: referencing.oid, name: key.name }, original),
-          ...finish(change)
-        ]
-      : [
-          unchanged,
-          dropConstraint(referencing, key.name),
-          renameConstraint(referencing, Name.temporary(key.name), key.name),
-          ...finish(change)
-        ]
+    statements: [
+      Tree.guard(Fidelity.requireUnchanged(referencing.oid, key.name, current)),
+      dropConstraint(referencing, key.name),
+      renameConstraint(referencing, Name.temporary(key.name), key.name),
+      ...finish(change)
+    ]
   }
 }
 
@@ -254,14 +293,14 @@ export const dropTemporary = (change: Change, at: Relation = change.key.referenc
   })),
   statements: [
     dropConstraint(at, Name.temporary(change.key.name)),
-    ...(isLeafwise(change)
-      ? []
-      : [
+    ...(at.oid === change.key.referencing.oid
+      ? [
           Tree.restoreTriggerNames(
             { table: change.key.referencing.oid, name: change.key.name },
             change.original
           )
-        ])
+        ]
+      : [])
   ]
 })
 

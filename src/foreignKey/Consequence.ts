@@ -41,7 +41,8 @@ export const warnings = (
   key: Key,
   target: Target,
   keys: ReadonlyArray<Key>,
-  tables: ReadonlyMap<number, Facts>
+  tables: ReadonlyMap<number, Facts>,
+  createIndexes = false
 ): ReadonlyArray<string> => {
   const child = tables.get(key.referencing.oid)
   const parts = [key.referencing, ...key.referencing.partitions].flatMap(({ oid }) => tables.get(oid) ?? [])
@@ -50,7 +51,7 @@ export const warnings = (
   const deletes = target.action === "cascade"
   const changes = Action.takesColumns(target.action)
   const found: Array<string> = []
-  if (key.supportingIndex === null) {
+  if (key.supportingIndex === null && !createIndexes) {
     found.push(
       `no index on (${key.columns.map((column) => label(column)).join(", ")}): every delete in ${parent} reads all of ${child_}`
     )

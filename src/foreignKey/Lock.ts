@@ -7,6 +7,7 @@ export type Mode =
   | "ROW SHARE"
   | "ROW EXCLUSIVE"
   | "SHARE UPDATE EXCLUSIVE"
+  | "SHARE"
   | "SHARE ROW EXCLUSIVE"
   | "ACCESS EXCLUSIVE"
 
@@ -30,6 +31,7 @@ const effects: {
     conflicts: modes.slice(3),
     blocks: "vacuum and schema changes, no reads and no writes"
   },
+  SHARE: { conflicts: [...modes.slice(2, 4), ...modes.slice(5)], blocks: "writes, no reads" },
   "SHARE ROW EXCLUSIVE": { conflicts: modes.slice(2), blocks: "writes, no reads" },
   "ACCESS EXCLUSIVE": { conflicts: modes, blocks: "reads and writes" }
 }
@@ -46,9 +48,29 @@ export const blocks = (mode: Mode): string => effects[mode].blocks
 export const statement = (tables: ReadonlyArray<Relation>, mode: Mode, noWait = false): string =>
   `LOCK TABLE ${tables.map(target).join(", ")} IN ${mode} MODE${noWait ? " NOWAIT" : ""}`
 
-/** A table as ALTER TABLE and LOCK TABLE name it: with ONLY, unless it is partitioned. */
-export const target = (relation: Relation): string =>
-  relation.kind === "p" ? qualified(relation) : `ONLY ${qualified(relation)}`
+/** LOCK TABLE for tables in different modes, in the order given: a statement for each run of one mode. */
+export const statements = (
+  locks: ReadonlyArray<{ readonly table: Relation; readonly mode: Mode }>
+): ReadonlyArray<string> => {
+  const [first] = locks
+  if (first === undefined) return []
+  const end = locks.findIndex(({ mode }) => mode !== first.mode)
+  const run = end === -1 ? locks : locks.slice(0, end)
+  return [
+    statement(
+      run.map(({ table }) => table),
+      first.mode
+    ),
+    ...statements(locks.slice(run.length))
+  ]
+}
+
+/** Whether LOCK TABLE can lock it: it cannot lock indexes. */
+export const isLockable = ({ kind }: Relation): boolean => kind !== "i" && kind !== "I"
+
+/** A table as ALTER TABLE and LOCK TABLE name it: with ONLY, unless it stands for its partitions too. */
+export const target = (relation: Relation | Table): string =>
+  relation.kind === "p" && "partitions" in relation ? qualified(relation) : `ONLY ${qualified(relation)}`
 
 /** A table and, if it is known to have some, its partitions. */
 export const withPartitions = (relation: Relation | Table): ReadonlyArray<Relation> =>

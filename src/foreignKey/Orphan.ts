@@ -3,8 +3,7 @@ import * as Effect from "effect/Effect"
 import { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import type { Key } from "./Catalog.js"
-import * as Lock from "./Lock.js"
-import { identifier } from "./Sql.js"
+import { identifier, rowsOf } from "./Sql.js"
 
 /** How many there are, and the keys of some. */
 export interface Orphans {
@@ -98,9 +97,9 @@ const statement = (key: Key, comparisons: ReadonlyArray<Comparison>) => {
   )
   return `WITH orphan AS (
     SELECT ${columns.map((column, index) => `${column}::text AS k${index}`).join(", ")}
-    FROM ${Lock.target(key.referencing)} c
+    FROM ${rowsOf(key.referencing)} c
     WHERE ${concerned} AND NOT EXISTS (
-      SELECT FROM ${Lock.target(key.referenced)} p WHERE ${equal.join(" AND ")}
+      SELECT FROM ${rowsOf(key.referenced)} p WHERE ${equal.join(" AND ")}
     )
   )
   SELECT jsonb_build_object(

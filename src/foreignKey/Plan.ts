@@ -2,6 +2,7 @@
 import * as Action from "./Action.js"
 import { nameOf, type Key } from "./Catalog.js"
 import * as Change from "./Change.js"
+import type * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
 import * as Lock from "./Lock.js"
 import * as Name from "./Name.js"
@@ -27,6 +28,10 @@ export interface PlannedStep {
   readonly blocks: string
 }
 
+/** The steps that build the index of a key. */
+export const indexSteps = (key: Key, steps: ReadonlyArray<Index.IndexStep>): ReadonlyArray<PlannedStep> =>
+  steps.map((step) => planned(key, step, "always"))
+
 /** The steps that are left of one change, from what is to be done next. */
 export const steps = ({ change, current, does, todo }: Rebuild.Next): ReadonlyArray<PlannedStep> => {
   const { key, original, target } = change
@@ -41,28 +46,27 @@ export const steps = ({ change, current, does, todo }: Rebuild.Next): ReadonlyAr
   const drop = always(todo.drop.map((place) => Change.dropTemporary(change, place)))
   if (Target.equals(Target.of(key), target)) return drop
   const add = todo.add.map((place) => Change.add(change, place))
-  const order =
-    add.length === 0 || Change.isLeafwise(change)
-      ? []
-      : [Change.keepOrder(change, "referenced"), Change.keepOrder(change, "referencing")]
-  const contended =
-    Change.isSelfReference(key) || Change.isLeafwise(change)
-      ? []
-      : [
-          ...(Action.raises(target.action)
-            ? []
-            : [Change.switchTriggers(change, "delete", Name.temporary(key.name), key.name)]),
-          Change.switchNames(change, original),
-          ...triggers,
-          Change.dropOriginal(change)
-        ]
+  const order = [Change.keepOrder(change, "referenced"), Change.keepOrder(change, "referencing")]
+  const ifOutOfOrder = (all: ReadonlyArray<Change.Step>) =>
+    all.map((step) => planned(key, step, "if out of order"))
+  const contended = Change.isSelfReference(key)
+    ? []
+    : [
+        ...(Action.raises(target.action)
+          ? []
+          : [Change.switchTriggers(change, "delete", Name.temporary(key.name), key.name)]),
+        Change.switchNames(change, original),
+        ...triggers,
+        Change.dropOriginal(change)
+      ]
   return [
     ...drop,
     ...always(todo.reindex.length === 0 ? [] : [Change.reindex(change, todo.reindex)]),
     ...always(add.slice(0, 1)),
-    ...order.map((step) => planned(key, step, "if out of order")),
+    ...ifOutOfOrder(add.length === 0 ? [] : todo.attach ? [Change.keepPartsLate(change)] : order),
     ...always(add.slice(1)),
     ...always(todo.validate.map(({ at, name }) => Change.validate(change, at, name))),
+    ...(todo.attach ? [...always([Change.attach(change)]), ...ifOutOfOrder(order)] : []),
     ...always([Change.swap(change, current)]),
     ...contended.map((step) => planned(key, step, "contended")),
     ...always(settling)
@@ -99,17 +103,20 @@ export const recorded = (
 // -----------------------------------------------------------------------------
 
 const durations: { readonly [Name in Change.StepName]?: string } = {
+  index: ", while the index is built and the transactions from before end",
+  "index-drop": ", while the index is dropped and the transactions from before end",
   reindex: ", while the index is built and the transactions from before end",
   validate: ", while the rows are checked"
 }
 
 const planned = (key: Key, step: Change.Step, when: PlannedStep["when"]): PlannedStep => {
-  const tables = step.locks.map((lock) => lock.table)
+  const lockable = step.locks.filter(({ table }) => Lock.isLockable(table))
+  const tables = lockable.map(({ table }) => table)
   const mode = step.locks[0]?.mode ?? "ACCESS EXCLUSIVE"
   const lock =
-    step.name === "validate" || step.outsideTransaction === true
+    step.name === "validate" || tables.length === 0 || step.outsideTransaction === true
       ? []
-      : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE"), Lock.statement(tables, mode)]
+      : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE"), ...Lock.statements(lockable)]
   return {
     constraint: nameOf(key),
     step: step.name,

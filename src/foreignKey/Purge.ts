@@ -13,8 +13,7 @@ import * as PurgeGraph from "./PurgeGraph.js"
 import * as PurgeWalk from "./PurgeWalk.js"
 import type { TableSelector } from "./Selectors.js"
 import * as Settings from "./Settings.js"
-import * as Lock from "./Lock.js"
-import { label } from "./Sql.js"
+import { label, rowsOf } from "./Sql.js"
 
 export { Blocked, Stuck } from "./PurgeWalk.js"
 
@@ -259,7 +258,7 @@ const prepare = (session: Session, target: Target): Effect.Effect<Prepared, Data
     const graph = yield* PurgeGraph.read(session, table.oid)
     const early = refusalsOf(graph)
     if (early.length > 0) return refuse(early)
-    const from = Lock.target(table)
+    const from = rowsOf(table)
     const values = target.where.map(({ value }) => value)
     yield* session.query("SET statement_timeout = 0")
     const [row] = yield* session.query<{ readonly counts: string }>(

@@ -2,9 +2,8 @@
  * The rows that one DELETE would delete, as SQL. A row is its table's OID and its ctid as text (13 cannot hash a tid), which is exact within
  * one statement: everything here is one statement, so one snapshot.
  */
-import * as Lock from "./Lock.js"
 import * as PurgeGraph from "./PurgeGraph.js"
-import { identifier } from "./Sql.js"
+import { identifier, rowsOf } from "./Sql.js"
 
 /** The columns of a unique key of the root, and their types. */
 export type RootKey = ReadonlyArray<PurgeGraph.Part>
@@ -50,14 +49,14 @@ SELECT pg_catalog.jsonb_build_object(
 export const going = (graph: PurgeGraph.Graph, from: string, key: RootKey, node: PurgeGraph.Node): string => `
 WITH RECURSIVE up (rel, place, ord) AS (
   SELECT t.tableoid::oid::int8, t.ctid::text, v.ord FROM ${values(node, key.length + 1)} v
-  JOIN ${Lock.target(node.table)} t ON ${identifies(node, "t", "v")}
+  JOIN ${rowsOf(node.table)} t ON ${identifies(node, "t", "v")}
   UNION
   SELECT n.rel, n.place, u.ord FROM up u CROSS JOIN LATERAL (${union(
     graph.edges
       .filter((edge) => edge.kind === "cascade")
       .map(
         (edge) => `SELECT p.tableoid::oid::int8 AS rel, p.ctid::text AS place
-    FROM ${Lock.target(edge.key.referencing)} c JOIN ${Lock.target(edge.key.referenced)} p ON ${PurgeGraph.matches(edge, "p", "c")}
+    FROM ${rowsOf(edge.key.referencing)} c JOIN ${rowsOf(edge.key.referenced)} p ON ${PurgeGraph.matches(edge, "p", "c")}
     WHERE u.rel IN (${edge.child.relations.join(", ")}) AND c.tableoid::oid::int8 = u.rel AND c.ctid = u.place::tid`
       ),
     "SELECT NULL::int8 AS rel, NULL::text AS place WHERE false"
@@ -101,7 +100,7 @@ const union = (selects: ReadonlyArray<string>, none: string) =>
 
 /** The rows below the row `r`. The list of OIDs is a one-time filter, which keeps keys of other tables from being looked at. */
 const below = (edge: PurgeGraph.Edge, columns: string) => `SELECT ${columns}
-    FROM ${Lock.target(edge.key.referenced)} p JOIN ${Lock.target(edge.key.referencing)} c ON ${PurgeGraph.matches(edge, "p", "c")}
+    FROM ${rowsOf(edge.key.referenced)} p JOIN ${rowsOf(edge.key.referencing)} c ON ${PurgeGraph.matches(edge, "p", "c")}
     WHERE r.rel IN (${edge.parent.relations.join(", ")}) AND p.tableoid::oid::int8 = r.rel AND p.ctid = r.place::tid`
 
 const countNode = (graph: PurgeGraph.Graph, node: PurgeGraph.Node) => {
@@ -135,8 +134,8 @@ const member = (graph: PurgeGraph.Graph, { child }: PurgeGraph.Edge) => {
     .filter((edge) => edge.kind === "cascade" && edge.child === child)
     .map(
       (edge) => `EXISTS (
-        SELECT FROM ${Lock.target(edge.key.referencing)} c2
-        JOIN ${Lock.target(edge.key.referenced)} p2 ON ${PurgeGraph.matches(edge, "p2", "c2")}
+        SELECT FROM ${rowsOf(edge.key.referencing)} c2
+        JOIN ${rowsOf(edge.key.referenced)} p2 ON ${PurgeGraph.matches(edge, "p2", "c2")}
         JOIN reach x ON x.rel = p2.tableoid::oid::int8 AND x.place = p2.ctid::text
         WHERE c2.tableoid = c.tableoid AND c2.ctid = c.ctid
       )`

@@ -9,10 +9,9 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import { nameOf } from "./Catalog.js"
-import * as Lock from "./Lock.js"
 import * as PurgeClosure from "./PurgeClosure.js"
 import * as PurgeGraph from "./PurgeGraph.js"
-import { identifier, label } from "./Sql.js"
+import { identifier, label, rowsOf } from "./Sql.js"
 
 /** How many rows of a table one transaction deleted. */
 export interface Count {
@@ -318,8 +317,8 @@ const childrenOf = (
   return run<{ readonly ord: number; readonly identity: ReadonlyArray<string> }>(
     `SELECT v.ord::int4 AS ord, ${PurgeClosure.identity(edge.child, "c")} AS identity
     FROM ${PurgeClosure.values(edge.parent, 1)} v
-    JOIN ${Lock.target(edge.key.referenced)} p ON ${PurgeClosure.identifies(edge.parent, "p", "v")}
-    JOIN ${Lock.target(edge.key.referencing)} c ON ${PurgeGraph.matches(edge, "p", "c")}
+    JOIN ${rowsOf(edge.key.referenced)} p ON ${PurgeClosure.identifies(edge.parent, "p", "v")}
+    JOIN ${rowsOf(edge.key.referencing)} c ON ${PurgeGraph.matches(edge, "p", "c")}
     ${
       skip.length === 0
         ? ""
@@ -353,12 +352,12 @@ const setNull = ({ batch, onUpdated, run }: Task, edge: PurgeGraph.Edge, rows: R
     for (;;) {
       const [result] = yield* run<{ readonly n: number }>(
         `WITH u AS (
-          UPDATE ${Lock.target(edge.key.referencing)} t SET ${edge.columns.map((column) => `${identifier(column)} = NULL`).join(", ")}
+          UPDATE ${rowsOf(edge.key.referencing)} t SET ${edge.columns.map((column) => `${identifier(column)} = NULL`).join(", ")}
           FROM (
             SELECT c.tableoid AS rel, c.ctid AS tid
             FROM ${PurgeClosure.values(edge.parent, 1)} v
-            JOIN ${Lock.target(edge.key.referenced)} p ON ${PurgeClosure.identifies(edge.parent, "p", "v")}
-            JOIN ${Lock.target(edge.key.referencing)} c ON ${PurgeGraph.matches(edge, "p", "c")}
+            JOIN ${rowsOf(edge.key.referenced)} p ON ${PurgeClosure.identifies(edge.parent, "p", "v")}
+            JOIN ${rowsOf(edge.key.referencing)} c ON ${PurgeGraph.matches(edge, "p", "c")}
             LIMIT ${batch}
           ) f
           WHERE t.tableoid = f.rel AND t.ctid = f.tid
@@ -403,7 +402,7 @@ const remove = ({ onDeleted, run }: Task, rows: ReadonlyArray<Row>) =>
         )
         names.push(...edge.parent.identity.map((_, index) => `p${index}`))
         condition += ` AND EXISTS (
-          SELECT FROM ${Lock.target(edge.key.referenced)} p
+          SELECT FROM ${rowsOf(edge.key.referenced)} p
           WHERE ${PurgeClosure.identifies(edge.parent, "p", "v", "p")} AND ${PurgeGraph.matches(edge, "p", "t")}
         )`
       }
@@ -411,7 +410,7 @@ const remove = ({ onDeleted, run }: Task, rows: ReadonlyArray<Row>) =>
       params.push(...columns)
       parts.push({
         node,
-        sql: `DELETE FROM ${Lock.target(node.table)} t
+        sql: `DELETE FROM ${rowsOf(node.table)} t
         USING unnest(${columns.map((_, index) => `$${start + index}::text[]`).join(", ")}) AS v(${names.join(", ")})
         WHERE ${condition} RETURNING 1`
       })

@@ -7,6 +7,7 @@
  * | the original only                         | add the temporary key, or done if the action is right |
  * |   and a unique index that it would be bound to instead | let that index step behind                |
  * | original and temporary key, not validated | validate                                             |
+ * | original and all parts of a temporary key | attach them (partitioned tables up to 17)            |
  * | original and temporary key                | swap; if its locks cannot be had, switch             |
  * | original stepped aside                    | order the triggers, drop the original                |
  * | the new key only, still INITIALLY DEFERRED | wait for the transactions of before, then settle it   |
@@ -120,7 +121,7 @@ export const converge = (bench: Attempt.Bench, task: Task): Effect.Effect<boolea
 
 /** What to do next. `current` is the vector of the key that has the original's name now. */
 export interface Next {
-  readonly does: "reindex" | "add" | "validate" | "swap" | "finish" | "settle" | "drop-temporary"
+  readonly does: "reindex" | "add" | "validate" | "attach" | "swap" | "finish" | "settle" | "drop-temporary"
   readonly change: Change.Change
   readonly current: Fidelity.Vector
   /** What is left to do before the swap; the first of it is done next. */
@@ -135,6 +136,8 @@ export interface Todo {
   readonly reindex: ReadonlyArray<string>
   readonly add: ReadonlyArray<Catalog.Relation>
   readonly validate: ReadonlyArray<Part>
+  /** Whether the partitions' parts are to become one key. */
+  readonly attach: boolean
 }
 
 /** A constraint to validate. */
@@ -157,10 +160,11 @@ export const decide = (
       return yield* new Disappeared({ constraint: Catalog.nameOf(was) })
     }
     const aside = found.find(({ name }) => name === Name.aside(key.name))
-    const places = Change.places({ key, version })
-    const keys = Change.isLeafwise({ key, version })
-      ? yield* Catalog.read(session, { tables: places.map(({ oid }) => oid) })
-      : found
+    const whole = found.find(({ name }) => name === Name.temporary(key.name))
+    // Once it is attached a key that was built leafwise is one key.
+    const leafwise = whole === undefined && Change.isLeafwise({ key, version })
+    const places = leafwise ? Change.places({ key, version }) : [key.referencing]
+    const keys = leafwise ? yield* Catalog.read(session, { tables: places.map(({ oid }) => oid) }) : found
     const temporaryAt = (place: Catalog.Relation) =>
       keys.find(({ name, referencing }) => name === Name.temporary(key.name) && referencing.oid === place.oid)
     const temporaries = places.flatMap((place) => temporaryAt(place) ?? [])
@@ -169,7 +173,7 @@ export const decide = (
       does: Next["does"],
       original: Fidelity.Vector,
       to: Target.Target,
-      todo: Todo = { drop: [], reindex: [], add: [], validate: [] }
+      todo: Todo = { drop: [], reindex: [], add: [], validate: [], attach: false }
     ): Next => ({ does, change: { key, target: to, original, version }, current, todo })
 
     if (aside !== undefined) {
@@ -208,7 +212,8 @@ export const decide = (
       drop: wrong.map(({ referencing }) => referencing),
       reindex: add.length === 0 ? [] : yield* Rival.statements(session, key),
       add,
-      validate
+      validate,
+      attach: leafwise && !isDone
     }
     const does =
       todo.drop.length > 0
@@ -219,7 +224,9 @@ export const decide = (
             ? "add"
             : todo.validate.length > 0
               ? "validate"
-              : "swap"
+              : todo.attach
+                ? "attach"
+                : "swap"
     return next(does, original, target, todo)
   })
 
@@ -294,8 +301,10 @@ const perform = (
           )
         )
       ),
+    attach: () =>
+      Effect.zipRight(run(Change.attach(change)), overlap(bench, task, run, change, change.key.referencing)),
     swap: () =>
-      Change.isSelfReference(change.key) || Change.isLeafwise(change)
+      Change.isSelfReference(change.key)
         ? run(Change.swap(change, current))
         : run(Change.swap(change, current), { maxTries: task.swapTries }).pipe(
             Effect.catchTag("TriesExhausted", () => stepAside(bench, run, change))
@@ -374,14 +383,13 @@ const isViolation = (error: { readonly _tag: string }): boolean =>
 const overlap = (bench: Attempt.Bench, task: Task, run: Run, change: Change.Change, at: Catalog.Relation) =>
   Effect.gen(function* () {
     const { key, target } = change
-    const late = yield* lateRoles(bench.session, key, at)
-    if (late.length > 0 && !Change.isLeafwise(change)) {
-      for (const side of ["referenced", "referencing"] as const) {
-        yield* Effect.catchTag(
-          run(Change.keepOrder(change, side), { maxTries: 20 }),
-          "TriesExhausted",
-          () => Effect.void
-        )
+    if ((yield* lateRoles(bench.session, key, at)).length > 0) {
+      const steps =
+        at.oid === key.referencing.oid
+          ? [Change.keepOrder(change, "referenced"), Change.keepOrder(change, "referencing")]
+          : [Change.keepPartsLate(change)]
+      for (const step of steps) {
+        yield* Effect.catchTag(run(step, { maxTries: 20 }), "TriesExhausted", () => Effect.void)
       }
     }
     const still = yield* lateRoles(bench.session, key, at)
@@ -393,7 +401,7 @@ const lateRoles = (session: Session, key: Catalog.Key, at: Catalog.Relation) =>
   Effect.gen(function* () {
     const original = yield* Fidelity.read(session, key.referencing.oid, key.name)
     const temporary = yield* Fidelity.read(session, at.oid, Name.temporary(key.name))
-    const names = (vector: Fidelity.Vector | undefined) => vector?.[0].triggers ?? []
+    const names = (vector: Fidelity.Vector | undefined) => (vector ?? []).flatMap(({ triggers }) => triggers)
     return names(temporary).flatMap((added) => {
       const old = names(original).find(({ role, table }) => role === added.role && table === added.table)
       return old?.name != null && added.name !== null && added.name < old.name ? [added.role] : []

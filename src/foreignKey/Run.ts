@@ -11,6 +11,7 @@ import * as Consequence from "./Consequence.js"
 import * as Detector from "./Detector.js"
 import type * as Exclusive from "./Exclusive.js"
 import * as Halfway from "./Halfway.js"
+import * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
 import * as Lock from "./Lock.js"
 import * as Name from "./Name.js"
@@ -57,6 +58,11 @@ interface Common {
    * there, unless this says that no UPDATE does that.
    */
   readonly allowRowMovement?: boolean | undefined
+  /**
+   * Builds an index on the referencing columns first where none is, CONCURRENTLY; for a partitioned table a partitioned index, which its partitions of later
+   * inherit. Default false.
+   */
+  readonly createIndexes?: boolean | undefined
 }
 
 /** What to change, and to what. */
@@ -77,8 +83,6 @@ export interface PlanOptions extends Common {
 export interface Effort {
   /** The longest that one try asks for locks. Default 250 ms; never more than 0.6 of the server's deadlock_timeout. */
   readonly lockTimeout?: Duration.DurationInput | undefined
-  /** Builds an index on the referencing columns first where none is, CONCURRENTLY. Default false. */
-  readonly createIndexes?: boolean | undefined
   /** How long to go on trying to get locks, for each key; validation does not count. Default 10 minutes. */
   readonly budget?: Duration.DurationInput | undefined
   /** Tries to swap with both tables locked, before the steps that lock one table each. Default 60. */
@@ -243,18 +247,20 @@ export const plan = (
             refused.push({ constraint, code: next.left._tag, reason: next.left.message })
             continue
           }
+          const missing = options.createIndexes === true ? yield* Index.missing(session, key) : []
           const recorded =
             ledger === undefined || task.record === undefined
               ? { before: [], after: [] }
               : Plan.recorded(key, ledger, task.record, steps)
           steps.push(
             ...recorded.before,
+            ...Plan.indexSteps(key, missing),
             ...(next.right === undefined ? [] : Plan.steps(next.right)),
             ...recorded.after
           )
           const found = [
             ...interruption(task, next.right),
-            ...Consequence.warnings(key, target, keys, tables),
+            ...Consequence.warnings(key, target, keys, tables, options.createIndexes),
             ...(yield* presentObstacles(session, key)),
             ...(yield* orphanWarnings(session, key, options.orphanTimeout))
           ]

@@ -7,6 +7,13 @@ export const identifier = (name: string): string => `"${name.replaceAll('"', '""
 export const qualified = (object: { readonly schema: string; readonly name: string }): string =>
   `${identifier(object.schema)}.${identifier(object.name)}`
 
+/** A table as FROM, UPDATE and DELETE name it for its own rows, which include those of its partitions, but not those of tables that inherit from it. */
+export const rowsOf = (table: {
+  readonly kind: string
+  readonly schema: string
+  readonly name: string
+}): string => (table.kind === "p" ? qualified(table) : `ONLY ${qualified(table)}`)
+
 /** A string constant, whatever `standard_conforming_strings` says. */
 export const literal = (text: string): string => {
   const quoted = `'${text.replaceAll("'", "''")}'`

@@ -109,6 +109,18 @@ export const fireFirst = (first: Place, second: Place, roles: ReadonlyArray<Fide
     EXECUTE format('ALTER TRIGGER promptgrimoire_fk_exchange ON %s RENAME TO %I', r.relation, r.late);
   END LOOP;`)
 
+/** Gives the triggers of the partitions' own keys of one name a late name where they would fire before those of their partitioned table's key. */
+export const firePartsLast = (whole: Place, part: string, roles: ReadonlyArray<Fidelity.Role>): string =>
+  guard(`FOR r IN
+    SELECT DISTINCT p.tgrelid::regclass AS relation, p.tgname, p.oid
+    FROM ${triggersOf(whole)} w
+    JOIN ${triggersOf({ partitionsOf: whole.table, name: part })} p ON p.tgrelid = w.tgrelid AND p.role = w.role
+    WHERE w.role IN (${roles.map(literal).join(", ")}) AND p.tgparentid = 0
+      AND p.tgname COLLATE "C" < w.tgname COLLATE "C"
+  LOOP
+    EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO %I', r.tgname, r.relation, 'promptgrimoire_fk_late_' || r.oid);
+  END LOOP;`)
+
 /** A trigger that was disabled, or fires always or on replicas only, stays so. Only a superuser may do this to such a trigger. */
 export const restoreEnabled = (place: Place, vector: Fidelity.Vector): ReadonlyArray<string> => {
   const states = triggers(vector).filter((trigger) => trigger.enabled !== "O")
@@ -140,12 +152,22 @@ const triggers = (vector: Fidelity.Vector) => vector.flatMap((entry) => entry.tr
 const recordset = (rows: ReadonlyArray<object>, columns: string) =>
   `jsonb_to_recordset(${literal(JSON.stringify(rows))}::jsonb) AS w (${columns})`
 
+/** The keys of one name on all partitions of a table. */
+interface Parts {
+  readonly partitionsOf: number
+  readonly name: string
+}
+
 /** The constraints of a key, the topmost one with depth 0. */
-const rowsOf = ({ name, table }: Place) => `(
+const rowsOf = (place: Place | Parts) => `(
     WITH RECURSIVE tree AS (
       SELECT k.oid, k.conrelid, k.confrelid, k.conname::text, 0 AS depth
       FROM pg_catalog.pg_constraint k
-      WHERE k.conrelid = ${table}::oid AND k.conname = ${literal(name)} AND k.contype = 'f'
+      WHERE k.conrelid ${
+        "table" in place
+          ? `= ${place.table}::oid`
+          : `IN (SELECT q.relid FROM pg_catalog.pg_partition_tree(${place.partitionsOf}::oid::regclass) q WHERE q.isleaf)`
+      } AND k.conname = ${literal(place.name)} AND k.contype = 'f'
       UNION ALL
       SELECT k.oid, k.conrelid, k.confrelid, k.conname::text, t.depth + 1
       FROM pg_catalog.pg_constraint k JOIN tree t ON k.conparentid = t.oid
@@ -153,8 +175,8 @@ const rowsOf = ({ name, table }: Place) => `(
     SELECT * FROM tree
   )`
 
-const triggersOf = (place: Place) => `(
-    SELECT g.tgrelid, g.tgname::text AS tgname, g.tgenabled, g.tgparentid, ${roleOf("p.proname")} AS role
+const triggersOf = (place: Place | Parts) => `(
+    SELECT g.oid, g.tgrelid, g.tgname::text AS tgname, g.tgenabled, g.tgparentid, ${roleOf("p.proname")} AS role
     FROM ${rowsOf(place)} k
     JOIN pg_catalog.pg_trigger g ON g.tgconstraint = k.oid
     JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid

@@ -13,7 +13,7 @@ import * as Halfway from "./Halfway.js"
 import * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
 import * as Rebuild from "./Rebuild.js"
-import type { Effort, Progress, RebuildResult, Rejected } from "./Run.js"
+import type { Effort, PlanOptions, Progress, RebuildResult, Rejected } from "./Run.js"
 import * as Selection from "./Selection.js"
 import type * as Selectors from "./Selectors.js"
 import * as Sessions from "./Sessions.js"
@@ -27,7 +27,7 @@ export interface Run {
   readonly choose: (
     selectors?: Selectors.Selectors
   ) => Effect.Effect<Chosen, DatabaseError | Selection.NoMatch>
-  readonly effort: Effort
+  readonly effort: Effort & Pick<PlanOptions, "createIndexes">
 }
 
 /** The keys of a run, and the ledger as it was when they were chosen. */
@@ -234,9 +234,8 @@ const converge = (
           blockers: wait.blockers
         })
     }
-    if (effort.createIndexes === true && key.supportingIndex === null) {
-      for (const index of yield* Index.build(session, key))
-        yield* emit({ _tag: "IndexBuilt", constraint, index })
+    if (effort.createIndexes === true) {
+      yield* Index.build(bench, key, (index) => emit({ _tag: "IndexBuilt", constraint, index }))
     }
     return yield* Rebuild.converge(bench, {
       ...task,

@@ -43,7 +43,7 @@ describe("applications suffer", () => {
     () =>
       Effect.gen(function* () {
         const observer = yield* application
-        yield* observer.query(Traffic.tables)
+        yield* observer.query(Traffic.tables())
         const reader = yield* application
         const migration = yield* application
         yield* reader.query("BEGIN; SELECT count(*) FROM child")
@@ -89,7 +89,7 @@ describe("applications suffer", () => {
     () =>
       Effect.gen(function* () {
         const observer = yield* application
-        yield* observer.query(Traffic.tables)
+        yield* observer.query(Traffic.tables())
         const migration = yield* application
         const orphans = Effect.map(
           observer.query<{ readonly n: number }>(

@@ -9,17 +9,37 @@ import type { Session } from "../../src/driver/Session.js"
 import type { DatabaseError } from "../../src/DatabaseError.js"
 import { application } from "./support.js"
 
+/** Which of the two tables are partitioned. */
+export type Cut = "neither" | "child" | "parent" | "both"
+
+const cut = (table: "child" | "parent", which: Cut) =>
+  which === "both" || which === table
+    ? [
+        " PARTITION BY HASH (id)",
+        `CREATE TABLE ${table}_0 PARTITION OF ${table} FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+  CREATE TABLE ${table}_1 PARTITION OF ${table} FOR VALUES WITH (MODULUS 2, REMAINDER 1) PARTITION BY HASH (id);
+  CREATE TABLE ${table}_1_0 PARTITION OF ${table}_1 FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+  CREATE TABLE ${table}_1_1 PARTITION OF ${table}_1 FOR VALUES WITH (MODULUS 2, REMAINDER 1);`
+      ]
+    : ["", ""]
+
 /** Parents 1 to 900 have children and stay; those from 10000 on come and go. */
-export const tables = `
-  CREATE TABLE parent (id bigint PRIMARY KEY, n int NOT NULL DEFAULT 0);
+export const tables = (which: Cut = "neither") => {
+  const [parentCut, parentParts] = cut("parent", which)
+  const [childCut, childParts] = cut("child", which)
+  return `
+  CREATE TABLE parent (id bigint PRIMARY KEY, n int NOT NULL DEFAULT 0)${parentCut};
+  ${parentParts}
   CREATE TABLE child (
     id bigserial PRIMARY KEY,
     parent_id bigint NOT NULL CONSTRAINT fk REFERENCES parent ON UPDATE CASCADE DEFERRABLE
-  );
+  )${childCut};
+  ${childParts}
   CREATE INDEX ON child (parent_id);
   CREATE SEQUENCE passing START 10000;
   INSERT INTO parent (id) SELECT generate_series(1, 1000);
   INSERT INTO child (parent_id) SELECT 1 + n % 900 FROM generate_series(1, 20000) AS n`
+}
 
 /** The key let a row in that it forbids. */
 class Accepted extends Data.TaggedError("Accepted")<{ readonly message: string }> {}

@@ -43,20 +43,20 @@ export const definitions = (session: Session) =>
     ORDER BY k.conrelid::regclass::text, k.conname`
   )
 
-/** The strongest lock above ACCESS SHARE that a backend holds on each table, as the plan writes them. */
-export const heldBy = (observer: Session, pid: number) =>
+/** The strongest lock above ACCESS SHARE that a backend holds on each table, or relation of other kinds, as the plan writes them. */
+export const heldBy = (observer: Session, pid: number, kinds: ReadonlyArray<string> = ["r", "p"]) =>
   Effect.map(
     observer.query<{ readonly relation: string; readonly mode: string }>(
       `SELECT DISTINCT ON (1) c.relname::text AS relation, m.mode
-      FROM pg_locks l JOIN pg_class c ON c.oid = l.relation AND c.relkind IN ('r', 'p')
-        AND c.relnamespace <> 'pg_catalog'::regnamespace
+      FROM pg_locks l JOIN pg_class c ON c.oid = l.relation AND c.relkind::text = ANY ($2::text[])
+        AND c.relnamespace NOT IN ('pg_catalog'::regnamespace, 'pg_toast'::regnamespace)
       JOIN (VALUES ('RowShareLock', 'ROW SHARE', 1), ('RowExclusiveLock', 'ROW EXCLUSIVE', 2),
         ('ShareUpdateExclusiveLock', 'SHARE UPDATE EXCLUSIVE', 3), ('ShareLock', 'SHARE', 4),
         ('ShareRowExclusiveLock', 'SHARE ROW EXCLUSIVE', 5), ('ExclusiveLock', 'EXCLUSIVE', 6),
         ('AccessExclusiveLock', 'ACCESS EXCLUSIVE', 7)) AS m (name, mode, strength) ON m.name = l.mode
       WHERE l.pid = $1 AND l.granted
       ORDER BY 1, m.strength DESC`,
-      [pid]
+      [pid, kinds]
     ),
     (rows) => Object.fromEntries(rows.map(({ mode, relation }) => [relation, mode]))
   )
