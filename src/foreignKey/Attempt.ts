@@ -16,7 +16,7 @@ import * as Fiber from "effect/Fiber"
 import * as Random from "effect/Random"
 import * as Redacted from "effect/Redacted"
 import * as Ref from "effect/Ref"
-import type { DatabaseError } from "../DatabaseError.js"
+import { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Blocker from "./Blocker.js"
 import * as Courtesy from "./Courtesy.js"
@@ -367,9 +367,18 @@ const timed = <A, E>(bench: Bench, took: Ref.Ref<number>, effect: Effect.Effect<
     )
   })
 
+/** How long the watcher's question may go unanswered. */
+const answerLimit = "10 seconds"
+
+/** The network swallows what is sent: the step's own connection, which may have nothing to say for hours, is as dead as the watcher's. */
+const unanswered = new DatabaseError({
+  operation: "execute",
+  reason: { _tag: "ConnectionLost", phase: "sent", systemCode: undefined }
+})
+
 /**
  * Runs a statement under the eyes of the watcher. The watcher's last look is awaited before anything else is sent: its cancel could
- * hit the next statement otherwise.
+ * hit the next statement otherwise. A watcher that gets no answer ends the statement too.
  */
 const watched = <A, E>(
   bench: Bench,
@@ -380,8 +389,9 @@ const watched = <A, E>(
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function* () {
       const over = yield* Deferred.make<void>()
-      const look = Effect.flatMap(Blocker.watch(bench.watcher, bench.session.processId), (seen) =>
-        seen.length === 0 ? Effect.void : Ref.set(blockers, seen)
+      const look = Blocker.watch(bench.watcher, bench.session.processId).pipe(
+        Effect.timeoutFail({ duration: answerLimit, onTimeout: () => unanswered }),
+        Effect.flatMap((seen) => (seen.length === 0 ? Effect.void : Ref.set(blockers, seen)))
       )
       const watching = Effect.iterate(false, {
         while: (isOver) => !isOver,
@@ -392,7 +402,10 @@ const watched = <A, E>(
           ).pipe(Effect.tap((isOver) => (isOver ? Effect.void : look)))
       })
       const fiber = yield* Effect.fork(Effect.interruptible(watching).pipe(Effect.exit))
-      const exit = yield* Effect.exit(restore(statement))
+      const blind = Effect.flatMap(Fiber.join(fiber), (end) =>
+        Exit.isFailure(end) ? Effect.failCause(end.cause) : Effect.never
+      )
+      const exit = yield* Effect.exit(restore(Effect.raceFirst(statement, blind)))
       yield* Deferred.succeed(over, undefined)
       const seen = yield* Fiber.join(fiber)
       return yield* Exit.zipLeft(exit, seen)

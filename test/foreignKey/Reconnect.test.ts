@@ -114,6 +114,32 @@ describe("a change whose connections are lost goes on by itself", () => {
       )
     })
 
+  it.scopedLive(
+    "when the network swallows all that is sent, without closing a connection, while VALIDATE runs",
+    () =>
+      behindProxy((proxy) =>
+        Effect.gen(function* () {
+          proxy.onClientData = (data) => {
+            if (data.includes("VALIDATE ") && !data.includes("search_path")) {
+              proxy.onClientData = undefined
+              proxy.freezeOpen()
+            }
+            return "pass"
+          }
+          const lost: Array<string> = []
+          const { failed, rebuilt, refused } = yield* change({
+            onProgress: (event) =>
+              Effect.sync(() => {
+                if (event._tag === "Reconnecting") lost.push(event.code)
+              })
+          })
+          assert.deepStrictEqual([failed, refused, rebuilt.length], [[], [], 2])
+          assert.deepStrictEqual(lost, ["ConnectionLost"])
+          yield* isDone
+        })
+      )
+  )
+
   for (const cut of ["VALIDATE ", "DROP CONSTRAINT ", "INSERT INTO ", 'UPDATE "']) {
     for (const seen of ["sees that", "thinks it connected still"] as const) {
       it.scopedLive(`when the network cuts a connection while ${cut}runs, and the server ${seen}`, () =>
