@@ -8,10 +8,11 @@ import * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Crypto from "node:crypto"
 import * as Database from "../Database.js"
 import * as DatabaseConfig from "../DatabaseConfig.js"
@@ -122,24 +123,43 @@ export const failing = (
   points: ReadonlyArray<Failing.FaultPoint>
 ): Layer.Layer<Database.Provided, never, Database.Database> => derived((pool) => Failing.make(pool, points))
 
-/** The url of a fresh database, for programs that are started from outside. It is dropped with the scope. */
+/**
+ * The url of a fresh database, for programs that are started from outside. Closing the scope drops it, and does not wait until
+ * that is done.
+ */
 export const make = Effect.fn("TestDatabase.make")(function* (
   options: Options = {}
 ): Effect.fn.Return<Redacted.Redacted, Failure, Scope.Scope> {
   const server = yield* serverUrl
-  const admin = yield* adminSession(server)
-  const source = options.loader === undefined ? "template0" : yield* template(server, admin, options.loader)
-  yield* dropLeftovers(admin)
   const id = Crypto.randomUUID().replaceAll("-", "")
   const name = `${prefix}_${id}`
-  // Held by this session for as long as the database is in use, so that others can tell it from a leftover.
-  yield* admin.query(`SELECT pg_catalog.pg_advisory_lock(${lockOf("$1")})`, [name])
-  yield* Effect.acquireRelease(admin.query(`CREATE DATABASE ${name} TEMPLATE ${source}`), () =>
-    Effect.ignore(
-      Effect.flatMap(isKept, (kept) => (kept ? keep(admin, server, name, id) : drop(admin, name)))
-    )
+  // Until the drop is done the lock keeps others from it, and what a killed process does not get to is a leftover like any other.
+  const life = yield* Effect.acquireRelease(Scope.make(), (scope) =>
+    Effect.flatMap(isKept, (kept) => {
+      const end = Scope.close(scope, Exit.void)
+      return kept ? end : Effect.forkDaemon(end)
+    })
   )
-  return withDatabase(server, name)
+  return yield* Effect.gen(function* () {
+    const [admin, source] = yield* Effect.all(
+      [adminSession(server), Effect.transposeMapOption(Option.fromNullable(options.loader), templateOf)],
+      { concurrency: "unbounded" }
+    )
+    const from = Option.match(source, { onNone: () => "template0", onSome: (template) => template.name })
+    // Held by this session for as long as the database is in use, so that others can tell it from a leftover.
+    const [state] = yield* admin.query<{ isReady: boolean }>(
+      `SELECT pg_catalog.pg_advisory_lock(${lockOf("$1")}), ${isReady("$2")} AS "isReady"`,
+      [name, from]
+    )
+    if (Option.isSome(source) && state?.isReady !== true) yield* makeTemplate(server, admin, source.value)
+    yield* Effect.acquireRelease(admin.query(`CREATE DATABASE ${name} TEMPLATE ${from}`), () =>
+      Effect.ignore(
+        Effect.flatMap(isKept, (kept) => (kept ? keep(admin, server, name, id) : drop(admin, name)))
+      )
+    )
+    yield* Effect.forkScoped(Effect.uninterruptible(Effect.ignore(dropLeftovers(admin, name))))
+    return withDatabase(server, name)
+  }).pipe(Scope.extend(life))
 })
 
 // -----------------------------------------------------------------------------
@@ -212,12 +232,12 @@ const keep = (admin: Session.Session, server: string, name: string, id: string) 
     )
   })
 
-/** Databases of runs that were killed: nobody holds their lock any more. */
-const dropLeftovers = Effect.fnUntraced(function* (admin: Session.Session) {
+/** Databases of runs that were killed: nobody holds their lock any more. The one of this session has its lock, and could take it twice. */
+const dropLeftovers = Effect.fnUntraced(function* (admin: Session.Session, mine: string) {
   const leftovers = yield* admin.query<{ name: string }>(
     `SELECT datname AS name FROM pg_catalog.pg_database
-     WHERE datname ~ $1 AND pg_catalog.pg_try_advisory_lock(${lockOf("datname::text")})`,
-    [`^${prefix}_[0-9a-f]{32}$`]
+     WHERE datname ~ $1 AND datname <> $2 AND pg_catalog.pg_try_advisory_lock(${lockOf("datname::text")})`,
+    [`^${prefix}_[0-9a-f]{32}$`, mine]
   )
   for (const { name } of leftovers) {
     yield* Effect.ignore(drop(admin, name))
@@ -255,25 +275,33 @@ const withDatabase = (server: string, name: string): Redacted.Redacted => {
   return Redacted.make(url.toString())
 }
 
-/**
- * The database that others are cloned from, made on first use. Its name is a digest of the migrations, and it becomes a
- * template under that name only once they all ran; an advisory lock keeps parallel test processes from making it twice.
- */
-const template = Effect.fn("TestDatabase.template")(function* (
-  server: string,
-  admin: Session.Session,
-  loader: Migrator.Loader
-) {
+/** The database that others are cloned from. */
+interface Template {
+  /** Holds a digest of the migrations. */
+  readonly name: string
+  readonly loader: Migrator.Loader
+}
+
+const templateOf = Effect.fnUntraced(function* (loader: Migrator.Loader) {
   const sources = yield* Migration.sources(loader)
   const digest = Crypto.createHash("sha256")
   for (const { checksum, id, name } of sources) digest.update(`${id}\0${name}\0${checksum ?? ""}\0`)
-  const name = `${prefix}_template_${digest.digest("hex").slice(0, 16)}`
-  const ready = Effect.map(
-    admin.query("SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1 AND datistemplate", [name]),
-    (rows) => rows.length > 0
-  )
+  return { name: `${prefix}_template_${digest.digest("hex").slice(0, 16)}`, loader } satisfies Template
+})
+
+/** It becomes a template under its name only once all migrations ran. */
+const isReady = (name: string) =>
+  `EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = ${name} AND datistemplate)`
+
+/** Makes the template on first use; an advisory lock keeps parallel test processes from making it twice. */
+const makeTemplate = Effect.fn("TestDatabase.makeTemplate")(function* (
+  server: string,
+  admin: Session.Session,
+  { loader, name }: Template
+) {
   const create = Effect.gen(function* () {
-    if (yield* ready) return
+    const [state] = yield* admin.query<{ isReady: boolean }>(`SELECT ${isReady("$1")} AS "isReady"`, [name])
+    if (state?.isReady === true) return
     yield* admin.query(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`)
     yield* admin.query(`CREATE DATABASE ${name} TEMPLATE template0`)
     yield* MigratorModule.run({ loader }).pipe(
@@ -284,11 +312,9 @@ const template = Effect.fn("TestDatabase.template")(function* (
     )
     yield* admin.query(`ALTER DATABASE ${name} WITH IS_TEMPLATE true ALLOW_CONNECTIONS false`)
   })
-  if (yield* ready) return name
   yield* Effect.acquireUseRelease(
     admin.query(`SELECT pg_catalog.pg_advisory_lock(${lockOf("$1")})`, [name]),
     () => create,
     () => Effect.ignore(admin.query(`SELECT pg_catalog.pg_advisory_unlock(${lockOf("$1")})`, [name]))
   )
-  return name
 })
