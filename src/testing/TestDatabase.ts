@@ -141,8 +141,9 @@ export const make = Effect.fn("TestDatabase.make")(function* (
     })
   )
   return yield* Effect.gen(function* () {
+    const { loader } = options
     const [admin, source] = yield* Effect.all(
-      [adminSession(server), Effect.transposeMapOption(Option.fromNullable(options.loader), templateOf)],
+      [adminSession(server), loader === undefined ? Effect.succeedNone : templateOf(loader)],
       { concurrency: "unbounded" }
     )
     const from = Option.match(source, { onNone: () => "template0", onSome: (template) => template.name })
@@ -157,6 +158,7 @@ export const make = Effect.fn("TestDatabase.make")(function* (
         Effect.flatMap(isKept, (kept) => (kept ? keep(admin, server, name, id) : drop(admin, name)))
       )
     )
+    if (loader !== undefined && Option.isNone(source)) yield* migrate(server, name, loader)
     yield* Effect.forkScoped(Effect.uninterruptible(Effect.ignore(dropLeftovers(admin, name))))
     return withDatabase(server, name)
   }).pipe(Scope.extend(life))
@@ -282,12 +284,26 @@ interface Template {
   readonly loader: Migrator.Loader
 }
 
+/** None where nothing would tell that a migration was edited: then no database may outlive it. */
 const templateOf = Effect.fnUntraced(function* (loader: Migrator.Loader) {
   const sources = yield* Migration.sources(loader)
   const digest = Crypto.createHash("sha256")
-  for (const { checksum, id, name } of sources) digest.update(`${id}\0${name}\0${checksum ?? ""}\0`)
-  return { name: `${prefix}_template_${digest.digest("hex").slice(0, 16)}`, loader } satisfies Template
+  for (const { checksum, id, name, version } of sources) {
+    const content = checksum ?? version
+    if (content === undefined) return Option.none<Template>()
+    digest.update(`${id}\0${name}\0${content}\0`)
+  }
+  return Option.some<Template>({
+    name: `${prefix}_template_${digest.digest("hex").slice(0, 16)}`,
+    loader
+  })
 })
+
+const migrate = (server: string, name: string, loader: Migrator.Loader) =>
+  MigratorModule.run({ loader }).pipe(
+    Effect.provide(Database.layer({ url: withDatabase(server, name), minConnections: 0, maxConnections: 3 })),
+    Effect.scoped
+  )
 
 /** It becomes a template under its name only once all migrations ran. */
 const isReady = (name: string) =>
@@ -304,12 +320,7 @@ const makeTemplate = Effect.fn("TestDatabase.makeTemplate")(function* (
     if (state?.isReady === true) return
     yield* admin.query(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`)
     yield* admin.query(`CREATE DATABASE ${name} TEMPLATE template0`)
-    yield* MigratorModule.run({ loader }).pipe(
-      Effect.provide(
-        Database.layer({ url: withDatabase(server, name), minConnections: 0, maxConnections: 3 })
-      ),
-      Effect.scoped
-    )
+    yield* migrate(server, name, loader)
     yield* admin.query(`ALTER DATABASE ${name} WITH IS_TEMPLATE true ALLOW_CONNECTIONS false`)
   })
   yield* Effect.acquireUseRelease(

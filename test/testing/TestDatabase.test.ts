@@ -11,6 +11,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Database from "../../src/Database.js"
 import * as DatabaseError from "../../src/DatabaseError.js"
+import * as Migrator from "../../src/Migrator.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import * as Transaction from "../../src/Transaction.js"
 import { eventually } from "../support/eventually.js"
@@ -105,6 +106,38 @@ describe("TestDatabase.layer", () => {
       const mine = yield* TestDatabase.make()
       yield* eventually("the end of the leftover", Effect.negate(exists))
       yield* Effect.provide(Effect.void, Database.layer({ url: mine, minConnections: 1 }))
+    })
+  )
+
+  it.live("has what the migrations say now, also when they do not say that they changed", () =>
+    Effect.gen(function* () {
+      const columns = (column: string, version?: string) =>
+        Effect.flatMap(
+          SqlClient.SqlClient,
+          (sql) => sql<{ name: string }>`
+            SELECT attname AS name FROM pg_attribute WHERE attrelid = 'thing'::regclass AND attnum > 0
+          `
+        ).pipe(
+          Effect.provide(
+            TestDatabase.layer({
+              loader: Migrator.fromRecord(
+                {
+                  "0001_thing": Effect.flatMap(
+                    SqlClient.SqlClient,
+                    (sql) => sql`CREATE TABLE thing (${sql(column)} int)`
+                  )
+                },
+                { version }
+              )
+            })
+          ),
+          Effect.map((rows) => rows.map(({ name }) => name))
+        )
+      assert.deepStrictEqual(yield* columns("before"), ["before"])
+      assert.deepStrictEqual(yield* columns("after"), ["after"])
+      assert.deepStrictEqual(yield* columns("kept", "1"), ["kept"])
+      assert.deepStrictEqual(yield* columns("not_run", "1"), ["kept"])
+      assert.deepStrictEqual(yield* columns("next", "2"), ["next"])
     })
   )
 
