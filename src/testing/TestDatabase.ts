@@ -148,15 +148,17 @@ export const make = Effect.fn("TestDatabase.make")(function* (
     )
     const from = Option.match(source, { onNone: () => "template0", onSome: (template) => template.name })
     // Held by this session for as long as the database is in use, so that others can tell it from a leftover.
-    const [state] = yield* admin.query<{ isReady: boolean }>(
-      `SELECT pg_catalog.pg_advisory_lock(${lockOf("$1")}), ${isReady("$2")} AS "isReady"`,
+    const [state] = yield* admin.query<{ isReady: boolean; strategy: string }>(
+      `SELECT pg_catalog.pg_advisory_lock(${lockOf("$1")}), ${isReady("$2")} AS "isReady", ${strategy} AS strategy`,
       [name, from]
     )
     if (Option.isSome(source) && state?.isReady !== true) yield* makeTemplate(server, admin, source.value)
-    yield* Effect.acquireRelease(admin.query(`CREATE DATABASE ${name} TEMPLATE ${from}`), () =>
-      Effect.ignore(
-        Effect.flatMap(isKept, (kept) => (kept ? keep(admin, server, name, id) : drop(admin, name)))
-      )
+    yield* Effect.acquireRelease(
+      admin.query(`CREATE DATABASE ${name} TEMPLATE ${from} ${state?.strategy ?? ""}`),
+      () =>
+        Effect.ignore(
+          Effect.flatMap(isKept, (kept) => (kept ? keep(admin, server, name, id) : drop(admin, name)))
+        )
     )
     if (loader !== undefined && Option.isNone(source)) yield* migrate(server, name, loader)
     yield* Effect.forkScoped(Effect.uninterruptible(Effect.ignore(dropLeftovers(admin, name))))
@@ -218,6 +220,15 @@ const isKept = Effect.map(
   Effect.option(Config.string("KEEP_TEST_DATABASE")),
   (value) => Option.isSome(value) && !["", "0", "false"].includes(value.value)
 )
+
+/**
+ * How a database is copied fastest. FILE_COPY (CREATE DATABASE, PostgreSQL 15) writes no log of the pages and brings the template's
+ * cache of catalogs along; the checkpoints that it waits for are cheap only on a server that does not wait for its disk.
+ */
+const strategy = `
+  CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 150000 AND NOT pg_catalog.current_setting('fsync')::bool
+       THEN 'STRATEGY file_copy' ELSE '' END
+`
 
 /** Puts a database where nobody cleans up, and says how to look into it. */
 const keep = (admin: Session.Session, server: string, name: string, id: string) =>
