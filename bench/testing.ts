@@ -1,6 +1,6 @@
 /**
  * What a test costs: in a rolled-back transaction of a shared database, and on a database cloned from the template. Prints the median and the 95th percentile
- * of each.
+ * of each, and of what a clone cannot do without.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Console from "effect/Console"
@@ -10,6 +10,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { fileURLToPath } from "node:url"
+import { Client } from "pg"
 import * as EmbeddedPostgres from "../src/EmbeddedPostgres.js"
 import * as Migrator from "../src/Migrator.js"
 import * as TestDatabase from "../src/testing/TestDatabase.js"
@@ -31,6 +32,35 @@ const measure = <E, R>(name: string, runs: number, test: Effect.Effect<unknown, 
     yield* Console.log(`${name.padEnd(52)} median ${at(0.5)} ms   p95 ${at(0.95)} ms   (${runs} runs)`)
   })
 
+/** What a clone is made of, each part alone: the control of the figures above it. */
+const parts = (server: Redacted.Redacted) =>
+  Effect.gen(function* () {
+    const dial = (url: string) =>
+      Effect.acquireRelease(
+        Effect.promise(async () => {
+          const client = new Client(url)
+          await client.connect()
+          return client
+        }),
+        (client) => Effect.promise(() => client.end())
+      )
+    const admin = yield* dial(Redacted.value(server))
+    const query = (text: string) => Effect.promise(() => admin.query<{ datname: string }>(text))
+    const { rows } = yield* query(
+      "SELECT datname FROM pg_database WHERE datistemplate AND datname LIKE 'promptgrimoire_test_%'"
+    )
+    const template = rows[0]?.datname ?? "template0"
+    let count = 0
+    const clone = Effect.suspend(() => query(`CREATE DATABASE bench_${++count} TEMPLATE ${template}`))
+    yield* measure("  control: connect, and close again", 40, Effect.scoped(dial(Redacted.value(server))))
+    yield* measure("  control: CREATE DATABASE alone", 40, clone)
+    yield* measure(
+      "  control: DROP DATABASE alone",
+      40,
+      Effect.suspend(() => query(`DROP DATABASE bench_${count--} WITH (FORCE)`))
+    )
+  })
+
 const program = Effect.gen(function* () {
   const server = yield* EmbeddedPostgres.EmbeddedPostgres
   const configured = Layer.setConfigProvider(
@@ -50,6 +80,7 @@ const program = Effect.gen(function* () {
     40,
     Effect.provide(one, TestDatabase.layer({ loader }))
   ).pipe(Effect.provide(configured))
+  yield* Effect.scoped(parts(server.url))
 })
 
 await Effect.runPromise(program.pipe(Effect.provide(EmbeddedPostgres.layer())))

@@ -1,14 +1,16 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
+import * as Crypto from "node:crypto"
 import * as Fs from "node:fs"
+import * as Path from "node:path"
 import * as Migrations from "../migrations/index.js"
 import * as Database from "../src/Database.js"
 import * as Migration from "../src/migrator/Migration.js"
 import * as Migrator from "../src/Migrator.js"
 import * as TestDatabase from "../src/testing/TestDatabase.js"
 import { snapshot } from "./support/catalog.js"
-import { loader } from "./support/migrations.js"
+import { loader, migrationsDirectory } from "./support/migrations.js"
 
 /** Runs a file of SQL, as `psql -f` would. */
 const load = (file: string) =>
@@ -34,6 +36,19 @@ const rows = Effect.gen(function* () {
 const empty = TestDatabase.layer()
 
 describe("migrations", () => {
+  it.effect("have a version of what is in their files, for those who bundle them", () =>
+    Effect.gen(function* () {
+      const digest = Crypto.createHash("sha256")
+      for (const name of Fs.readdirSync(migrationsDirectory).sort()) {
+        if (/^\d/.test(name)) digest.update(Fs.readFileSync(Path.join(migrationsDirectory, name)))
+      }
+      const expected = digest.digest("hex").slice(0, 16)
+      for (const { version } of yield* Migration.sources(Migrations.loader)) {
+        assert.strictEqual(version, expected, "migrations/index.ts")
+      }
+    })
+  )
+
   it.live("make the schema that the application's own migrations make", () =>
     Effect.gen(function* () {
       const theirs = yield* Effect.andThen(load(before), load(after)).pipe(

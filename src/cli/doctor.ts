@@ -2,6 +2,7 @@ import * as Command from "@effect/cli/Command"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
 import * as Database from "../Database.js"
+import * as DatabaseError from "../DatabaseError.js"
 import * as ForeignKey from "../ForeignKey.js"
 import * as Migrator from "../Migrator.js"
 import * as Transaction from "../Transaction.js"
@@ -26,8 +27,11 @@ interface Diagnosis {
   readonly timeouts: Readonly<Record<string, string>>
   readonly health: Database.Health
   readonly pendingMigrations: ReadonlyArray<string>
-  readonly foreignKeysWithoutIndex: ReadonlyArray<string>
-  readonly foreignKeyProblems: ReadonlyArray<string>
+  /** Null where no session can be opened, as the next one. */
+  readonly foreignKeysWithoutIndex: ReadonlyArray<string> | null
+  readonly foreignKeyProblems: ReadonlyArray<string> | null
+  /** What could not be found out, and what that needs. */
+  readonly missing: ReadonlyArray<string>
 }
 
 const diagnose = Effect.gen(function* () {
@@ -43,7 +47,13 @@ const diagnose = Effect.gen(function* () {
   `)
   const pooler = (yield* database.isBehindPooler) ? "present" : "none"
   const { migrations } = yield* Migrator.status({ loader: Migrator.fromDirectory(ownDirectory) })
-  const keys = yield* ForeignKey.list()
+  // Behind a transaction pooler without a way past it everything else is still worth saying.
+  const keys = yield* ForeignKey.list().pipe(
+    Effect.catchIf(
+      (error) => DatabaseError.reasonOf(error)?._tag === "SessionUnavailable",
+      () => Effect.succeed(null)
+    )
+  )
   const label = (key: ForeignKey.ForeignKeyInfo) => `${key.schema}.${key.table}.${key.name}`
   const diagnosis: Diagnosis = {
     server: server ?? { version: "unknown", database: "unknown", role: "unknown" },
@@ -53,11 +63,16 @@ const diagnose = Effect.gen(function* () {
     pendingMigrations: migrations
       .filter(({ state }) => state !== "applied")
       .map(({ id, name }) => `${id}_${name}`),
-    foreignKeysWithoutIndex: keys.filter(({ index }) => index === null).map(label),
-    foreignKeyProblems: keys.flatMap((key) => key.problems.map((problem) => `${label(key)}: ${problem}`))
+    foreignKeysWithoutIndex: keys?.filter(({ index }) => index === null).map(label) ?? null,
+    foreignKeyProblems:
+      keys?.flatMap((key) => key.problems.map((problem) => `${label(key)}: ${problem}`)) ?? null,
+    missing: keys === null ? [withoutSession] : []
   }
   return diagnosis
 })
+
+const withoutSession =
+  "foreign keys: they are read over a session past the pooler; set DATABASE_DIRECT_URL to the server's own address"
 
 const lines = (diagnosis: Diagnosis): ReadonlyArray<string> => [
   `Server           PostgreSQL ${diagnosis.server.version}, database ${diagnosis.server.database}, role ${diagnosis.server.role}`,
@@ -66,11 +81,16 @@ const lines = (diagnosis: Diagnosis): ReadonlyArray<string> => [
   `Health           ${diagnosis.health.status}${"reason" in diagnosis.health ? `: ${diagnosis.health.reason}` : ""}`,
   ...list("Pending migrations", diagnosis.pendingMigrations),
   ...list("Foreign keys without an index on their columns", diagnosis.foreignKeysWithoutIndex),
-  ...list("Foreign keys with problems", diagnosis.foreignKeyProblems)
+  ...list("Foreign keys with problems", diagnosis.foreignKeyProblems),
+  ...diagnosis.missing.map((what) => `Not found out: ${what}`)
 ]
 
-const list = (title: string, entries: ReadonlyArray<string>) =>
-  entries.length === 0 ? [`${title}: none`] : [`${title}:`, ...entries.map((entry) => `  ${entry}`)]
+const list = (title: string, entries: ReadonlyArray<string> | null) =>
+  entries === null
+    ? []
+    : entries.length === 0
+      ? [`${title}: none`]
+      : [`${title}:`, ...entries.map((entry) => `  ${entry}`)]
 
 /** `doctor`. */
 export const command = Command.make(
@@ -79,7 +99,14 @@ export const command = Command.make(
   ({ json, url }) =>
     runCommand(
       { json, url, way: "as configured" },
-      Effect.flatMap(diagnose, (diagnosis) => Report.result(json, diagnosis, lines(diagnosis)))
+      Effect.flatMap(diagnose, (diagnosis) =>
+        Report.result(
+          json,
+          diagnosis,
+          lines(diagnosis),
+          diagnosis.missing.length === 0 ? Report.exitCodes.done : Report.exitCodes.failed
+        )
+      )
     )
 ).pipe(
   Command.withDescription(

@@ -4,7 +4,7 @@ import * as Crypto from "node:crypto"
 import * as Fs from "node:fs/promises"
 import * as Path from "node:path"
 import { pathToFileURL } from "node:url"
-import { ChecksumTypeId, type Step } from "./Migration.js"
+import { ChecksumTypeId, type Step, VersionTypeId } from "./Migration.js"
 
 /** `0001_create_table`: an id and a name. */
 const namePattern = /^(\d+)_([^.]+)$/
@@ -42,9 +42,21 @@ export const fromDirectory = (directory: string): Migrator.Loader =>
     )
   })
 
-/** Loads migrations that the program imports itself, by names such as `0001_create_table`; for programs that are bundled. */
-export const fromRecord = (migrations: Readonly<Record<string, Step>>): Migrator.Loader =>
-  Effect.forEach(Object.entries(migrations), ([name, migration]) => named(name, Effect.succeed(migration)))
+/**
+ * Loads migrations that the program imports itself, by names such as `0001_create_table`; for programs that are bundled.
+ *
+ * `version` is another one whenever a migration is: it lets `TestDatabase` keep a migrated template from run to run. What a
+ * ledger says of a migration does not depend on it.
+ */
+export const fromRecord = (
+  migrations: Readonly<Record<string, Step>>,
+  options: { readonly version?: string | undefined } = {}
+): Migrator.Loader =>
+  Effect.forEach(Object.entries(migrations), ([name, migration]) =>
+    Effect.map(named(name, Effect.succeed(migration)), (resolved) =>
+      Object.assign(resolved, { [VersionTypeId]: options.version })
+    )
+  )
 
 /** Whether two checksums say that a file was edited. */
 export const differs = (applied: string, current: string): boolean =>

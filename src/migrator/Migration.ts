@@ -46,11 +46,16 @@ export interface Source {
   readonly name: string
   /** A digest of the file it came from, if it came from one; see `Loader.fromDirectory`. */
   readonly checksum: string | undefined
+  /** What `Loader.fromRecord` was told. */
+  readonly version: string | undefined
   readonly load: Effect.Effect<Definition, MigratorError>
 }
 
 /** Carries the checksum of a file next to the loader's tuple, which `@effect/sql` fixes at three elements. */
 export const ChecksumTypeId: unique symbol = Symbol.for("promptgrimoire-db/Migrator/Checksum")
+
+/** Carries the version of a record of migrations in the same way. */
+export const VersionTypeId: unique symbol = Symbol.for("promptgrimoire-db/Migrator/Version")
 
 /** Reads what a loader gave, refusing ids that occur twice. */
 export const sources = Effect.fn("Migrator.sources")(function* <R>(loader: Migrator.Loader<R>) {
@@ -61,7 +66,8 @@ export const sources = Effect.fn("Migrator.sources")(function* <R>(loader: Migra
   const all = resolved.map((migration): Source => ({
     id: migration[0],
     name: migration[1],
-    checksum: checksumOf(migration),
+    checksum: carried(migration, ChecksumTypeId),
+    version: carried(migration, VersionTypeId),
     load: load(migration)
   }))
   all.sort((left, right) => left.id - right.id)
@@ -79,10 +85,10 @@ export const sources = Effect.fn("Migrator.sources")(function* <R>(loader: Migra
   return all
 })
 
-const checksumOf = (migration: object): string | undefined =>
-  ChecksumTypeId in migration && typeof migration[ChecksumTypeId] === "string"
-    ? migration[ChecksumTypeId]
-    : undefined
+const carried = (migration: object, key: symbol): string | undefined => {
+  const value = Predicate.hasProperty(migration, key) ? migration[key] : undefined
+  return typeof value === "string" ? value : undefined
+}
 
 const load = ([id, name, module]: Migrator.ResolvedMigration): Effect.Effect<Definition, MigratorError> => {
   const fail = (detail: string, cause?: unknown) =>

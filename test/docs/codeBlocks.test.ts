@@ -162,9 +162,11 @@ const checkOther = (line: string, block: Block.Block) => {
   ]
   const scripts = manifest["scripts"] ?? {}
   const known =
-    /^npm (ci|(install|i)( (-D|--save-dev))?( (@?[\w/-]+))+)$/.test(line) ||
+    /^npm (ci|init -y|pkg set type=module|(install|i)( (-D|--save-dev))?( (@?[\w/-]+(@[\d.]+)?))+)$/.test(
+      line
+    ) ||
     /^export DATABASE_\w+=\S+$/.test(line) ||
-    /^npx vitest( run)?$/.test(line.replace(/^([A-Z_]+=\S+ )*/, "")) ||
+    /^npx (vitest( run)?|tsx main\.ts)$/.test(line.replace(/^([A-Z_]+=\S+ )*/, "")) ||
     (script !== undefined && script in scripts)
   assert.isTrue(known, `${Block.place(block)}: nothing checks the command "${line}"`)
 }

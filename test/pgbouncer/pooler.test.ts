@@ -125,4 +125,23 @@ describe("F26: behind a transaction pooler", () => {
       assert.strictEqual(timeouts.statement_timeout, "9s")
     })
   )
+
+  it.scopedLive("doctor without a way past the pooler says what it can, and what the rest needs", () =>
+    Effect.gen(function* () {
+      const url = Redacted.value(through(yield* TestDatabase.make()))
+      const env = { DATABASE_POOLER: "transaction" }
+      const asJson = yield* promptgrimoireDb(["doctor", "--json", "--url", url], { env })
+      assert.strictEqual(asJson.code, 1)
+      const diagnosis = JSON.parse(asJson.stdout)
+      assert.strictEqual(diagnosis.pooler, "present")
+      assert.strictEqual(diagnosis.health.status, "ready")
+      assert.isNull(diagnosis.foreignKeysWithoutIndex)
+      assert.match(diagnosis.missing.join(), /^foreign keys: .*DATABASE_DIRECT_URL/)
+      const asText = yield* promptgrimoireDb(["doctor", "--url", url], { env })
+      assert.strictEqual(asText.code, 1)
+      assert.include(asText.stdout, "Pending migrations:")
+      assert.match(asText.stdout, /^Not found out: foreign keys: .*DATABASE_DIRECT_URL/m)
+      assert.notInclude(asText.stdout, "Foreign keys without an index")
+    })
+  )
 })

@@ -4,12 +4,17 @@ import * as Cause from "effect/Cause"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Redacted from "effect/Redacted"
+import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Database from "../../src/Database.js"
 import * as DatabaseError from "../../src/DatabaseError.js"
+import * as Migrator from "../../src/Migrator.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import * as Transaction from "../../src/Transaction.js"
+import { eventually } from "../support/eventually.js"
 import { loader } from "../support/migrations.js"
 import { adminSession, serverUrl } from "../support/server.js"
 
@@ -99,9 +104,65 @@ describe("TestDatabase.layer", () => {
         (rows) => rows.length === 1
       )
       const mine = yield* TestDatabase.make()
-      yield* TestDatabase.make()
-      assert.isFalse(yield* exists)
+      yield* eventually("the end of the leftover", Effect.negate(exists))
       yield* Effect.provide(Effect.void, Database.layer({ url: mine, minConnections: 1 }))
+    })
+  )
+
+  it.live("has what the migrations say now, also when they do not say that they changed", () =>
+    Effect.gen(function* () {
+      const columns = (column: string, version?: string) =>
+        Effect.flatMap(
+          SqlClient.SqlClient,
+          (sql) => sql<{ name: string }>`
+            SELECT attname AS name FROM pg_attribute WHERE attrelid = 'thing'::regclass AND attnum > 0
+          `
+        ).pipe(
+          Effect.provide(
+            TestDatabase.layer({
+              loader: Migrator.fromRecord(
+                {
+                  "0001_thing": Effect.flatMap(
+                    SqlClient.SqlClient,
+                    (sql) => sql`CREATE TABLE thing (${sql(column)} int)`
+                  )
+                },
+                { version }
+              )
+            })
+          ),
+          Effect.map((rows) => rows.map(({ name }) => name))
+        )
+      assert.deepStrictEqual(yield* columns("before"), ["before"])
+      assert.deepStrictEqual(yield* columns("after"), ["after"])
+      assert.deepStrictEqual(yield* columns("kept", "1"), ["kept"])
+      assert.deepStrictEqual(yield* columns("not_run", "1"), ["kept"])
+      assert.deepStrictEqual(yield* columns("next", "2"), ["next"])
+    })
+  )
+
+  it.scopedLive("drops the database once its scope is closed, whoever is still connected to it", () =>
+    Effect.gen(function* () {
+      const admin = yield* adminSession()
+      const scope = yield* Scope.make()
+      const url = yield* Scope.extend(TestDatabase.make({ loader }), scope)
+      const name = new URL(Redacted.value(url)).pathname.slice(1)
+      const found = Effect.map(
+        admin.query("SELECT 1 FROM pg_database WHERE datname = $1", [name]),
+        (rows) => rows.length === 1
+      )
+      yield* Database.layer({ url, minConnections: 2 }).pipe(Layer.build)
+      assert.isTrue(yield* found)
+      yield* Scope.close(scope, Exit.void)
+      yield* eventually("the end of the database", Effect.negate(found))
+      const sessions = admin.query(
+        "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid() AND objid = (hashtextextended($1, 0) & 4294967295)::oid",
+        [name]
+      )
+      yield* eventually(
+        "the end of the session that held its lock",
+        Effect.map(sessions, (rows) => rows.length === 0)
+      )
     })
   )
 
