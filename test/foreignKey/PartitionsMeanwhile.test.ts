@@ -98,7 +98,8 @@ describe("partitions that come and go during a change", () => {
                 yield* isProtected(session)
                 if ((yield* Ref.get(seen)) < at) break
               }
-            }).pipe(Effect.provide(database))
+            }).pipe(Effect.provide(database)),
+          180_000
         )
       }
     }
