@@ -103,9 +103,8 @@ export const withTriggerNames = (vector: Vector, names: Vector): Vector =>
     triggers: entry.triggers.map((trigger) => ({
       ...trigger,
       name:
-        counterpart(names, entry)?.triggers.find(
-          (other) => other.role === trigger.role && other.table === trigger.table
-        )?.name ?? trigger.name
+        counterpart(names, entry)?.triggers.find((other) => isSameTrigger(other, trigger))?.name ??
+        trigger.name
     }))
   }))
 
@@ -127,6 +126,30 @@ export const reconcile = (recorded: Vector, current: Vector): Vector =>
       }
     )
   })
+
+/**
+ * The original as the constraint that stepped aside still has it, where no record of it is left: `current` took its name, and those of its partitions' rows. Triggers
+ * may have exchanged their names; the original's were the first. Undefined for a DEFERRABLE key, whose mode was changed when it stepped aside.
+ */
+export const ofAside = (aside: Vector, current: Vector): Vector | undefined =>
+  aside[0].constraint["condeferrable"] === true
+    ? undefined
+    : mapEntries(aside, (entry, index) => {
+        const successor = index === 0 ? current[0] : counterpart(current, entry)
+        return {
+          ...entry,
+          constraint: {
+            ...entry.constraint,
+            conname: (successor ?? entry).constraint["conname"]
+          },
+          triggers: entry.triggers.map((trigger) => {
+            const name = successor?.triggers.find((other) => isSameTrigger(other, trigger))?.name ?? null
+            return name !== null && trigger.name !== null && name < trigger.name
+              ? { ...trigger, name }
+              : trigger
+          })
+        }
+      })
 
 /** The fields in which two vectors differ, OIDs of the constraints themselves aside. */
 export const compare = (expected: Vector, actual: Vector): ReadonlyArray<Difference> =>
@@ -192,6 +215,8 @@ const counterpart = (vector: Vector, entry: Entry) =>
       other.constraint["confrelid"] === entry.constraint["confrelid"]
   )
 
+const isSameTrigger = (one: Trigger, other: Trigger) => one.role === other.role && one.table === other.table
+
 const differences = (field: string, expected: unknown, actual: unknown): ReadonlyArray<Difference> => {
   if (isRecord(expected) && isRecord(actual)) {
     const names = new Set([...Object.keys(expected), ...Object.keys(actual)])
@@ -207,7 +232,7 @@ const isRecord = (value: unknown): value is Record<string, unknown> =>
 
 /**
  * The vector of one key, as an SQL expression of type jsonb. Left out, because a new key cannot be made to have the same: OIDs of constraints and triggers;
- * connoinherit of partitions' rows, which depends on whether they were attached or made by recursion (13 to 17); convalidated of the rows for
+ * connoinherit, which depends on whether the table is or was a partition, and on how it became one, and which nothing reads; convalidated of the rows for
  * partitions of the referenced table, which VALIDATE leaves alone (13 to 17) and nothing reads; names of triggers that are renamed together with the one
  * of their partitioned table (15 and later).
  */
@@ -225,8 +250,7 @@ FROM (
   SELECT t.depth, t.conrelid, t.confrelid, jsonb_build_object(
     'oid', t.oid::int8,
     'parent', t.parent,
-    'constraint', to_jsonb(k) - '{oid,conparentid}'::text[]
-      - CASE WHEN t.depth = 0 THEN '' ELSE 'connoinherit' END
+    'constraint', to_jsonb(k) - '{oid,conparentid,connoinherit}'::text[]
       - CASE WHEN t.referenced AND current_setting('server_version_num')::int < 180000 THEN 'convalidated' ELSE '' END,
     'comment', pg_catalog.obj_description(k.oid, 'pg_constraint'),
     'dependencies', (

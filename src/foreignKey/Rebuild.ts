@@ -58,7 +58,10 @@ export class Unstable extends Data.TaggedError("Unstable")<{ readonly constraint
   }
 }
 
-/** The original stepped aside, and the comment on the new key that recorded how it was is gone. */
+/**
+ * The original stepped aside, and the comment on the new key that recorded how it was is gone: somebody removed it, or the table is a partition that was
+ * detached just then. Only for a DEFERRABLE original, of which the mode cannot be told otherwise.
+ */
 export class RecordLost extends Data.TaggedError("RecordLost")<{
   readonly constraint: string
   readonly aside: string
@@ -177,9 +180,12 @@ export const decide = (
     ): Next => ({ does, change: { key, target: to, original, version }, current, todo })
 
     if (aside !== undefined) {
-      return recorded === undefined
+      const stepped = yield* Fidelity.read(session, key.referencing.oid, aside.name)
+      // A partition that was detached has no record of its own.
+      const before = recorded ?? (stepped === undefined ? undefined : Fidelity.ofAside(stepped, current))
+      return before === undefined
         ? yield* new RecordLost({ constraint: Catalog.nameOf(key), aside: Catalog.nameOf(aside) })
-        : next("finish", Fidelity.reconcile(recorded, current), Target.of(key))
+        : next("finish", Fidelity.reconcile(before, current), Target.of(key))
     }
     if (temporaries.length === 0) {
       if (recorded !== undefined && Change.needsSettling(recorded)) {
@@ -328,9 +334,10 @@ const stepAside = (bench: Attempt.Bench, run: Run, change: Change.Change) =>
       yield* run(Change.switchTriggers(change, "delete", Name.temporary(key.name), key.name))
     }
     const current = yield* Fidelity.read(bench.session, key.referencing.oid, key.name)
-    return yield* current === undefined
-      ? new Attempt.ChangedMeanwhile({ step: "switch-names" })
-      : run(Change.switchNames(change, current))
+    if (current === undefined) return yield* new Attempt.ChangedMeanwhile({ step: "switch-names" })
+    // With the partitions that were attached since, whose rows are to keep their names too.
+    const original = Fidelity.withTriggerNames(current, change.original)
+    return yield* run(Change.switchNames({ ...change, original }, current))
   })
 
 /** The original stepped aside: the new key's triggers come to fire first, then the original is dropped. */

@@ -10,6 +10,7 @@ import type { StepName } from "./Change.js"
 import * as Consequence from "./Consequence.js"
 import * as Detector from "./Detector.js"
 import type * as Exclusive from "./Exclusive.js"
+import * as FiringOrder from "./FiringOrder.js"
 import * as Halfway from "./Halfway.js"
 import * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
@@ -261,6 +262,7 @@ export const plan = (
           const found = [
             ...interruption(task, next.right),
             ...Consequence.warnings(key, target, keys, tables, options.createIndexes),
+            ...(yield* FiringOrder.warnings(session, key, task.version)),
             ...(yield* presentObstacles(session, key)),
             ...(yield* orphanWarnings(session, key, options.orphanTimeout))
           ]
