@@ -2,14 +2,17 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Ref from "effect/Ref"
 import type { Session } from "../../src/driver/Session.js"
+import * as Catalog from "../../src/foreignKey/Catalog.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { application, database } from "./support.js"
 
-const tables = `
-  DROP TABLE IF EXISTS child, child_low, child_new, parent, parent_low, parent_new CASCADE;
-  CREATE TABLE parent (id int PRIMARY KEY) PARTITION BY RANGE (id);
+const parts = `PARTITION BY RANGE (id);
   CREATE TABLE parent_low PARTITION OF parent FOR VALUES FROM (MINVALUE) TO (0);
-  CREATE TABLE parent_high PARTITION OF parent FOR VALUES FROM (0) TO (1000);
+  CREATE TABLE parent_high PARTITION OF parent FOR VALUES FROM (0) TO (1000)`
+
+const tables = (parent = parts) => `
+  DROP TABLE IF EXISTS child, child_low, child_new, parent, parent_low, parent_new CASCADE;
+  CREATE TABLE parent (id int PRIMARY KEY) ${parent};
   CREATE TABLE parent_new (id int PRIMARY KEY);
   CREATE TABLE child (id int PRIMARY KEY, parent_id int CONSTRAINT child_parent REFERENCES parent) PARTITION BY RANGE (id);
   CREATE TABLE child_low PARTITION OF child FOR VALUES FROM (MINVALUE) TO (0);
@@ -65,8 +68,11 @@ describe("partitions that come and go during a change", () => {
           () =>
             Effect.gen(function* () {
               const session = yield* application
+              const version = yield* Catalog.serverVersion(session)
+              // PostgreSQL 13 itself drops the key of a partition that is detached if the referenced table is partitioned too.
+              const drops = version < 140_000 && side === "child" && event === "detached"
               for (let at = 1; ; at++) {
-                yield* session.query(tables)
+                yield* session.query(tables(drops ? "" : parts))
                 const seen = yield* Ref.make(0)
                 const run = (onProgress?: ForeignKey.RebuildOptions["onProgress"]) =>
                   ForeignKey.rebuild({
