@@ -360,7 +360,11 @@ export class Backend {
         this.onError(failure)
         // What changed a table or deallocated a statement has probably done so to others.
         if (failure.reason._tag === "StalePreparedStatement") this.statements.clear()
-        if (isBroken(failure.reason)) this.destroy()
+        if (isBroken(failure.reason)) {
+          // The statements that follow fail for the same reason.
+          this.lostBecause ??= error
+          this.destroy()
+        }
         if (!this.open) return finish(Effect.fail(failure), failure)
         // An error comes before the server is ready again: until then the connection is not idle.
         const end = () => {
