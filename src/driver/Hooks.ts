@@ -1,5 +1,6 @@
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 
 /** How a transaction can end. A COMMIT whose outcome is unknown is neither. */
 export type Outcome = "committed" | "rolledBack"
@@ -30,12 +31,15 @@ export class Hooks {
     }
   }
 
-  /** Runs, in the order of their registration, the hooks for an outcome. One that fails is logged, and undoes nothing. */
+  /**
+   * Runs, in the order of their registration, the hooks for an outcome. One that fails is logged, and undoes nothing. The end of a transaction cannot be interrupted;
+   * each hook has a fiber of its own, so that what it interrupts itself, by a timeout for instance, ends.
+   */
   run(outcome: Outcome): Effect.Effect<void> {
     return Effect.forEach(
       this.waiting.splice(0).filter(({ when }) => when === outcome),
       ({ effect, when }) =>
-        Effect.catchAllCause(effect, (cause) =>
+        Effect.catchAllCause(alone(effect), (cause) =>
           Cause.isInterruptedOnly(cause)
             ? Effect.void
             : Effect.logError(`An effect that ran after its transaction was ${described[when]} failed`, cause)
@@ -44,6 +48,10 @@ export class Hooks {
     )
   }
 }
+
+/** An interruption reaches a fiber's children, so it is none. */
+const alone = <A, E>(effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+  Effect.flatMap(Effect.forkDaemon(Effect.interruptible(effect)), Fiber.join)
 
 const described: { readonly [When in Outcome]: string } = {
   committed: "committed",

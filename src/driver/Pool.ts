@@ -53,9 +53,15 @@ export type PoolEvent =
       readonly heldMillis: number
     }
 
+/** A connection that a fiber holds, until it is over: what was forked meanwhile, or waits for the end, goes on without it. */
+export interface Hold {
+  readonly line: Line
+  over: boolean
+}
+
 /** The connections that a fiber holds while it asks for another one. */
 export class Held extends Context.Reference<Held>()("promptgrimoire-db/driver/Held", {
-  defaultValue: (): ReadonlyArray<Line> => []
+  defaultValue: (): ReadonlyArray<Hold> => []
 }) {}
 
 /**
@@ -286,7 +292,9 @@ export const make = Effect.fn("Pool.make")(function* (
       const started = performance.now()
       const ready = leases.take(isReady)
       if (ready !== undefined) return Effect.succeed(lend(ready, context, started))
-      const mine = Context.get(context, Held).flatMap((line) => live.get(line as Backend) ?? [])
+      const mine = Context.get(context, Held).flatMap(({ line, over }) =>
+        over ? [] : (live.get(line as Backend) ?? [])
+      )
       const refused = refusal(mine)
       return refused === undefined ? wait(restore, context, started, mine) : Effect.fail(refused)
     })
@@ -508,9 +516,19 @@ export const use = <A, E, R>(
 export const holding =
   (line: Line) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.mapInputContext(effect, (context: Context.Context<R>) =>
-      Context.add(context, Held, [...Context.get(context, Held), line])
-    )
+    Effect.suspend(() => {
+      const hold: Hold = { line, over: false }
+      return effect.pipe(
+        Effect.mapInputContext((context: Context.Context<R>) =>
+          Context.add(context, Held, [...Context.get(context, Held), hold])
+        ),
+        Effect.ensuring(
+          Effect.sync(() => {
+            hold.over = true
+          })
+        )
+      )
+    })
 
 /** What the pool knows of a backend. */
 interface Lease {

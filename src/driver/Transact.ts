@@ -18,7 +18,7 @@ import {
 import { type CopyConnection, endedError, makeConnection, streamPortal } from "./connections.js"
 import type { Decisions } from "./Decisions.js"
 import { Hooks, type Outcome } from "./Hooks.js"
-import { Held, type Pool } from "./Pool.js"
+import { Held, type Hold, type Pool } from "./Pool.js"
 import * as Retry from "./Retry.js"
 import { type Attempt, once, type RetryOptions } from "./Retry.js"
 import type { Telemetry } from "./Telemetry.js"
@@ -124,7 +124,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       services.set(CurrentLevel.key, level)
       services.set(SqlClient.TransactionConnection.key, [level.connection, level.depth])
       // Tells the pool, should the body ask for another connection, that it has this one already.
-      if (level.depth === 0) services.set(Held.key, [...Context.get(context, Held), level.root.backend])
+      if (level.depth === 0) services.set(Held.key, [...Context.get(context, Held), level.root.hold])
       return Context.unsafeMake<R>(services)
     })
 
@@ -151,8 +151,10 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
   ) =>
     Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(pool.acquire(restore), (backend) => {
+        const hold: Hold = { line: backend, over: false }
         const root: Root = {
           backend,
+          hold,
           options,
           attempt,
           decisions: defaults.decisions,
@@ -175,7 +177,12 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
               Exit.isSuccess(exit) ? Effect.as(commit(root), exit.value) : rollback(root, exit.cause, options)
             )
           }),
-          Effect.ensuring(pool.release(backend)),
+          Effect.ensuring(
+            Effect.suspend(() => {
+              hold.over = true
+              return pool.release(backend)
+            })
+          ),
           Effect.onExit((exit) => {
             const outcome = outcomeOf(exit)
             defaults.telemetry.transaction(outcome)
@@ -292,6 +299,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
 /** The outermost transaction. */
 interface Root {
   readonly backend: Line
+  readonly hold: Hold
   readonly options: TransactionOptions<never>
   readonly attempt: Attempt
   readonly decisions: Decisions

@@ -1,9 +1,13 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as SqlClient from "@effect/sql/SqlClient"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import type * as Database from "../../src/Database.js"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Database from "../../src/Database.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import * as Transaction from "../../src/Transaction.js"
+import { eventually } from "../support/eventually.js"
 
 const withTable = (
   name: string,
@@ -39,6 +43,72 @@ describe("Transaction.afterCommit and afterRollback", () => {
       )
       assert.deepStrictEqual(log, ["first sees 1", "nested", "last"])
     })
+  )
+
+  withTable("can be ended by their own timeout, and not by an interruption of what they wait for", (log) =>
+    Effect.gen(function* () {
+      const begun = yield* Deferred.make<void>()
+      const go = yield* Deferred.make<void>()
+      const fiber = yield* Effect.fork(
+        Transaction.run(
+          Effect.gen(function* () {
+            yield* Transaction.afterCommit(
+              Effect.never.pipe(
+                Effect.timeoutTo({
+                  duration: "1 millis",
+                  onSuccess: () => 0,
+                  onTimeout: () => log.push("timed out")
+                })
+              )
+            )
+            yield* Transaction.afterCommit(
+              Deferred.succeed(begun, undefined).pipe(
+                Effect.zipRight(Deferred.await(go)),
+                Effect.zipRight(Effect.sync(() => log.push("done")))
+              )
+            )
+          })
+        )
+      )
+      yield* Deferred.await(begun)
+      const interrupted = yield* Effect.fork(Fiber.interrupt(fiber))
+      yield* Effect.yieldNow()
+      yield* Deferred.succeed(go, undefined)
+      yield* Fiber.join(interrupted)
+      assert.deepStrictEqual(log, ["timed out", "done"])
+    })
+  )
+
+  it.live("wait for a connection like anybody else: their transaction's own is given back", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const { stats } = yield* Database.Database
+      const release = yield* Deferred.make<void>()
+      const other = Effect.scoped(Effect.zipRight(sql.reserve, Deferred.await(release)))
+      const hook = Effect.gen(function* () {
+        yield* Effect.fork(other)
+        yield* eventually(
+          "somebody else with the only connection",
+          Effect.map(stats, ({ busy }) => busy === 1)
+        )
+        const query = yield* Effect.fork(sql`SELECT 1 AS one`)
+        yield* eventually(
+          "the hook in the queue",
+          Effect.map(stats, ({ waiting }) => waiting === 1)
+        ).pipe(Effect.raceFirst(Effect.ignore(Fiber.join(query))))
+        yield* Deferred.succeed(release, undefined)
+        return yield* Fiber.join(query)
+      })
+      let found: unknown
+      yield* Transaction.run(
+        Transaction.afterCommit(
+          Effect.map(Effect.exit(hook), (exit) => {
+            found = exit
+          })
+        )
+      )
+      assert.deepStrictEqual(found, Exit.succeed([{ one: 1 }]))
+    }).pipe(Effect.provide(TestDatabase.layer({ settings: { maxConnections: 1 } })))
   )
 
   withTable("are dropped with their savepoint, whose rollback is reported after the outermost end", (log) =>
