@@ -15,7 +15,7 @@ export default defineConfig({
     ],
     // Some of the generated foreign keys; `npm run test:fk` takes all of them, and minutes.
     env: { FK_PROPERTY_RUNS: process.env["FK_PROPERTY_RUNS"] ?? "3" },
-    globalSetup: ["test/globalSetup.ts"],
+    globalSetup: ["src/testing/globalSetup.ts"],
     pool: "forks",
     maxWorkers: 2,
     minWorkers: 1

@@ -457,6 +457,7 @@ export class Backend {
 export type Line = Pick<
   Backend,
   | "abortedBy"
+  | "answerMillis"
   | "copyIn"
   | "destroy"
   | "expectsReadOnly"
@@ -467,8 +468,7 @@ export type Line = Pick<
   | "quiet"
   | "run"
   | "transactionStatus"
-> &
-  Partial<Pick<Backend, "answerMillis">>
+>
 
 /** A portal's steps; each is one round trip. */
 export interface PortalHandle {

@@ -67,6 +67,15 @@ export const parseEndpoint = (url: string): Either.Either<Endpoint, string> => {
   })
 }
 
+/** A url with another database in it. Only for one that {@link parseEndpoint} can read. */
+export const withDatabase = (url: string, database: string): Redacted.Redacted =>
+  Redacted.make(
+    url.replace(
+      /^(\w+:\/\/[^/?]*)[^?]*/,
+      (_, authority: string) => `${authority}/${encodeURIComponent(database)}`
+    )
+  )
+
 const unreadable = "a valid url; special characters of the password are written as %XX"
 
 /**

@@ -1,7 +1,10 @@
 import * as Effect from "effect/Effect"
 
 /** What an `Effect.uninterruptibleMask` gives: makes a part interruptible, where the caller is. */
-export type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+export type Restore = Wait<never>
+
+/** A restore that may also give up, with an error of its own. */
+export type Wait<Gone> = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | Gone, R>
 
 /**
  * One at a time, first come first served. Unlike a semaphore's permit, a turn is never lost to an interruption that comes
@@ -18,8 +21,8 @@ export class Turns {
     )
 
   /** Waits for a turn; for a caller that cannot be interrupted but in what it `restore`s. */
-  readonly take = (restore: Restore): Effect.Effect<void> =>
-    Effect.suspend(() => {
+  readonly take = <Gone = never>(restore: Wait<Gone>): Effect.Effect<void, Gone> =>
+    Effect.suspend((): Effect.Effect<void, Gone> => {
       if (!this.taken) {
         this.taken = true
         return Effect.void

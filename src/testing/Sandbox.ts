@@ -1,100 +1,141 @@
+/** One test in one transaction that is rolled back. */
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type { DatabaseError } from "../DatabaseError.js"
-import type { Line, PortalHandle, Request, Response } from "../driver/Backend.js"
+import { DatabaseError, type PoolState } from "../DatabaseError.js"
+import type { Line, Request, Response } from "../driver/Backend.js"
 import type { Source } from "../driver/Copy.js"
 import * as Pool from "../driver/Pool.js"
 import { Turns } from "../driver/Turns.js"
+import * as LocalSettings from "./LocalSettings.js"
+import { WrappedLine } from "./WrappedLine.js"
 
 /**
  * A pool of one connection that stays inside one transaction, which is rolled back with the scope. What the program above it takes for a transaction is a
  * savepoint here: BEGIN, COMMIT and ROLLBACK are translated, everything else passes. A statement outside any transaction gets a savepoint of its own, as it
  * would get a transaction.
  *
- * Deferred constraints are checked where the program commits.
+ * Deferred constraints are checked where the program commits, and what it set for its transaction ends there. A caller that cannot have the connection within
+ * `acquireTimeout` fails, and one that has it already fails at once.
  */
-export const make = (pool: Pool.Pool): Effect.Effect<Pool.Pool, DatabaseError, Scope.Scope> =>
+export const make = (
+  pool: Pool.Pool,
+  acquireTimeout: Duration.Duration
+): Effect.Effect<Pool.Pool, DatabaseError, Scope.Scope> =>
   Effect.gen(function* () {
     const backend = yield* Pool.borrow(pool)
     yield* backend.run({ text: "BEGIN" })
-    const deferred = yield* initiallyDeferred(backend)
+    const { answerMillis } = backend
     const turns = new Turns()
+    const lines = new WeakSet<Line>()
     yield* Effect.addFinalizer(() => Effect.ignore(backend.run({ text: "ROLLBACK" })))
+    const state = Effect.map(pool.state, (all) => ({ ...all, max: 1 }))
     return {
       acquire: (restore) =>
-        Effect.as(turns.take(restore), new SandboxLine(backend, deferred) satisfies Line as Line),
-      release: () => turns.pass,
-      state: Effect.map(pool.state, (state) => ({ ...state, max: 1 })),
+        Effect.contextWithEffect((context: Context.Context<never>) => {
+          if (Context.get(context, Pool.Held).some(({ line, over }) => !over && lines.has(line))) {
+            return Effect.fail(secondConnection)
+          }
+          const turn = turns.take<DatabaseError>((wait) =>
+            restore(
+              Effect.timeoutOption(wait, acquireTimeout).pipe(
+                Effect.flatMap((given) =>
+                  given._tag === "Some"
+                    ? Effect.succeed(given.value)
+                    : Effect.flatMap(state, (now) => Effect.fail(tooLong(acquireTimeout, now)))
+                )
+              )
+            )
+          )
+          return Effect.map(turn, () => {
+            const line = new SandboxLine(backend)
+            lines.add(line)
+            return line
+          })
+        }),
+      release: () =>
+        Effect.zipRight(
+          Effect.sync(() => {
+            backend.answerMillis = answerMillis
+            backend.expectsReadOnly = false
+          }),
+          turns.pass
+        ),
+      state,
       events: pool.events
     }
   })
 
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+const secondConnection = new DatabaseError({
+  operation: "acquire",
+  reason: {
+    _tag: "InvalidRequest",
+    problem:
+      "the program asks for a second connection while it holds one, and a test under TestDatabase.rollback has one only: test it with TestDatabase.layer alone"
+  }
+})
+
+const tooLong = (acquireTimeout: Duration.Duration, pool: PoolState) =>
+  new DatabaseError({
+    operation: "acquire",
+    reason: { _tag: "AcquireTimeout", timeoutMillis: Duration.toMillis(acquireTimeout), pool }
+  })
+
 /** The connection of a sandbox, while it is lent to somebody. */
-class SandboxLine implements Line {
-  expectsReadOnly = false
+class SandboxLine extends WrappedLine {
   private inTransaction = false
+  private settings: LocalSettings.Before = new Map()
 
-  constructor(
-    private readonly backend: Line,
-    private readonly deferred: ReadonlyArray<string>
-  ) {}
-
-  get processId() {
-    return this.backend.processId
+  override get abortedBy() {
+    return this.inTransaction ? super.abortedBy : undefined
   }
 
-  get isOpen() {
-    return this.backend.isOpen
+  override get transactionStatus() {
+    return this.inTransaction ? super.transactionStatus : "I"
   }
 
-  get isQuiet() {
-    return this.backend.isQuiet
-  }
-
-  get quiet() {
-    return this.backend.quiet
-  }
-
-  get abortedBy() {
-    return this.inTransaction ? this.backend.abortedBy : undefined
-  }
-
-  get transactionStatus() {
-    return this.inTransaction ? this.backend.transactionStatus : "I"
-  }
-
-  destroy(cause?: Error): void {
-    this.backend.destroy(cause)
-  }
-
-  portal(text: string, values: ReadonlyArray<unknown>): PortalHandle {
-    return this.backend.portal(text, values)
-  }
-
-  copyIn<E, R>(text: string, source: Source<E, R>): Effect.Effect<number, E | DatabaseError, R> {
-    const copy = this.backend.copyIn(text, source)
+  override copyIn<E, R>(text: string, source: Source<E, R>): Effect.Effect<number, E | DatabaseError, R> {
+    const copy = super.copyIn(text, source)
     return this.inTransaction ? copy : this.alone(copy)
   }
 
-  run(request: Request): Effect.Effect<Response, DatabaseError> {
-    const [command = ""] = request.text.trim().split(/[\s;]+/, 1)
-    switch (command.toUpperCase()) {
-      case "BEGIN":
-        return this.begin(request)
-      case "COMMIT":
-        return this.commit()
-      case "ROLLBACK":
-        return /^ROLLBACK\s+TO\b/i.test(request.text) ? this.backend.run(request) : this.rollback()
-      default:
-        return this.inTransaction ? this.backend.run(request) : this.alone(this.backend.run(request))
-    }
+  override run(request: Request): Effect.Effect<Response, DatabaseError> {
+    return Effect.suspend(() => {
+      const [command = ""] = request.text.trim().split(/[\s;]+/, 1)
+      switch (command.toUpperCase()) {
+        case "BEGIN":
+          return this.begin(request)
+        case "COMMIT":
+          return this.commit()
+        case "ROLLBACK":
+          return /^ROLLBACK\s+TO\b/i.test(request.text) ? super.run(request) : this.rollback()
+        default:
+          return this.inTransaction ? this.inside(request) : this.alone(this.inside(request))
+      }
+    })
   }
 
-  /** What follows BEGIN in the same text are limits of the transaction, and stay; its modes belong to the transaction around and are left out. */
+  private inside(request: Request): Effect.Effect<Response, DatabaseError> {
+    return Effect.suspend(() => {
+      const statement = super.run(request)
+      // Nothing can be asked in an aborted transaction, and nothing be set.
+      return super.transactionStatus === "E"
+        ? statement
+        : Effect.zipRight(LocalSettings.note(this.line, this.settings, request), statement)
+    })
+  }
+
+  /** What follows BEGIN in the same text are limits of the transaction; its modes belong to the transaction around and are left out. */
   private begin(request: Request) {
     const [, ...rest] = request.text.split(";")
+    this.settings = new Map()
     return Effect.tap(
-      this.backend.run({ ...request, text: [`SAVEPOINT ${transaction}`, ...rest].join(";") }),
+      this.inside({ ...request, text: [`SAVEPOINT ${transaction}`, ...rest].join(";") }),
       () =>
         Effect.sync(() => {
           this.inTransaction = true
@@ -104,14 +145,11 @@ class SandboxLine implements Line {
 
   private commit(): Effect.Effect<Response, DatabaseError> {
     return Effect.suspend(() => {
-      if (this.backend.transactionStatus === "E") return this.rollback()
-      return checkDeferred(this.backend).pipe(
+      if (this.line.transactionStatus === "E") return this.rollback()
+      return checkDeferred(this.line).pipe(
+        Effect.zipRight(LocalSettings.restore(this.line, this.settings)),
         Effect.tapError(() => this.rollback()),
-        Effect.zipRight(
-          this.backend.run({
-            text: [...deferAgain(this.deferred), `RELEASE SAVEPOINT ${transaction}`].join(";")
-          })
-        ),
+        Effect.zipRight(this.line.run({ text: `${deferAgain};RELEASE SAVEPOINT ${transaction}` })),
         Effect.as(answered("COMMIT")),
         Effect.tap(() =>
           Effect.sync(() => {
@@ -123,7 +161,7 @@ class SandboxLine implements Line {
   }
 
   private rollback(): Effect.Effect<Response, DatabaseError> {
-    return this.backend
+    return this.line
       .run({ text: `ROLLBACK TO SAVEPOINT ${transaction};RELEASE SAVEPOINT ${transaction}` })
       .pipe(
         Effect.as(answered("ROLLBACK")),
@@ -160,18 +198,19 @@ const checkDeferred = (backend: Line) =>
     ? Effect.void
     : Effect.asVoid(backend.run({ text: "SET CONSTRAINTS ALL IMMEDIATE" }))
 
-/** The check made them immediate for the rest of the transaction around; the next transaction of the program finds them as they were declared. */
-const deferAgain = (names: ReadonlyArray<string>) =>
-  names.length === 0 ? [] : [`SET CONSTRAINTS ${names.join(", ")} DEFERRED`]
-
-const initiallyDeferred = (backend: Line): Effect.Effect<ReadonlyArray<string>, DatabaseError> =>
-  Effect.map(
-    backend.run({
-      text: `
-        SELECT DISTINCT format('%I.%I', namespace.nspname, k.conname) AS name
-        FROM pg_catalog.pg_constraint AS k JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = k.connamespace
-        WHERE k.condeferred ORDER BY 1
-      `
-    }),
-    (response) => ("rows" in response ? response.rows.map((row: { readonly name: string }) => row.name) : [])
-  )
+/**
+ * The check made them immediate for the rest of the transaction around; the next transaction of the program finds them as they were declared. SET CONSTRAINTS means
+ * every constraint of a name in a schema and fails if one of them is not deferrable, so those of such names stay immediate.
+ */
+const deferAgain = `DO $$ DECLARE
+  names text := (
+    SELECT string_agg(DISTINCT format('%I.%I', n.nspname, k.conname), ', ')
+    FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_namespace n ON n.oid = k.connamespace
+    WHERE k.condeferred AND NOT EXISTS (
+      SELECT FROM pg_catalog.pg_constraint o
+      WHERE o.connamespace = k.connamespace AND o.conname = k.conname AND NOT o.condeferrable
+    )
+  );
+BEGIN
+  IF names IS NOT NULL THEN EXECUTE 'SET CONSTRAINTS ' || names || ' DEFERRED'; END IF;
+END $$`

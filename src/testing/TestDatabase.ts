@@ -4,32 +4,34 @@
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
 import type * as Migrator from "@effect/sql/Migrator"
-import * as Config from "effect/Config"
 import * as Context from "effect/Context"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import * as Redacted from "effect/Redacted"
+import type * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import * as Crypto from "node:crypto"
 import * as Database from "../Database.js"
-import * as DatabaseConfig from "../DatabaseConfig.js"
+import type * as DatabaseConfig from "../DatabaseConfig.js"
 import type { DatabaseError } from "../DatabaseError.js"
-import * as EmbeddedPostgres from "../EmbeddedPostgres.js"
+import { type Endpoint, withDatabase } from "../driver/Endpoint.js"
 import type { Pool } from "../driver/Pool.js"
-import * as Session from "../driver/Session.js"
-import * as Migration from "../migrator/Migration.js"
-import * as MigratorModule from "../Migrator.js"
+import type { Session } from "../driver/Session.js"
+import type * as EmbeddedPostgres from "../EmbeddedPostgres.js"
+import type { MigratorError } from "../Migrator.js"
 import * as Failing from "./Failing.js"
+import * as Lock from "./Lock.js"
 import * as Sandbox from "./Sandbox.js"
+import { adminSession, CannotKeep, isKept, poolerUrl, prefix, serverUrl } from "./Server.js"
+import * as Template from "./Template.js"
 
 // -----------------------------------------------------------------------------
 // model
 // -----------------------------------------------------------------------------
 
 export type { Fault, FaultPoint } from "./Failing.js"
+export { CannotKeep }
 
 /** How a test database is made. */
 export interface Options {
@@ -56,8 +58,9 @@ export class AfterCommit extends Context.Tag("promptgrimoire-db/testing/AfterCom
 type Failure =
   | DatabaseConfig.InvalidSettings
   | DatabaseError
-  | MigratorModule.MigratorError
+  | MigratorError
   | EmbeddedPostgres.EmbeddedPostgresError
+  | CannotKeep
 
 // -----------------------------------------------------------------------------
 // layers
@@ -71,7 +74,7 @@ type Failure =
  */
 export const layer = (options: Options = {}): Layer.Layer<Database.Provided, Failure> =>
   Layer.unwrapScoped(
-    Effect.map(Effect.zip(make(options), poolerUrl), ([url, pooler]) =>
+    Effect.map(Effect.zip(clone(options), poolerUrl), ([{ name, url }, pooler]) =>
       Database.layer({
         minConnections: 1,
         applicationName: "promptgrimoire-db-test",
@@ -79,7 +82,7 @@ export const layer = (options: Options = {}): Layer.Layer<Database.Provided, Fai
         ...Option.match(pooler, {
           onNone: () => ({ url }),
           onSome: (through) => ({
-            url: withDatabase(through, databaseOf(url)),
+            url: withDatabase(through, name),
             directUrl: url,
             pooler: "transaction" as const
           })
@@ -104,8 +107,9 @@ export const layer = (options: Options = {}): Layer.Layer<Database.Provided, Fai
  * test wrote, and two transactions of the program never run at the same time.
  */
 export const rollback: Layer.Layer<Database.Provided | AfterCommit, DatabaseError, Database.Database> =
-  Layer.flatMap(derived(Sandbox.make), (context) =>
-    Layer.effectContext(Effect.sync(() => capturing(context)))
+  Layer.flatMap(
+    derived((pool, { acquireTimeout }) => Sandbox.make(pool, acquireTimeout)),
+    (context) => Layer.effectContext(Effect.sync(() => capturing(context)))
   )
 
 /**
@@ -127,9 +131,16 @@ export const failing = (
  * The url of a fresh database, for programs that are started from outside. Closing the scope drops it, and does not wait until
  * that is done.
  */
-export const make = Effect.fn("TestDatabase.make")(function* (
-  options: Options = {}
-): Effect.fn.Return<Redacted.Redacted, Failure, Scope.Scope> {
+export const make = (options: Options = {}): Effect.Effect<Redacted.Redacted, Failure, Scope.Scope> =>
+  Effect.map(clone(options), ({ url }) => url)
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+const clone = Effect.fn("TestDatabase.make")(function* (
+  options: Options
+): Effect.fn.Return<{ readonly name: string; readonly url: Redacted.Redacted }, Failure, Scope.Scope> {
   const server = yield* serverUrl
   const id = Crypto.randomUUID().replaceAll("-", "")
   const name = `${prefix}_${id}`
@@ -142,38 +153,36 @@ export const make = Effect.fn("TestDatabase.make")(function* (
   )
   return yield* Effect.gen(function* () {
     const { loader } = options
-    const [admin, source] = yield* Effect.all(
-      [adminSession(server), loader === undefined ? Effect.succeedNone : templateOf(loader)],
+    const [{ endpoint, session: admin }, source] = yield* Effect.all(
+      [adminSession(server), loader === undefined ? Effect.succeedNone : Template.of(loader)],
       { concurrency: "unbounded" }
     )
     const from = Option.match(source, { onNone: () => "template0", onSome: (template) => template.name })
     // Held by this session for as long as the database is in use, so that others can tell it from a leftover.
     const [state] = yield* admin.query<{ isReady: boolean; strategy: string }>(
-      `SELECT pg_catalog.pg_advisory_lock(${lockOf("$1")}), ${isReady("$2")} AS "isReady", ${strategy} AS strategy`,
+      `SELECT ${Lock.take("$1")}, ${Template.isReady("$2")} AS "isReady", ${strategy} AS strategy`,
       [name, from]
     )
-    if (Option.isSome(source) && state?.isReady !== true) yield* makeTemplate(server, admin, source.value)
+    if (Option.isSome(source) && state?.isReady !== true) yield* Template.make(server, admin, source.value)
     yield* Effect.acquireRelease(
       admin.query(`CREATE DATABASE ${name} TEMPLATE ${from} ${state?.strategy ?? ""}`),
       () =>
         Effect.ignore(
-          Effect.flatMap(isKept, (kept) => (kept ? keep(admin, server, name, id) : drop(admin, name)))
+          Effect.flatMap(isKept, (kept) => (kept ? keep(admin, endpoint, name, id) : drop(admin, name)))
         )
     )
-    if (loader !== undefined && Option.isNone(source)) yield* migrate(server, name, loader)
-    yield* Effect.forkScoped(Effect.uninterruptible(Effect.ignore(dropLeftovers(admin, name))))
-    return withDatabase(server, name)
+    if (loader !== undefined && Option.isNone(source)) yield* Template.migrate(server, name, loader)
+    yield* Effect.forkScoped(Effect.uninterruptible(Effect.ignore(dropLeftovers(admin))))
+    return { name, url: withDatabase(server, name) }
   }).pipe(Scope.extend(life))
 })
 
-// -----------------------------------------------------------------------------
-// internal
-// -----------------------------------------------------------------------------
-
-function derived<E>(wrap: (pool: Pool) => Effect.Effect<Pool, E, Scope.Scope>) {
-  return Layer.scopedContext(Effect.flatMap(Database.Database, ({ derive }) => derive(wrap))).pipe(
-    Layer.provide(Reactivity.layer)
-  )
+function derived<E>(
+  wrap: (pool: Pool, config: DatabaseConfig.DatabaseConfig) => Effect.Effect<Pool, E, Scope.Scope>
+) {
+  return Layer.scopedContext(
+    Effect.flatMap(Database.Database, ({ config, derive }) => derive((pool) => wrap(pool, config)))
+  ).pipe(Layer.provide(Reactivity.layer))
 }
 
 /** Keeps what the program wants to be run after a commit. */
@@ -201,26 +210,6 @@ const capturing = (
   )
 }
 
-const prefix = "promptgrimoire_test"
-
-const serverUrl = Effect.gen(function* () {
-  const given = yield* Config.nonEmptyString("TEST_DATABASE_URL").pipe(
-    Config.orElse(() => Config.nonEmptyString("DATABASE_URL")),
-    Effect.option
-  )
-  if (Option.isSome(given)) return given.value
-  const server = yield* EmbeddedPostgres.make({ settings: { max_connections: "300" } })
-  return Redacted.value(server.url)
-})
-
-const drop = (admin: Session.Session, name: string) =>
-  admin.query(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`)
-
-const isKept = Effect.map(
-  Effect.option(Config.string("KEEP_TEST_DATABASE")),
-  (value) => Option.isSome(value) && !["", "0", "false"].includes(value.value)
-)
-
 /**
  * How a database is copied fastest. FILE_COPY (CREATE DATABASE, PostgreSQL 15) writes no log of the pages and brings the template's
  * cache of catalogs along; the checkpoints that it waits for are cheap only on a server that does not wait for its disk.
@@ -230,8 +219,10 @@ const strategy = `
        THEN 'STRATEGY file_copy' ELSE '' END
 `
 
+const drop = (admin: Session, name: string) => admin.query(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`)
+
 /** Puts a database where nobody cleans up, and says how to look into it. */
-const keep = (admin: Session.Session, server: string, name: string, id: string) =>
+const keep = (admin: Session, { host, port, user }: Endpoint, name: string, id: string) =>
   Effect.gen(function* () {
     const kept = `promptgrimoire_kept_${id}`
     yield* admin.query(
@@ -239,104 +230,25 @@ const keep = (admin: Session.Session, server: string, name: string, id: string) 
       [name]
     )
     yield* admin.query(`ALTER DATABASE ${name} RENAME TO ${kept}`)
-    const { hostname, port, username } = new URL(server)
     yield* Effect.logInfo(
-      `The test database is kept: psql -h ${hostname} -p ${port || 5432} -U ${username} ${kept} (the password is that of the test server). Drop it with: DROP DATABASE ${kept}`
+      `The test database is kept: psql -h ${host} -p ${port} -U ${user} ${kept} (the password is that of the test server). Drop it with: DROP DATABASE ${kept}`
     )
   })
 
-/** Databases of runs that were killed: nobody holds their lock any more. The one of this session has its lock, and could take it twice. */
-const dropLeftovers = Effect.fnUntraced(function* (admin: Session.Session, mine: string) {
+/** Databases of runs that were killed: nobody holds their lock or is connected to them any more. */
+const dropLeftovers = Effect.fnUntraced(function* (admin: Session) {
   const leftovers = yield* admin.query<{ name: string }>(
-    `SELECT datname AS name FROM pg_catalog.pg_database
-     WHERE datname ~ $1 AND datname <> $2 AND pg_catalog.pg_try_advisory_lock(${lockOf("datname::text")})`,
-    [`^${prefix}_[0-9a-f]{32}$`, mine]
+    `SELECT d.datname AS name FROM pg_catalog.pg_database d
+    WHERE d.datname ~ $1 AND NOT ${Lock.isHeld("d.datname::text")}
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.datname = d.datname)`,
+    [`^${prefix}_[0-9a-f]{32}$`]
   )
-  for (const { name } of leftovers) {
-    yield* Effect.ignore(drop(admin, name))
-    yield* admin.query(`SELECT pg_catalog.pg_advisory_unlock(${lockOf("$1")})`, [name])
-  }
-})
-
-const lockOf = (name: string) => `pg_catalog.hashtextextended(${name}, 0)`
-
-/** A session that creates databases and waits for whoever makes the same template; it lives as long as what it created. */
-const adminSession = Effect.fnUntraced(function* (server: string) {
-  const config = yield* DatabaseConfig.resolve({
-    url: server,
-    applicationName: "promptgrimoire-db-test-admin"
-  })
-  const unlimited = Duration.infinity
-  return yield* Session.open({
-    endpoint: config.endpoint,
-    connectTimeout: config.connectTimeout,
-    applicationName: config.applicationName,
-    timeouts: { statementTimeout: unlimited, lockTimeout: unlimited, idleInTransactionTimeout: unlimited },
-    prepare: false,
-    reuseAfterCancel: true,
-    echo: false
-  })
-})
-
-const poolerUrl = Effect.option(Config.nonEmptyString("TEST_POOLER_URL"))
-
-const databaseOf = (url: Redacted.Redacted): string => new URL(Redacted.value(url)).pathname.slice(1)
-
-const withDatabase = (server: string, name: string): Redacted.Redacted => {
-  const url = new URL(server)
-  url.pathname = `/${name}`
-  return Redacted.make(url.toString())
-}
-
-/** The database that others are cloned from. */
-interface Template {
-  /** Holds a digest of the migrations. */
-  readonly name: string
-  readonly loader: Migrator.Loader
-}
-
-/** None where nothing would tell that a migration was edited: then no database may outlive it. */
-const templateOf = Effect.fnUntraced(function* (loader: Migrator.Loader) {
-  const sources = yield* Migration.sources(loader)
-  const digest = Crypto.createHash("sha256")
-  for (const { checksum, id, name, version } of sources) {
-    const content = checksum ?? version
-    if (content === undefined) return Option.none<Template>()
-    digest.update(`${id}\0${name}\0${content}\0`)
-  }
-  return Option.some<Template>({
-    name: `${prefix}_template_${digest.digest("hex").slice(0, 16)}`,
-    loader
-  })
-})
-
-const migrate = (server: string, name: string, loader: Migrator.Loader) =>
-  MigratorModule.run({ loader }).pipe(
-    Effect.provide(Database.layer({ url: withDatabase(server, name), minConnections: 0, maxConnections: 3 })),
-    Effect.scoped
-  )
-
-/** It becomes a template under its name only once all migrations ran. */
-const isReady = (name: string) =>
-  `EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = ${name} AND datistemplate)`
-
-/** Makes the template on first use; an advisory lock keeps parallel test processes from making it twice. */
-const makeTemplate = Effect.fn("TestDatabase.makeTemplate")(function* (
-  server: string,
-  admin: Session.Session,
-  { loader, name }: Template
-) {
-  const create = Effect.gen(function* () {
-    const [state] = yield* admin.query<{ isReady: boolean }>(`SELECT ${isReady("$1")} AS "isReady"`, [name])
-    if (state?.isReady === true) return
-    yield* admin.query(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`)
-    yield* admin.query(`CREATE DATABASE ${name} TEMPLATE template0`)
-    yield* migrate(server, name, loader)
-    yield* admin.query(`ALTER DATABASE ${name} WITH IS_TEMPLATE true ALLOW_CONNECTIONS false`)
-  })
-  yield* Effect.acquireUseRelease(
-    admin.query(`SELECT pg_catalog.pg_advisory_lock(${lockOf("$1")})`, [name]),
-    () => create,
-    () => Effect.ignore(admin.query(`SELECT pg_catalog.pg_advisory_unlock(${lockOf("$1")})`, [name]))
+  // Without FORCE: who is there now connected since, and uses it.
+  yield* Effect.forEach(
+    leftovers,
+    ({ name }) => Effect.ignore(admin.query(`DROP DATABASE IF EXISTS ${name}`)),
+    {
+      discard: true
+    }
   )
 })

@@ -144,7 +144,7 @@ const build = async (root: string, files: ReadonlyArray<File>) => {
         entry(Path.join(repository, name), `${bundled}/${name}`)
       ),
       ...files
-        .filter(({ path }) => path.endsWith(".ts") && !/(test|config)\.ts$|^globalSetup\.ts$/.test(path))
+        .filter(({ path }) => path.endsWith(".ts") && !/(test|config)\.ts$/.test(path))
         .map(({ page, path }) =>
           entry(Path.join(root, "ts", nameOf(page), path), Path.join("js", nameOf(page), path))
         )

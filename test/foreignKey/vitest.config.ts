@@ -6,7 +6,7 @@ export default defineConfig({
     testTimeout: 60_000,
     hookTimeout: 120_000,
     include: ["test/ForeignKey.test.ts", "test/foreignKey/**/*.test.ts"],
-    globalSetup: ["test/globalSetup.ts"],
+    globalSetup: ["src/testing/globalSetup.ts"],
     pool: "forks",
     maxWorkers: 2,
     minWorkers: 1

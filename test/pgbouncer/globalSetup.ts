@@ -1,7 +1,7 @@
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
-import startServer from "../globalSetup.js"
+import startServer from "../../src/testing/globalSetup.js"
 import * as PgBouncer from "./PgBouncer.js"
 
 /** The server of the ordinary suite, and PgBouncer before it: its url is in TEST_POOLER_URL, which the test Layers go through. */

@@ -5,7 +5,7 @@ import * as Crypto from "node:crypto"
 import * as DatabaseConfig from "../../src/DatabaseConfig.js"
 import * as Session from "../../src/driver/Session.js"
 
-/** The url of the server that the tests run on, with its superuser; see `globalSetup.ts`. */
+/** The url of the server that the tests run on, with its superuser: the `globalSetup` of vitest sets it. */
 export const serverUrl = (): string => {
   const url = process.env["TEST_DATABASE_URL"]
   if (url === undefined)

@@ -1,6 +1,7 @@
 import { assert, describe, expect, it, layer } from "@effect/vitest"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -9,6 +10,7 @@ import * as Logger from "effect/Logger"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import * as Crypto from "node:crypto"
 import * as Database from "../../src/Database.js"
 import * as DatabaseError from "../../src/DatabaseError.js"
 import * as Migrator from "../../src/Migrator.js"
@@ -16,7 +18,7 @@ import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import * as Transaction from "../../src/Transaction.js"
 import { eventually } from "../support/eventually.js"
 import { loader } from "../support/migrations.js"
-import { adminSession, serverUrl } from "../support/server.js"
+import { adminSession, emptyDatabase, serverUrl } from "../support/server.js"
 
 const count = Effect.flatMap(SqlClient.SqlClient, (sql) =>
   Effect.map(sql<{ n: number }>`SELECT count(*)::int AS n FROM thing`, ([row]) => row?.n)
@@ -190,6 +192,92 @@ describe("TestDatabase.layer", () => {
     })
   )
 
+  it.effect("says that it cannot keep a database on a server that ends with the tests", () =>
+    Effect.gen(function* () {
+      const error = yield* Effect.flip(Effect.scoped(TestDatabase.make()))
+      assert.strictEqual(error._tag, "CannotKeep")
+      assert.include(error.message, "DATABASE_URL")
+    }).pipe(Effect.withConfigProvider(ConfigProvider.fromMap(new Map([["KEEP_TEST_DATABASE", "1"]]))))
+  )
+
+  it.scopedLive("leaves a database alone that a run on another database of the server uses", () =>
+    Effect.gen(function* () {
+      const elsewhere = yield* emptyDatabase
+      const admin = yield* adminSession()
+      const nameOf = (url: Redacted.Redacted) => new URL(Redacted.value(url)).pathname.slice(1)
+      // Nobody is connected to it: only its lock, which is one of another database, tells that it is used.
+      const theirs = yield* TestDatabase.make({ loader }).pipe(
+        Effect.withConfigProvider(
+          ConfigProvider.fromMap(new Map([["TEST_DATABASE_URL", Redacted.value(elsewhere.url)]]))
+        )
+      )
+      const abandoned = `promptgrimoire_test_${"1".repeat(32)}`
+      yield* admin.query(`CREATE DATABASE ${abandoned}`)
+      const names = Effect.map(admin.query<{ datname: string }>("SELECT datname FROM pg_database"), (rows) =>
+        rows.map(({ datname }) => datname)
+      )
+      yield* TestDatabase.make({ loader })
+      yield* eventually(
+        "the end of the abandoned one",
+        Effect.map(names, (found) => !found.includes(abandoned))
+      )
+      assert.include(yield* names, nameOf(theirs))
+    })
+  )
+
+  it.scopedLive("makes one template, also for runs that are connected to different databases", () =>
+    Effect.gen(function* () {
+      const version = Crypto.randomUUID()
+      const migrations = Migrator.fromRecord(
+        {
+          "0001_thing": Effect.flatMap(
+            SqlClient.SqlClient,
+            (sql) => sql`CREATE TABLE thing (made text DEFAULT ${sql.literal(`'${version}'`)})`
+          )
+        },
+        { version }
+      )
+      const servers = [serverUrl(), Redacted.value((yield* emptyDatabase).url), serverUrl()]
+      const made = yield* Effect.forEach(
+        servers,
+        (url) =>
+          TestDatabase.make({ loader: migrations }).pipe(
+            Effect.withConfigProvider(ConfigProvider.fromMap(new Map([["TEST_DATABASE_URL", url]])))
+          ),
+        { concurrency: "unbounded" }
+      )
+      for (const url of made) {
+        yield* Effect.flatMap(SqlClient.SqlClient, (sql) => sql`INSERT INTO thing DEFAULT VALUES`).pipe(
+          Effect.provide(Database.layer({ url, minConnections: 1 }))
+        )
+      }
+    })
+  )
+
+  it.scopedLive("takes the url of a socket, and shows no password of a url that it cannot read", () =>
+    Effect.gen(function* () {
+      const admin = yield* adminSession()
+      const [row] = yield* admin.query<{ directories: string }>(
+        "SELECT current_setting('unix_socket_directories') AS directories"
+      )
+      const directory = row?.directories.split(",")[0] ?? ""
+      const { password, port, username } = new URL(serverUrl())
+      const through = (url: string) =>
+        TestDatabase.make().pipe(
+          Effect.withConfigProvider(ConfigProvider.fromMap(new Map([["TEST_DATABASE_URL", url]])))
+        )
+      if (directory !== "") {
+        const made = yield* through(
+          `postgresql://${username}:${password}@:${port}/postgres?host=${encodeURIComponent(directory)}`
+        )
+        yield* Effect.provide(Effect.void, Database.layer({ url: made, minConnections: 1 }))
+      }
+      const cause = yield* Effect.sandbox(through("postgresql://user:s3cret@[/postgres")).pipe(Effect.flip)
+      assert.strictEqual(Cause.failures(cause).pipe(Chunk.toReadonlyArray)[0]?._tag, "InvalidSettings")
+      assert.notInclude(Cause.pretty(cause), "s3cret")
+    })
+  )
+
   it.live("runs a program as production would", () =>
     Effect.gen(function* () {
       yield* table
@@ -251,6 +339,73 @@ layer(TestDatabase.layer(), { excludeTestServices: true })("TestDatabase.rollbac
       }).pipe(Effect.provide(TestDatabase.rollback))
     )
   }
+
+  it.effect("takes back with a transaction what was set for it", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const settings = sql`
+        SELECT current_setting('statement_timeout') AS statement_timeout, current_setting('lock_timeout') AS lock_timeout,
+          current_setting('timezone') AS timezone, current_setting('work_mem') AS work_mem, current_setting('role') AS role,
+          coalesce(current_setting('test.tenant', true), '') AS tenant
+      `
+      const before = yield* settings
+      const inside = yield* Transaction.run(
+        Effect.gen(function* () {
+          yield* sql`SELECT set_config('test.tenant', ${"7"}, true)`
+          yield* sql`SELECT set_config(${"work_mem"}, '1MB', true)`
+          yield* sql`SET LOCAL ROLE pg_monitor`
+          yield* sql`SET LOCAL TIME ZONE 'Asia/Tokyo'`
+          yield* Transaction.run(Effect.void, { lockTimeout: "7 seconds" })
+          return yield* settings
+        }),
+        { statementTimeout: "100 millis" }
+      )
+      assert.deepStrictEqual(inside, [
+        {
+          statement_timeout: "100ms",
+          lock_timeout: before[0]?.["lock_timeout"],
+          timezone: "Asia/Tokyo",
+          work_mem: "1MB",
+          role: "pg_monitor",
+          tenant: "7"
+        }
+      ])
+      assert.deepStrictEqual(yield* settings, before)
+      yield* sql`SELECT set_config('test.tenant', '8', true)`
+      assert.deepStrictEqual(yield* settings, before)
+    }).pipe(Effect.provide(TestDatabase.rollback))
+  )
+
+  it.effect(
+    "waits for its one connection as long as settings say, and not for one that the caller holds",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const perRow = sql`SELECT n FROM generate_series(1, 3) AS n`.stream.pipe(
+          Stream.mapEffect(() => sql`SELECT 1`),
+          Stream.runDrain
+        )
+        const late = yield* Effect.flip(perRow)
+        assert.strictEqual(DatabaseError.reasonOf(late)?._tag, "AcquireTimeout")
+        const second = yield* Effect.flip(Transaction.run(Effect.scoped(sql.reserve)))
+        assert.strictEqual(DatabaseError.reasonOf(second)?._tag, "InvalidRequest")
+        assert.include(second.message, "TestDatabase.layer")
+      }).pipe(
+        Effect.provide(TestDatabase.rollback),
+        Effect.provide(TestDatabase.layer({ settings: { acquireTimeout: "200 millis" } }))
+      )
+  )
+
+  it.effect("lets a program use constraints that share their name with one that cannot be deferred", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`CREATE TABLE one (id int CONSTRAINT same UNIQUE DEFERRABLE INITIALLY DEFERRED)`
+      yield* sql`CREATE TABLE other (id int CONSTRAINT same CHECK (id > 0))`
+      yield* sql`INSERT INTO one VALUES (1)`
+      yield* sql`DROP TABLE one`
+      yield* sql`INSERT INTO other VALUES (1)`
+    }).pipe(Effect.provide(TestDatabase.rollback))
+  )
 
   it.effect("lets a program use an initially deferred constraint in every one of its transactions", () =>
     Effect.gen(function* () {
@@ -323,10 +478,75 @@ layer(TestDatabase.layer(), { excludeTestServices: true })("TestDatabase.failing
         yield* reason(twice, [{ at: "INSERT", occurrence: 2, fault: { _tag: "Fail", code: "23514" } }]),
         "CheckViolation"
       )
-      assert.strictEqual(
-        yield* Effect.provide(program, TestDatabase.failing([])).pipe(Effect.isSuccess),
-        false
+    })
+  )
+
+  it.effect("counts a statement at every point that means it, also for patterns that keep their place", () =>
+    Effect.gen(function* () {
+      const at = /INSERT/g
+      const points: ReadonlyArray<TestDatabase.FaultPoint> = [
+        { at, fault: { _tag: "Fail", code: "23514" } },
+        { at, occurrence: 2, fault: { _tag: "Fail", code: "23502" } },
+        { at, occurrence: 3, fault: { _tag: "Fail", code: "23503" } }
+      ]
+      const tag = (id: number) =>
+        Effect.map(Effect.flip(insert(id)), (error) => DatabaseError.reasonOf(error)?._tag)
+      assert.deepStrictEqual(
+        yield* Effect.all([tag(100), tag(101), tag(102)]).pipe(Effect.provide(TestDatabase.failing(points))),
+        ["CheckViolation", "NotNullViolation", "ForeignKeyViolation"]
       )
     })
   )
+
+  it.effect("fails, dies, waits or is cut in a stream, too", () =>
+    Effect.gen(function* () {
+      const rows = Effect.flatMap(SqlClient.SqlClient, (sql) =>
+        Stream.runCount(sql`SELECT n FROM generate_series(1, 300) AS n`.stream)
+      )
+      const at = "generate_series"
+      const defect = new Error("a defect of the test")
+      let waited = 0
+      const until = Effect.sync(() => waited++)
+      assert.strictEqual(
+        yield* reason(rows, [{ at, fault: { _tag: "Fail", code: "22012" } }]),
+        "DataException"
+      )
+      assert.strictEqual(yield* reason(rows, [{ at, fault: { _tag: "Die", defect } }]), defect)
+      assert.strictEqual(yield* reason(rows, [{ at, fault: { _tag: "Delay", until } }]), "success")
+      assert.strictEqual(waited, 1)
+      for (const when of ["before", "after"] as const) {
+        assert.strictEqual(yield* reason(rows, [{ at, fault: { _tag: "Cut", when } }]), "ConnectionLost")
+      }
+    })
+  )
+
+  it.effect("without a point is the database as it is", () =>
+    Effect.gen(function* () {
+      yield* table
+      assert.deepStrictEqual(yield* Effect.provide(program, TestDatabase.failing([])), expected)
+    }).pipe(Effect.provide(TestDatabase.layer()))
+  )
+})
+
+layer(
+  TestDatabase.layer({
+    settings: {
+      statementTimeout: "100 millis",
+      lockTimeout: "50 millis",
+      minConnections: 0,
+      maxConnections: 3
+    }
+  }),
+  { excludeTestServices: true }
+)("A transaction with a longer limit than its settings", (it) => {
+  it.effect("is waited for under every test Layer", () => {
+    const long = Transaction.run(
+      Effect.flatMap(SqlClient.SqlClient, (sql) => sql`SELECT pg_sleep(5.5)`),
+      { statementTimeout: "1 minute" }
+    )
+    return Effect.all(
+      [long, Effect.provide(long, TestDatabase.failing([])), Effect.provide(long, TestDatabase.rollback)],
+      { concurrency: "unbounded" }
+    )
+  })
 })
