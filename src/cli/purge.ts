@@ -57,6 +57,11 @@ const options = {
       batch > 0 ? Effect.succeed(batch) : Effect.fail(invalid("--batch takes a number above 0"))
     )
   ),
+  trustTriggers: Options.boolean("trust-triggers").pipe(
+    Options.withDescription(
+      "Say that no trigger that fires before a delete keeps its row. Tables that have such a trigger are refused otherwise."
+    )
+  ),
   dryRun: Options.boolean("dry-run").pipe(
     Options.withDescription("Count what would be deleted, and delete nothing.")
   )

@@ -82,7 +82,7 @@ export interface Filter {
   readonly inherited?: boolean
 }
 
-/** Reads the foreign keys of this database, ordered by OID, without those of the system's own schemas. */
+/** Reads the foreign keys of this database, ordered by OID, without those of the system's own schemas and of other sessions' temporary tables. */
 export const read = (
   session: Session,
   filter: Filter = {}
@@ -224,4 +224,5 @@ WHERE k.contype = 'f'
   AND ($1::int8[] IS NULL OR k.conrelid = ANY (($1::int8[])::oid[]))
   AND ($2::boolean OR k.conparentid = 0)
   AND k.connamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+  AND NOT pg_catalog.pg_is_other_temp_schema(k.connamespace)
 ORDER BY k.oid`

@@ -22,6 +22,11 @@ export interface Target {
   readonly from: TableSelector
   /** The columns of a primary or unique key of the table, and their values as text. The values appear in no message. */
   readonly where: ReadonlyArray<{ readonly column: string; readonly value: string }>
+  /**
+   * A row trigger that fires before a delete can keep its row, with all that hangs below it, so tables that have one are refused unless this says that none
+   * does. Default false.
+   */
+  readonly trustTriggers?: boolean | undefined
 }
 
 /** How to delete it. */
@@ -98,6 +103,7 @@ export interface Refusal {
     | "catalog-disagrees"
     | "blocked"
     | "unclear-outcome"
+    | "kept-rows"
     | "foreign-table"
   /** What is wrong and what to do, for people. */
   readonly reason: string
@@ -267,7 +273,7 @@ const prepare = (session: Session, target: Target): Effect.Effect<Prepared, Data
     )
     const counts = JSON.parse(row?.counts ?? "{}") as PurgeClosure.Counts
     return {
-      plan: planOf(graph, counts, name),
+      plan: planOf(graph, counts, name, target.trustTriggers === true),
       task: { graph, from, key: columns.parts, values }
     }
   })
@@ -278,7 +284,7 @@ const findTable = (session: Session, { schema, table }: TableSelector) =>
       `SELECT jsonb_build_object('oid', c.oid::int8, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind)::text AS found
       FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
       WHERE c.relname = $1 AND ($2::text IS NULL OR n.nspname = $2) AND c.relkind IN ('r', 'p')
-        AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+        AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND NOT pg_is_other_temp_schema(n.oid)
       ORDER BY n.nspname`,
       [table, schema ?? null]
     )
@@ -294,6 +300,19 @@ const findTable = (session: Session, { schema, table }: TableSelector) =>
     return only
   })
 
+/**
+ * A column's type without domains and without a length or precision: an explicit cast cuts a text to the length of varchar(3) and rounds a number, and another row
+ * would be meant.
+ */
+const baseType = (type: string) => `(
+              WITH RECURSIVE base AS (
+                SELECT t.oid, t.typtype, t.typbasetype FROM pg_type t WHERE t.oid = ${type}
+                UNION ALL
+                SELECT t.oid, t.typtype, t.typbasetype FROM base b JOIN pg_type t ON b.typtype = 'd' AND t.oid = b.typbasetype
+              )
+              SELECT format_type(b.oid, -1) FROM base b WHERE b.typtype <> 'd'
+            )`
+
 /** The columns that were given, and whether they determine a row. */
 const findColumns = (session: Session, table: Relation, { where }: Target) =>
   Effect.gen(function* () {
@@ -302,7 +321,7 @@ const findColumns = (session: Session, table: Relation, { where }: Target) =>
       `SELECT jsonb_build_object(
         'columns', (
           SELECT coalesce(jsonb_object_agg(a.attname, jsonb_build_object(
-            'type', format_type(a.atttypid, a.atttypmod),
+            'type', ${baseType("a.atttypid")},
             'operator', (
               SELECT quote_ident(s.nspname) || '.' || o.oprname
               FROM pg_index i
@@ -395,7 +414,12 @@ const refusalsOf = (graph: PurgeGraph.Graph): ReadonlyArray<Refusal> => {
   return found.filter((one, index) => found.findIndex(({ reason }) => reason === one.reason) === index)
 }
 
-const planOf = (graph: PurgeGraph.Graph, counts: PurgeClosure.Counts, table: string): Plan => {
+const planOf = (
+  graph: PurgeGraph.Graph,
+  counts: PurgeClosure.Counts,
+  table: string,
+  trustTriggers: boolean
+): Plan => {
   const refused: Array<Refusal> = []
   const warnings: Array<string> = []
   const updates: Array<Plan["updates"][number]> = []
@@ -451,11 +475,22 @@ const planOf = (graph: PurgeGraph.Graph, counts: PurgeClosure.Counts, table: str
     }
   }
   for (const node of graph.nodes) {
-    if (node.rights.hooks.length > 0) {
-      warnings.push(
-        `${node.rights.hooks.join(", ")} of ${nameOfTable(node)} can keep rows from being deleted`
-      )
-    }
+    const { rules, triggers } = node.rights
+    const keepers = [
+      ...rules.map((rule) => `rule ${rule}`),
+      ...triggers.map((trigger) => `trigger ${trigger}`)
+    ]
+    if (keepers.length === 0 || rowsOf.get(node) === 0) continue
+    const named = `${keepers.join(", ")} of ${nameOfTable(node)} can keep rows from being deleted`
+    const below = graph.edges.some((edge) => edge.parent === node && edge.kind !== "block")
+    if (below && (rules.length > 0 || !trustTriggers)) {
+      refused.push({
+        code: "kept-rows",
+        reason: `${named}: a single DELETE would then leave what hangs below them, and a purge deletes that first${
+          rules.length > 0 ? "" : "; --trust-triggers says that they keep none"
+        }`
+      })
+    } else warnings.push(named)
   }
   for (const constraint of graph.disabled) {
     warnings.push(`the triggers of ${constraint} are disabled: rows that refer by it stay`)

@@ -68,8 +68,15 @@ WHERE ${isRoot(key, "t")}`
 /** Identities as a table of texts `k0`, `k1`, ... with their ordinal `ord`; the arrays are the parameters from `first` on. */
 export const values = (node: PurgeGraph.Node, first: number): string => {
   const names = node.identity.map((_, index) => `k${index}`)
-  return `(SELECT * FROM unnest(${names.map((_, index) => `$${first + index}::text[]`).join(", ")}) WITH ORDINALITY AS w(${names.join(", ")}, ord))`
+  return `(SELECT * FROM ${arrays(names.length, first)} WITH ORDINALITY AS w(${names.join(", ")}, ord))`
 }
+
+/**
+ * Parameters that are arrays of texts, as rows with a column for each. Functions have their schema: the statements of a purge run with the role's own search path, in which
+ * somebody else may have put functions of the same names.
+ */
+export const arrays = (count: number, first: number): string =>
+  `ROWS FROM (${Array.from({ length: count }, (_, index) => `pg_catalog.unnest($${first + index}::text[])`).join(", ")})`
 
 /** The condition under which a row has an identity, whose texts are the columns `k0`, `k1`, ... */
 export const identifies = (node: PurgeGraph.Node, row: string, value: string, prefix = "k"): string =>
@@ -105,13 +112,13 @@ const below = (edge: PurgeGraph.Edge, columns: string) => `SELECT ${columns}
 
 const countNode = (graph: PurgeGraph.Graph, node: PurgeGraph.Node) => {
   if (PurgeGraph.isInner(graph, node)) {
-    return `SELECT count(*) FROM reach r WHERE r.rel IN (${node.relations.join(", ")})`
+    return `SELECT pg_catalog.count(*) FROM reach r WHERE r.rel IN (${node.relations.join(", ")})`
   }
   const edges = graph.edges.filter((edge) => edge.kind === "cascade" && edge.child === node)
   const [only] = edges
   return edges.length === 1 && only !== undefined
-    ? `SELECT count(*) FROM reach r CROSS JOIN LATERAL (${below(only, "1")}) c`
-    : `SELECT count(*) FROM (SELECT DISTINCT c.rel, c.tid FROM reach r CROSS JOIN LATERAL (${union(
+    ? `SELECT pg_catalog.count(*) FROM reach r CROSS JOIN LATERAL (${below(only, "1")}) c`
+    : `SELECT pg_catalog.count(*) FROM (SELECT DISTINCT c.rel, c.tid FROM reach r CROSS JOIN LATERAL (${union(
         edges.map((edge) => below(edge, "c.tableoid AS rel, c.ctid AS tid")),
         ""
       )}) c) d`
@@ -121,7 +128,7 @@ const countEdge = (graph: PurgeGraph.Graph, edge: PurgeGraph.Edge) =>
   edge.kind === "cascade"
     ? "SELECT NULL::jsonb"
     : `SELECT pg_catalog.jsonb_build_object(
-        'staying', count(*) FILTER (WHERE NOT x.going), 'going', count(*) FILTER (WHERE x.going)
+        'staying', pg_catalog.count(*) FILTER (WHERE NOT x.going), 'going', pg_catalog.count(*) FILTER (WHERE x.going)
       ) FROM reach r CROSS JOIN LATERAL (${below(edge, `(${member(graph, edge)}) AS going`)}) x`
 
 /** Whether the row `c` of a key's referencing table goes too. */

@@ -40,16 +40,25 @@ export interface Rights {
   readonly rowSecurity: boolean
   /** Columns that are NOT NULL. */
   readonly notNull: ReadonlyArray<string>
-  /** Row triggers of users that fire before a delete, and rules on DELETE. */
-  readonly hooks: ReadonlyArray<string>
+  /** Row triggers of users that fire before a delete; each may keep its row. */
+  readonly triggers: ReadonlyArray<string>
+  /** Rules on DELETE; each may do something else instead. */
+  readonly rules: ReadonlyArray<string>
+}
+
+/** The equality of a pair of columns, the referenced one on the left. */
+export interface Comparison {
+  readonly operator: string
+  /** The referenced column's collation as SQL, by which PostgreSQL compares where the referencing one has another; else null. */
+  readonly collation: string | null
 }
 
 /** A foreign key that acts when a referenced row is deleted. */
 export interface Edge {
   readonly key: Catalog.Key
   readonly kind: "cascade" | "block" | "set-null" | "set-default"
-  /** The equality of each pair of columns, the referenced one on the left. */
-  readonly operators: ReadonlyArray<string>
+  /** How each pair of columns is compared. */
+  readonly comparisons: ReadonlyArray<Comparison>
   readonly parent: Node
   readonly child: Node
   /** The columns that SET NULL or SET DEFAULT sets. */
@@ -76,13 +85,14 @@ export const isInner = (graph: Graph, node: Node): boolean =>
 /** Whether cascades reach a table. */
 export const isReached = (graph: Graph, node: Node): boolean => graph.nodes.includes(node)
 
-/** The condition under which a row `child` refers to a row `parent`, with the operators of the key itself. */
+/** The condition under which a row `child` refers to a row `parent`, compared as the key itself does it (ri_GenerateQualCollation, ri_triggers.c). */
 export const matches = (edge: Edge, parent: string, child: string): string =>
   edge.key.columns
-    .map(
-      (column, index) =>
-        `${parent}.${identifier(edge.key.referencedColumns[index] ?? "")} OPERATOR(${edge.operators[index] ?? "pg_catalog.="}) ${child}.${identifier(column)}`
-    )
+    .map((column, index) => {
+      const { collation, operator } = edge.comparisons[index] ?? { collation: null, operator: "pg_catalog.=" }
+      const collated = collation === null ? "" : ` COLLATE ${collation}`
+      return `${parent}.${identifier(edge.key.referencedColumns[index] ?? "")} OPERATOR(${operator}) ${child}.${identifier(column)}${collated}`
+    })
     .join(" AND ")
 
 /** Reads what a delete in a table does. */
@@ -146,7 +156,7 @@ export const read = (session: Session, root: number): Effect.Effect<Graph, Datab
         const edge: Edge = {
           key,
           kind: kindOf(key, columns, child),
-          operators: extra.operators,
+          comparisons: extra.comparisons,
           parent,
           child,
           columns
@@ -179,7 +189,7 @@ const place: ReadonlyArray<Part> = [
 
 interface KeyExtra {
   readonly oid: number
-  readonly operators: ReadonlyArray<string>
+  readonly comparisons: ReadonlyArray<Comparison>
   readonly on: boolean
   readonly off: boolean
 }
@@ -195,10 +205,19 @@ WITH RECURSIVE tree AS (
 )
 SELECT jsonb_build_object(
   'oid', k.oid::int8,
-  'operators', (
-    SELECT jsonb_agg(${operatorName("o")} ORDER BY u.position)
-    FROM unnest(k.conpfeqop) WITH ORDINALITY AS u(operator, position)
+  'comparisons', (
+    SELECT jsonb_agg(jsonb_build_object(
+      'operator', ${operatorName("o")},
+      'collation', (
+        SELECT quote_ident(s.nspname) || '.' || quote_ident(l.collname)
+        FROM pg_catalog.pg_collation l JOIN pg_catalog.pg_namespace s ON s.oid = l.collnamespace
+        WHERE l.oid = pa.attcollation AND pa.attcollation <> ca.attcollation
+      )
+    ) ORDER BY u.position)
+    FROM unnest(k.conpfeqop, k.confkey, k.conkey) WITH ORDINALITY AS u(operator, referenced, referencing, position)
     JOIN pg_catalog.pg_operator o ON o.oid = u.operator
+    JOIN pg_catalog.pg_attribute pa ON pa.attrelid = k.confrelid AND pa.attnum = u.referenced
+    JOIN pg_catalog.pg_attribute ca ON ca.attrelid = k.conrelid AND ca.attnum = u.referencing
   ),
   'on', coalesce(bool_or(g.tgenabled IN ('O', 'A')), false),
   'off', coalesce(bool_or(g.tgenabled NOT IN ('O', 'A')), false)
@@ -209,7 +228,7 @@ LEFT JOIN (
   pg_catalog.pg_trigger g
   JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid AND p.proname LIKE 'RI\_FKey\_%\_del'
 ) ON g.tgconstraint = t.oid
-GROUP BY k.oid, k.conpfeqop`
+GROUP BY k.oid, k.conrelid, k.confrelid, k.conkey, k.confkey, k.conpfeqop`
 
 const selectNodes = `
 SELECT jsonb_build_object(
@@ -248,15 +267,14 @@ SELECT jsonb_build_object(
       SELECT coalesce(jsonb_agg(a.attname), '[]') FROM pg_catalog.pg_attribute a
       WHERE a.attrelid = t.oid AND a.attnotnull AND a.attnum > 0 AND NOT a.attisdropped
     ),
-    'hooks', (
-      SELECT coalesce(jsonb_agg(DISTINCT h.name), '[]') FROM (
-        SELECT 'trigger ' || quote_ident(g.tgname) AS name FROM pg_catalog.pg_trigger g
-        WHERE r.oids @> to_jsonb(g.tgrelid::int8) AND NOT g.tgisinternal AND g.tgenabled <> 'D'
-          AND g.tgtype & 1 = 1 AND g.tgtype & 2 = 2 AND g.tgtype & 8 = 8
-        UNION ALL
-        SELECT 'rule ' || quote_ident(w.rulename) FROM pg_catalog.pg_rewrite w
-        WHERE r.oids @> to_jsonb(w.ev_class::int8) AND w.ev_type = '4' AND w.ev_enabled <> 'D'
-      ) h
+    'triggers', (
+      SELECT coalesce(jsonb_agg(DISTINCT quote_ident(g.tgname)), '[]') FROM pg_catalog.pg_trigger g
+      WHERE r.oids @> to_jsonb(g.tgrelid::int8) AND NOT g.tgisinternal AND g.tgenabled <> 'D'
+        AND g.tgtype & 1 = 1 AND g.tgtype & 2 = 2 AND g.tgtype & 8 = 8
+    ),
+    'rules', (
+      SELECT coalesce(jsonb_agg(DISTINCT quote_ident(w.rulename)), '[]') FROM pg_catalog.pg_rewrite w
+      WHERE r.oids @> to_jsonb(w.ev_class::int8) AND w.ev_type = '4' AND w.ev_enabled <> 'D'
     )
   )
 )::text AS node

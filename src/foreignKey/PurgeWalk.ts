@@ -48,10 +48,10 @@ export class Blocked extends Data.TaggedError("Blocked")<{
   }
 }
 
-/** Rows stay although they are deleted. */
+/** Rows stay although they are deleted, or refer to others although their reference was set to null. */
 export class Stuck extends Data.TaggedError("Stuck")<{ readonly table: string }> {
   override get message() {
-    return `rows of ${this.table} stay although they were deleted: a trigger or rule of it keeps them. What was deleted stays deleted`
+    return `rows of ${this.table} stay as they were although they were deleted, or their reference set to null: a trigger or rule of it keeps them. What was deleted stays deleted`
   }
 }
 
@@ -349,25 +349,29 @@ const confirmGoing = (
 /** What SET NULL would do when the rows are deleted, in statements of one batch each. */
 const setNull = ({ batch, onUpdated, run }: Task, edge: PurgeGraph.Edge, rows: ReadonlyArray<Row>) =>
   Effect.gen(function* () {
+    let before: ReadonlySet<string> = new Set()
     for (;;) {
-      const [result] = yield* run<{ readonly n: number }>(
-        `WITH u AS (
-          UPDATE ${rowsOf(edge.key.referencing)} t SET ${edge.columns.map((column) => `${identifier(column)} = NULL`).join(", ")}
-          FROM (
-            SELECT c.tableoid AS rel, c.ctid AS tid
-            FROM ${PurgeClosure.values(edge.parent, 1)} v
-            JOIN ${rowsOf(edge.key.referenced)} p ON ${PurgeClosure.identifies(edge.parent, "p", "v")}
-            JOIN ${rowsOf(edge.key.referencing)} c ON ${PurgeGraph.matches(edge, "p", "c")}
-            LIMIT ${batch}
-          ) f
-          WHERE t.tableoid = f.rel AND t.ctid = f.tid
-          RETURNING 1
-        ) SELECT count(*)::int4 AS n FROM u`,
+      const updated = yield* run<{ readonly identity: ReadonlyArray<string> }>(
+        `UPDATE ${rowsOf(edge.key.referencing)} t SET ${edge.columns.map((column) => `${identifier(column)} = NULL`).join(", ")}
+        FROM (
+          SELECT c.tableoid AS rel, c.ctid AS tid
+          FROM ${PurgeClosure.values(edge.parent, 1)} v
+          JOIN ${rowsOf(edge.key.referenced)} p ON ${PurgeClosure.identifies(edge.parent, "p", "v")}
+          JOIN ${rowsOf(edge.key.referencing)} c ON ${PurgeGraph.matches(edge, "p", "c")}
+          LIMIT ${batch}
+        ) f
+        WHERE t.tableoid = f.rel AND t.ctid = f.tid
+        RETURNING ${PurgeClosure.identity(edge.child, "t")} AS identity`,
         columnsOf(edge.parent, rows)
       )
-      const n = result?.n ?? 0
-      if (n > 0) yield* onUpdated(edge, n)
-      if (n < batch) return
+      if (updated.length > 0) yield* onUpdated(edge, updated.length)
+      if (updated.length < batch) return
+      // A trigger that sets a reference back would have the same rows found for ever.
+      const now = new Set(updated.map(({ identity }) => JSON.stringify(identity)))
+      if ([...now].every((identity) => before.has(identity))) {
+        return yield* new Stuck({ table: nameOfTable(edge.child) })
+      }
+      before = now
     }
   })
 
@@ -411,13 +415,13 @@ const remove = ({ onDeleted, run }: Task, rows: ReadonlyArray<Row>) =>
       parts.push({
         node,
         sql: `DELETE FROM ${rowsOf(node.table)} t
-        USING unnest(${columns.map((_, index) => `$${start + index}::text[]`).join(", ")}) AS v(${names.join(", ")})
+        USING ${PurgeClosure.arrays(columns.length, start)} AS v(${names.join(", ")})
         WHERE ${condition} RETURNING 1`
       })
     }
     const [result] = yield* run<{ readonly counts: ReadonlyArray<number> }>(
       `WITH ${parts.map(({ sql }, index) => `d${index} AS (${sql})`).join(",\n")}
-      SELECT ARRAY[${parts.map((_, index) => `(SELECT count(*) FROM d${index})`).join(", ")}]::int4[] AS counts`,
+      SELECT ARRAY[${parts.map((_, index) => `(SELECT pg_catalog.count(*) FROM d${index})`).join(", ")}]::int4[] AS counts`,
       params
     )
     const counts = parts
