@@ -59,19 +59,22 @@ export {
 } from "./foreignKey/Selectors.js"
 export type { Target } from "./foreignKey/Target.js"
 
-/** Lists foreign keys, all of them or those that the selectors match, with what is wrong with them. Locks nothing. */
+/**
+ * Lists foreign keys, all of them or those that the selectors match, with what is wrong with them. Fails with {@link NoMatch} if selectors were given and match nothing. Locks
+ * nothing.
+ */
 export const list = (
   selectors: Selectors = {}
-): Effect.Effect<ReadonlyArray<Run.ForeignKeyInfo>, DatabaseError, Database.Database> =>
+): Effect.Effect<ReadonlyArray<Run.ForeignKeyInfo>, DatabaseError | NoMatch, Database.Database> =>
   withSessions((open) => Run.list(open, selectors))
 
 /**
  * Keys that do not do what their definition says: triggers that are missing, disabled or carry out another action, keys that were never validated, changes that
- * were interrupted. An empty list is good news. Locks nothing.
+ * were interrupted. An empty list is good news. Fails with {@link NoMatch} if selectors were given and match nothing. Locks nothing.
  */
 export const check = (
   selectors: Selectors = {}
-): Effect.Effect<ReadonlyArray<Run.CheckedKey>, DatabaseError, Database.Database> =>
+): Effect.Effect<ReadonlyArray<Run.CheckedKey>, DatabaseError | NoMatch, Database.Database> =>
   withSessions((open) => Run.check(open, selectors))
 
 /** A plan as a script for psql, with the locks of each step beside it. */

@@ -115,7 +115,9 @@ export const transactions = (
     JOIN pg_catalog.pg_database d ON d.oid = a.datid AND d.datname = pg_catalog.current_database()
     LEFT JOIN pg_catalog.pg_prepared_xacts x ON false
     WHERE l.locktype = 'virtualxid' AND l.granted AND l.virtualxid = l.virtualtransaction
-      AND l.pid <> ALL ($1::int4[]) AND a.backend_type = 'client backend'`,
+      AND l.pid <> ALL ($1::int4[])
+      -- What kind of backend another role's is may be hidden; background workers have no user.
+      AND a.usesysid IS NOT NULL AND coalesce(a.backend_type, 'client backend') = 'client backend'`,
     [processIds]
   )
 

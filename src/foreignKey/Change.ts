@@ -91,7 +91,7 @@ export const add = (change: Change, at: Relation = change.key.referencing): Step
     name: "add",
     locks: ends.map((table) => ({ table, mode: "SHARE ROW EXCLUSIVE" })),
     statements: [
-      Tree.guard(Fidelity.requireUnchanged(key.referencing.oid, key.name, original)),
+      Tree.guard(requireNames(ends), Fidelity.requireUnchanged(key.referencing.oid, key.name, original)),
       `ALTER TABLE ${Lock.target(at)} ADD CONSTRAINT ${identifier(name)} ${definition(change)} ${
         key.enforced ? "NOT VALID" : "NOT ENFORCED"
       }`,
@@ -121,7 +121,10 @@ export const attach = (change: Change): Step => {
             { table: key.referencing, mode: "SHARE ROW EXCLUSIVE" }
           ],
     statements: [
-      Tree.guard(Fidelity.requireUnchanged(key.referencing.oid, key.name, original)),
+      Tree.guard(
+        requireNames(tables(key)),
+        Fidelity.requireUnchanged(key.referencing.oid, key.name, original)
+      ),
       requireParts(change),
       `ALTER TABLE ${Lock.target(key.referencing)} ADD CONSTRAINT ${identifier(place.name)} ${definition(change)}`,
       comment(key.referencing, place.name, marker(change)),
@@ -361,6 +364,17 @@ const marker = ({ key, original, target }: Change) =>
 /** The comment on one partition's part: the original is as it was, so it needs no record. */
 const partMarker = ({ key, original, target }: Change) =>
   Marker.encode({ constraint: key.name, from: Target.ofVector(key, original), to: target })
+
+/** The locks were asked for by name: another table can have come to have it while they were waited for, to which the key would be added. */
+const requireNames = (relations: ReadonlyArray<Relation>) =>
+  `IF EXISTS (
+    SELECT FROM jsonb_to_recordset(${literal(
+      JSON.stringify(relations.map((relation) => ({ relation: relation.oid, name: qualified(relation) })))
+    )}::jsonb) AS w (relation oid, name text)
+    WHERE pg_catalog.to_regclass(w.name) IS DISTINCT FROM w.relation
+  ) THEN
+    RAISE EXCEPTION USING ERRCODE = ${literal(Fidelity.changedCode)}, MESSAGE = 'a table was renamed meanwhile';
+  END IF;`
 
 /** Every partition must bring a valid part, or adding the key to the partitioned table would look at every row while it is locked. */
 const requireParts = ({ key }: Change) =>

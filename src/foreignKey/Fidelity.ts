@@ -128,6 +128,46 @@ export const reconcile = (recorded: Vector, current: Vector): Vector =>
   })
 
 /**
+ * The original as the constraint that stepped aside still has it, which follows what is done to its table and its index meanwhile, with what the record alone still knows:
+ * mode, comments and names of triggers. `current` took its name, and those of its partitions' rows.
+ */
+export const ofRecordedAside = (aside: Vector, recorded: Vector, current: Vector): Vector => {
+  const mode = recorded[0].constraint["condeferred"]
+  return mapEntries(current, (entry, index) => {
+    const stepped = index === 0 ? aside[0] : (counterpart(aside, entry) ?? entry)
+    const known = index === 0 ? recorded[0] : counterpart(recorded, entry)
+    return {
+      ...stepped,
+      constraint: {
+        ...stepped.constraint,
+        conname: entry.constraint["conname"],
+        condeferred: mode
+      },
+      comment: known === undefined ? entry.comment : known.comment,
+      triggers: stepped.triggers.map((trigger) => ({
+        ...trigger,
+        name: known?.triggers.find((other) => isSameTrigger(other, trigger))?.name ?? trigger.name,
+        initiallyDeferred: trigger.deferrable && mode === true
+      }))
+    }
+  })
+}
+
+/** What a key that took the original's place must be when it gets the recorded mode and comment: as it is in everything else. */
+export const withModeOf = (recorded: Vector, current: Vector): Vector => {
+  const mode = recorded[0].constraint["condeferred"]
+  return mapEntries(current, (entry, index) => ({
+    ...entry,
+    constraint: { ...entry.constraint, condeferred: mode },
+    comment: index === 0 ? recorded[0].comment : entry.comment,
+    triggers: entry.triggers.map((trigger) => ({
+      ...trigger,
+      initiallyDeferred: trigger.deferrable && mode === true
+    }))
+  }))
+}
+
+/**
  * The original as the constraint that stepped aside still has it, where no record of it is left: `current` took its name, and those of its partitions' rows. Triggers
  * may have exchanged their names; the original's were the first. Undefined for a DEFERRABLE key, whose mode was changed when it stepped aside.
  */

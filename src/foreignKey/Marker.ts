@@ -2,6 +2,7 @@
  * The comment on a constraint of ours: what is being changed into what, and the original in full. It is what a rerun and an undo
  * read, and what a person sees who finds the constraint.
  */
+import * as Option from "effect/Option"
 import type * as Fidelity from "./Fidelity.js"
 import type { Target } from "./Target.js"
 
@@ -20,6 +21,14 @@ const prefix = "promptgrimoire-db is changing a foreign key here, rerun it to fi
 /** The text of the comment. */
 export const encode = (marker: Marker): string => prefix + JSON.stringify(marker)
 
-/** Reads a comment; undefined if it is not one of ours. */
+/** Reads a comment; undefined if it is not one of ours, or somebody edited it. */
 export const decode = (comment: string | null): Marker | undefined =>
-  comment?.startsWith(prefix) === true ? (JSON.parse(comment.slice(prefix.length)) as Marker) : undefined
+  comment?.startsWith(prefix) === true
+    ? Option.getOrUndefined(parse(comment.slice(prefix.length)))
+    : undefined
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+const parse = Option.liftThrowable((text: string) => JSON.parse(text) as Marker)

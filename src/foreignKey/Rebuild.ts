@@ -181,15 +181,19 @@ export const decide = (
 
     if (aside !== undefined) {
       const stepped = yield* Fidelity.read(session, key.referencing.oid, aside.name)
+      if (stepped === undefined) return yield* new Disappeared({ constraint: Catalog.nameOf(aside) })
+      if (recorded !== undefined) {
+        return next("finish", Fidelity.ofRecordedAside(stepped, recorded, current), Target.of(key))
+      }
       // A partition that was detached has no record of its own.
-      const before = recorded ?? (stepped === undefined ? undefined : Fidelity.ofAside(stepped, current))
+      const before = Fidelity.ofAside(stepped, current)
       return before === undefined
         ? yield* new RecordLost({ constraint: Catalog.nameOf(key), aside: Catalog.nameOf(aside) })
         : next("finish", Fidelity.reconcile(before, current), Target.of(key))
     }
     if (temporaries.length === 0) {
       if (recorded !== undefined && Change.needsSettling(recorded)) {
-        return next("settle", Fidelity.reconcile(recorded, current), Target.of(key))
+        return next("settle", Fidelity.withModeOf(recorded, current), Target.of(key))
       }
       if (Target.equals(Target.of(key), target)) return undefined
     }
@@ -203,17 +207,15 @@ export const decide = (
     const add = isDone
       ? []
       : places.filter((place) => right.every(({ referencing }) => referencing.oid !== place.oid))
-    const validate = key.validated
-      ? [
-          ...(yield* Effect.forEach(
-            right.filter(({ validated }) => !validated),
-            (temporary) => unchecked(session, temporary)
-          )).flat(),
-          ...add
-            .flatMap((place) => (place.oid === key.referencing.oid ? [...leaves(key), place] : [place]))
-            .map((at) => ({ at, name: Name.temporary(key.name) }))
-        ]
-      : []
+    const validate = [
+      ...(yield* Effect.forEach(
+        right.filter(({ validated }) => !validated),
+        (temporary) => unchecked(session, temporary)
+      )).flat(),
+      ...add
+        .flatMap((place) => (place.oid === key.referencing.oid ? [...leaves(key), place] : [place]))
+        .map((at) => ({ at, name: Name.temporary(key.name) }))
+    ].filter(({ at }) => key.validated || isValidAt(current, at))
     const todo: Todo = {
       drop: wrong.map(({ referencing }) => referencing),
       reindex: add.length === 0 ? [] : yield* Rival.statements(session, key),
@@ -235,6 +237,12 @@ export const decide = (
                 : "swap"
     return next(does, original, target, todo)
   })
+
+/** Whether one partition of a NOT VALID key is valid all the same (18 and later). */
+const isValidAt = (vector: Fidelity.Vector, at: Catalog.Relation) =>
+  vector.some(
+    ({ constraint }) => Number(constraint["conrelid"]) === at.oid && constraint["convalidated"] === true
+  )
 
 /** The partitions of a key's table that have rows. */
 const leaves = ({ referencing }: Catalog.Key) => referencing.partitions.filter(({ kind }) => kind !== "p")

@@ -208,15 +208,17 @@ export type Progress =
 export const list = (
   open: Sessions.Open,
   selectors: Selectors.Selectors = {}
-): Effect.Effect<ReadonlyArray<ForeignKeyInfo>, DatabaseError> =>
+): Effect.Effect<ReadonlyArray<ForeignKeyInfo>, DatabaseError | Selection.NoMatch> =>
   Effect.scoped(
     Effect.gen(function* () {
       const session = yield* Settings.prepared(open, "list foreign keys")
       const keys = yield* Catalog.read(session)
       const problems = yield* Detector.read(session)
-      return keys
-        .filter((key) => Halfway.isOriginal(key, keys) && Selectors.matches(selectors, key))
-        .map((key) => info(key, keys, problems))
+      const chosen = yield* Selection.among(
+        selectors,
+        keys.filter((key) => Halfway.isOriginal(key, keys))
+      )
+      return chosen.map((key) => info(key, keys, problems))
     })
   )
 
@@ -277,14 +279,14 @@ export const plan = (
 export const check = (
   open: Sessions.Open,
   selectors: Selectors.Selectors = {}
-): Effect.Effect<ReadonlyArray<CheckedKey>, DatabaseError> =>
+): Effect.Effect<ReadonlyArray<CheckedKey>, DatabaseError | Selection.NoMatch> =>
   Effect.scoped(
     Effect.gen(function* () {
       const session = yield* Settings.prepared(open, "check foreign keys")
       const keys = yield* Catalog.read(session)
       const problems = yield* Detector.read(session)
-      return keys
-        .filter((key) => Selectors.matches(selectors, key))
+      const chosen = yield* Selection.among(selectors, keys)
+      return chosen
         .map((key) => ({ constraint: Catalog.nameOf(key), problems: faults(key, keys, problems) }))
         .filter((checked) => checked.problems.length > 0)
     })

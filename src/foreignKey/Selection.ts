@@ -67,6 +67,19 @@ export interface Choice {
   readonly allowRowMovement?: boolean | undefined
 }
 
+/** Those of the keys that selectors mean. */
+export const among = (
+  selectors: Selectors.Selectors,
+  keys: ReadonlyArray<Catalog.Key>
+): Effect.Effect<ReadonlyArray<Catalog.Key>, NoMatch> =>
+  Effect.suspend(() => {
+    const chosen = keys.filter((key) => Selectors.matches(selectors, key))
+    const unmatched = Selectors.unmatched(selectors, keys)
+    return unmatched.length > 0 || (chosen.length === 0 && !Selectors.isAll(selectors))
+      ? new NoMatch({ unmatched })
+      : Effect.succeed(chosen)
+  })
+
 /** The keys that are meant, each with its aim. */
 export const select = (
   session: Session,

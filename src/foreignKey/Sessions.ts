@@ -133,9 +133,13 @@ const identify = (session: Session): Effect.Effect<Backend, DatabaseError> =>
 
 /** Ends backends of ours that the server still thinks connected: they may hold locks, the advisory lock among them. */
 const end = (session: Session, backends: ReadonlyArray<Backend>, except: ReadonlyArray<Backend>) =>
-  session.query(
-    `SELECT pg_catalog.pg_terminate_backend(a.pid)
-    FROM jsonb_to_recordset($1::jsonb) AS b (pid int4, start text)
-    JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid AND extract(epoch FROM a.backend_start)::text = b.start`,
-    [JSON.stringify(backends.filter(({ pid }) => except.every((other) => other.pid !== pid)))]
-  )
+  Effect.gen(function* () {
+    yield* session.query("BEGIN; SET LOCAL ROLE NONE")
+    yield* session.query(
+      `SELECT pg_catalog.pg_terminate_backend(a.pid)
+      FROM jsonb_to_recordset($1::jsonb) AS b (pid int4, start text)
+      JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid AND extract(epoch FROM a.backend_start)::text = b.start`,
+      [JSON.stringify(backends.filter(({ pid }) => except.every((other) => other.pid !== pid)))]
+    )
+    yield* session.query("COMMIT")
+  })

@@ -20,7 +20,6 @@ export const prepare = (session: Session, purpose: string): Effect.Effect<void, 
         ('idle_in_transaction_session_timeout', '60s'),
         ('idle_session_timeout', '0'),
         ('transaction_timeout', '0'),
-        ('client_connection_check_interval', '10s'),
         ('standard_conforming_strings', 'on'),
         ('client_min_messages', 'warning'),
         ('default_transaction_isolation', 'read committed'),
@@ -29,7 +28,23 @@ export const prepare = (session: Session, purpose: string): Effect.Effect<void, 
       JOIN pg_catalog.pg_settings known ON known.name = s.name`,
       [`promptgrimoire-db: ${purpose}`]
     )
-    .pipe(Effect.asVoid)
+    .pipe(Effect.zipRight(noticeLostClients(session)))
+
+/** Unknown before 14, and refused where the operating system does not tell a server that its client is gone. */
+const noticeLostClients = (session: Session): Effect.Effect<void, DatabaseError> =>
+  session.query("SET client_connection_check_interval = '10s'").pipe(
+    Effect.catchIf(
+      ({ fate }) => fate === "keep",
+      () => Effect.void
+    ),
+    Effect.asVoid
+  )
+
+/**
+ * Makes a session act as the role that logged in, also where that role is set to take on another one: only that one may cancel and terminate backends of its own.
+ */
+export const asLoginRole = (session: Session): Effect.Effect<void, DatabaseError> =>
+  Effect.asVoid(session.query("SET ROLE NONE"))
 
 /** Opens a session and makes it ours. */
 export const prepared = (

@@ -216,6 +216,7 @@ const converge = (
     const constraint = Catalog.nameOf(key)
     const session = yield* sessions.open("change foreign keys")
     const watcher = yield* sessions.open("change foreign keys (watcher)")
+    yield* Settings.asLoginRole(watcher)
     const deadlockTimeout = yield* Settings.deadlockTimeout(session)
     const lockTimeout = Duration.toMillis(Duration.decode(effort.lockTimeout ?? "250 millis"))
     const bench: Attempt.Bench = {
