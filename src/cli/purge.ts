@@ -145,8 +145,11 @@ const reporter = Effect.sync(() => {
       switch (event._tag) {
         case "Planned":
           return yield* Effect.forEach(
-            event.plan.rows,
-            ({ rows, table }) => Report.progress(`${table}: ${rows} rows to delete`),
+            [
+              ...event.plan.rows.map(({ rows, table }) => `${table}: ${rows} rows to delete`),
+              ...event.plan.warnings.map((warning) => `! ${warning}`)
+            ],
+            Report.progress,
             { discard: true }
           )
         case "Deleted": {

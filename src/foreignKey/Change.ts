@@ -96,7 +96,7 @@ export const add = (change: Change, at: Relation = change.key.referencing): Step
         key.enforced ? "NOT VALID" : "NOT ENFORCED"
       }`,
       comment(at, name, isLeafwise(change) ? partMarker(change) : marker(change)),
-      ...Tree.restoreEnabled({ table: at.oid, name }, original)
+      Tree.restoreEnabled({ table: at.oid, name }, original)
     ]
   }
 }
@@ -128,7 +128,7 @@ export const attach = (change: Change): Step => {
       requireParts(change),
       `ALTER TABLE ${Lock.target(key.referencing)} ADD CONSTRAINT ${identifier(place.name)} ${definition(change)}`,
       comment(key.referencing, place.name, marker(change)),
-      ...Tree.restoreEnabled(place, original)
+      Tree.restoreEnabled(place, original)
     ]
   }
 }
@@ -398,6 +398,7 @@ const finish = (change: Change): ReadonlyArray<string> => {
     ...Tree.restoreRows(place, original),
     comment(key.referencing, key.name, almost(change)[0].comment),
     Tree.restoreTriggerNames(place, original),
+    Tree.restoreEnabled(place, original),
     Tree.guard(Fidelity.requireEqual(key.referencing.oid, key.name, almost(change)))
   ]
 }

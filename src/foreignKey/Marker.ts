@@ -21,6 +21,9 @@ const prefix = "promptgrimoire-db is changing a foreign key here, rerun it to fi
 /** The text of the comment. */
 export const encode = (marker: Marker): string => prefix + JSON.stringify(marker)
 
+/** Whether a comment is one of ours, also if it cannot be read any more because somebody edited it. */
+export const isOurs = (comment: string | null): boolean => comment?.startsWith(prefix) === true
+
 /** Reads a comment; undefined if it is not one of ours, or somebody edited it. */
 export const decode = (comment: string | null): Marker | undefined =>
   comment?.startsWith(prefix) === true

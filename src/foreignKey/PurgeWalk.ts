@@ -134,10 +134,14 @@ const pass = (
         if (buffer.length >= batch) yield* flush
       })
 
-    const [found] = yield* task.run<{ readonly identity: ReadonlyArray<string> }>(
-      `SELECT ${PurgeClosure.identity(graph.root, "t")} AS identity FROM ${task.from} t WHERE ${PurgeClosure.isRoot(task.key, "t")}`,
-      task.values
+    const findRoot = Effect.map(
+      task.run<{ readonly identity: ReadonlyArray<string> }>(
+        `SELECT ${PurgeClosure.identity(graph.root, "t")} AS identity FROM ${task.from} t WHERE ${PurgeClosure.isRoot(task.key, "t")}`,
+        task.values
+      ),
+      ([row]) => row
     )
+    const found = yield* findRoot
     if (found === undefined) return { deleted, rootIsLeft: false }
     const root = newRow(graph.root, found.identity)
     const stack: Array<Frame> = [newFrame(0, graph.root, [root])]
@@ -219,7 +223,9 @@ const pass = (
       }
     }
     yield* flush
-    return { deleted, rootIsLeft: false }
+    const rootIsLeft = (yield* findRoot) !== undefined
+    if (rootIsLeft && deleted === 0) return yield* new Stuck({ table: nameOfTable(graph.root) })
+    return { deleted, rootIsLeft }
   })
 
 const nameOfRow = ({ identity, node }: Row) => `${node.table.oid}:${JSON.stringify(identity)}`

@@ -71,6 +71,13 @@ export class RecordLost extends Data.TaggedError("RecordLost")<{
   }
 }
 
+/** The comment on a key that took the original's place is one of ours and cannot be read, so nobody knows how the original was. */
+export class RecordUnreadable extends Data.TaggedError("RecordUnreadable")<{ readonly constraint: string }> {
+  override get message() {
+    return `the comment on ${this.constraint} that recorded the original was edited and cannot be read. The new key is in force, perhaps INITIALLY DEFERRED: see to its mode (ALTER TABLE ... ALTER CONSTRAINT), give it a comment of your own, and run it again`
+  }
+}
+
 /** Why a key could not be changed. */
 export type Failure =
   | DatabaseError
@@ -80,6 +87,7 @@ export type Failure =
   | RowsViolate
   | Disappeared
   | RecordLost
+  | RecordUnreadable
   | Unstable
 
 /** A key and what it is to become. */
@@ -153,7 +161,7 @@ export interface Part {
 export const decide = (
   session: Session,
   task: Aim
-): Effect.Effect<Next | undefined, DatabaseError | Disappeared | RecordLost> =>
+): Effect.Effect<Next | undefined, DatabaseError | Disappeared | RecordLost | RecordUnreadable> =>
   Effect.gen(function* () {
     const { key: was, target, version } = task
     const found = yield* Catalog.read(session, { tables: [was.referencing.oid] })
@@ -172,6 +180,9 @@ export const decide = (
       keys.find(({ name, referencing }) => name === Name.temporary(key.name) && referencing.oid === place.oid)
     const temporaries = places.flatMap((place) => temporaryAt(place) ?? [])
     const recorded = Marker.decode((temporaries[0] ?? key).comment)?.original
+    if (aside === undefined && Marker.isOurs(key.comment) && Marker.decode(key.comment) === undefined) {
+      return yield* new RecordUnreadable({ constraint: Catalog.nameOf(key) })
+    }
     const next = (
       does: Next["does"],
       original: Fidelity.Vector,

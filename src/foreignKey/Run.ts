@@ -335,7 +335,7 @@ const ledgerOf = (session: Session, { ledger }: PlanOptions) =>
 const aimOf =
   ({ onDelete, onDeleteColumns }: PlanOptions) =>
   (): Selection.Aim => ({
-    target: { action: onDelete, columns: onDeleteColumns ?? [] },
+    target: { action: onDelete, columns: [...new Set(onDeleteColumns)] },
     undoes: undefined
   })
 

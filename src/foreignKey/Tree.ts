@@ -122,25 +122,19 @@ export const firePartsLast = (whole: Place, part: string, roles: ReadonlyArray<F
   END LOOP;`)
 
 /** A trigger that was disabled, or fires always or on replicas only, stays so. Only a superuser may do this to such a trigger. */
-export const restoreEnabled = (place: Place, vector: Fidelity.Vector): ReadonlyArray<string> => {
-  const states = triggers(vector).filter((trigger) => trigger.enabled !== "O")
-  return states.length === 0
-    ? []
-    : [
-        guard(`FOR r IN
+export const restoreEnabled = (place: Place, vector: Fidelity.Vector): string =>
+  guard(`FOR r IN
     SELECT g.tgrelid::regclass AS relation, g.tgname,
-      CASE w.enabled WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE REPLICA' END AS clause
+      CASE w.enabled WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END AS clause
     FROM ${triggersOf(place)} g
     JOIN ${recordset(
-      states.map(({ enabled, role, table }) => ({ relation: table, role, enabled })),
+      triggers(vector).map(({ enabled, role, table }) => ({ relation: table, role, enabled })),
       "relation oid, role text, enabled text"
     )} ON w.relation = g.tgrelid AND w.role = g.role
     WHERE g.tgenabled::text <> w.enabled
   LOOP
     EXECUTE format('ALTER TABLE ONLY %s %s TRIGGER %I', r.relation, r.clause, r.tgname);
   END LOOP;`)
-      ]
-}
 
 // -----------------------------------------------------------------------------
 // internal

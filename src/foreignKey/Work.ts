@@ -72,6 +72,8 @@ const change = (
 ): Effect.Effect<Outcome> =>
   Effect.gen(function* () {
     const { key, previous, refusals, target } = task
+    // Where an interrupted change is taken back, the action before it is the one that it comes to have again.
+    const before = Target.equals(previous, target) ? Target.of(key) : previous
     const constraint = Catalog.nameOf(key)
     const emit = (event: Progress) => run.effort.onProgress?.(event) ?? Effect.void
     const start = yield* Clock.currentTimeMillis
@@ -121,7 +123,7 @@ const change = (
         onFailure: (error): Effect.Effect<Outcome> =>
           Effect.succeed({ _tag: "failed", value: failure(constraint, error) }),
         onSuccess: (changed): Effect.Effect<Outcome> =>
-          changed && !Target.equals(previous, target)
+          changed && !Target.equals(before, target)
             ? Effect.gen(function* () {
                 return {
                   _tag: "rebuilt",
@@ -129,7 +131,7 @@ const change = (
                     constraint,
                     durationMs: (yield* Clock.currentTimeMillis) - start,
                     longestLockMs: Math.round(10 * (yield* Ref.get(longestLock))) / 10,
-                    previous
+                    previous: before
                   }
                 }
               })

@@ -74,26 +74,103 @@ describe("an interrupted change", () => {
     )
   }
 
-  it.scopedLive("whose record somebody edited is listed, checked and finished", () =>
+  it.scopedLive(
+    "that is not in force yet and whose record somebody edited is listed, checked and finished",
+    () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        yield* session.query(pair)
+        yield* until("StepDone", "add", {})
+        const [marked] = yield* session.query<{ name: string; comment: string }>(
+          "SELECT conname AS name, obj_description(oid, 'pg_constraint') AS comment FROM pg_constraint WHERE contype = 'f' AND conname <> 'fk'"
+        )
+        const edited = (marked?.comment ?? "").slice(0, -20).replaceAll("'", "''")
+        yield* session.query(`COMMENT ON CONSTRAINT ${marked?.name} ON child IS '${edited} (see wiki)'`)
+        assert.strictEqual((yield* ForeignKey.list()).length, 1)
+        assert.isAbove((yield* ForeignKey.check()).length, 0)
+        const { failed, rebuilt } = yield* rebuild
+        assert.deepStrictEqual([failed, rebuilt.length], [[], 1])
+        assert.deepStrictEqual(Object.keys(yield* vectors(session)), ["public.child.fk"])
+      }).pipe(Effect.provide(database))
+  )
+})
+
+describe("an interrupted change", () => {
+  const edit = "(see wiki)"
+
+  it.scopedLive("that is in force and whose record somebody edited says what is to be done", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      yield* session.query(`${pair}; ALTER TABLE child ALTER CONSTRAINT fk DEFERRABLE`)
+      yield* until("StepDone", "swap", {})
+      yield* session.query(`DO $$ BEGIN
+        EXECUTE format('COMMENT ON CONSTRAINT fk ON child IS %L',
+          (SELECT obj_description(oid, 'pg_constraint') || '${edit}' FROM pg_constraint WHERE conname = 'fk'));
+      END $$`)
+      assert.strictEqual((yield* ForeignKey.list()).length, 1)
+      const { failed } = yield* rebuild
+      assert.deepStrictEqual(
+        failed.map(({ code }) => code),
+        ["RecordUnreadable"]
+      )
+      yield* session.query(
+        "ALTER TABLE child ALTER CONSTRAINT fk DEFERRABLE INITIALLY IMMEDIATE; COMMENT ON CONSTRAINT fk ON child IS 'mine'"
+      )
+      const again = yield* rebuild
+      assert.deepStrictEqual(
+        [again.failed, again.refused, again.unchanged.length + again.rebuilt.length],
+        [[], [], 1]
+      )
+    }).pipe(Effect.provide(database))
+  )
+
+  it.scopedLive("takes over what was done to the original's triggers since", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(pair)
-      yield* until("StepDone", "add", {})
-      const [marked] = yield* session.query<{ name: string; comment: string }>(
-        "SELECT conname AS name, obj_description(oid, 'pg_constraint') AS comment FROM pg_constraint WHERE contype = 'f' AND conname <> 'fk'"
+      yield* until("StepDone", "validate", {})
+      const state = session.query(
+        `SELECT DISTINCT tgenabled::text AS enabled FROM pg_trigger g JOIN pg_constraint k ON k.oid = g.tgconstraint
+        WHERE k.conname = 'fk' AND g.tgrelid = 'child'::regclass`
       )
-      const edited = (marked?.comment ?? "").slice(0, -20).replaceAll("'", "''")
-      yield* session.query(`COMMENT ON CONSTRAINT ${marked?.name} ON child IS '${edited} (see wiki)'`)
-      assert.strictEqual((yield* ForeignKey.list()).length, 1)
-      assert.isAbove((yield* ForeignKey.check()).length, 0)
+      yield* session.query(`DO $$ DECLARE r record; BEGIN
+        FOR r IN SELECT g.tgname FROM pg_trigger g JOIN pg_constraint k ON k.oid = g.tgconstraint
+          WHERE k.conname = 'fk' AND g.tgrelid = 'child'::regclass
+        LOOP EXECUTE format('ALTER TABLE child ENABLE ALWAYS TRIGGER %I', r.tgname); END LOOP;
+      END $$`)
+      const before = yield* state
       const { failed, rebuilt } = yield* rebuild
       assert.deepStrictEqual([failed, rebuilt.length], [[], 1])
-      assert.deepStrictEqual(Object.keys(yield* vectors(session)), ["public.child.fk"])
+      assert.deepStrictEqual(yield* state, before)
+      assert.deepStrictEqual(before, [{ enabled: "A" }])
+    }).pipe(Effect.provide(database))
+  )
+
+  it.scopedLive("that is undone counts as changed, from the action that it had brought", () =>
+    Effect.gen(function* () {
+      yield* (yield* application).query(pair)
+      yield* until("StepDone", "swap", {})
+      const { rebuilt, unchanged } = yield* ForeignKey.undo({ selectors: {} })
+      assert.deepStrictEqual([rebuilt.map(({ previous }) => previous.action), unchanged], [["cascade"], []])
     }).pipe(Effect.provide(database))
   )
 })
 
 describe("a change", () => {
+  it.scopedLive("to SET NULL of a column that is named twice is one change", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      if ((yield* Catalog.serverVersion(session)) < 150_000) return
+      yield* session.query(pair)
+      const { rebuilt } = yield* ForeignKey.rebuild({
+        selectors: {},
+        onDelete: "set-null",
+        onDeleteColumns: ["parent_id", "parent_id"]
+      })
+      assert.strictEqual(rebuilt.length, 1)
+    }).pipe(Effect.provide(database))
+  )
+
   it.scopedLive("follows its table when another one takes the name while it waits", () =>
     Effect.gen(function* () {
       const session = yield* application

@@ -92,6 +92,17 @@ describe("a purge deletes what the single DELETE would delete", () => {
     }).pipe(Effect.provide(database))
   )
 
+  it.scopedLive("and says so where a trigger keeps the row itself", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      yield* session.query(`${tree}; DROP TABLE part;
+        CREATE TRIGGER soft BEFORE DELETE ON thing FOR EACH ROW EXECUTE FUNCTION keep()`)
+      const error = yield* Effect.flip(Purge.run(row("thing", "1")))
+      assert.strictEqual(error._tag, "Stuck")
+      assert.include(error.message, "public.thing")
+    }).pipe(Effect.provide(database))
+  )
+
   it.scopedLive("also where columns of a key have different collations", () =>
     Effect.gen(function* () {
       const session = yield* application
