@@ -17,6 +17,7 @@ import * as Ledger from "./Ledger.js"
 import * as Lock from "./Lock.js"
 import * as Name from "./Name.js"
 import * as Orphan from "./Orphan.js"
+import * as Overlap from "./Overlap.js"
 import * as Plan from "./Plan.js"
 import * as Rebuild from "./Rebuild.js"
 import * as Selection from "./Selection.js"
@@ -195,7 +196,10 @@ export type Progress =
       readonly code: string
     }
   | { readonly _tag: "IndexBuilt"; readonly constraint: string; readonly index: string }
-  /** Both constraints are there until the swap; deletes follow this action meanwhile. */
+  /**
+   * Both constraints are there until the swap; deletes follow this action meanwhile, unless their transaction changed with SET CONSTRAINTS when the original is
+   * checked. On a partitioned table up to PostgreSQL 17 it comes once for each partition, and counts for the partitions so far.
+   */
   | { readonly _tag: "Overlap"; readonly constraint: string; readonly live: Action.Action }
   | {
       readonly _tag: "Finished"
@@ -261,6 +265,7 @@ export const plan = (
           )
           const found = [
             ...interruption(task, next.right),
+            ...(next.right === undefined ? [] : Overlap.warnings(key, target)),
             ...Consequence.warnings(key, target, keys, tables, options.createIndexes),
             ...(yield* FiringOrder.warnings(session, key, task.version)),
             ...(yield* presentObstacles(session, key)),
