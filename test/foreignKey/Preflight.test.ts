@@ -1,7 +1,12 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Fs from "node:fs"
+import * as Path from "node:path"
 import * as Catalog from "../../src/foreignKey/Catalog.js"
+import * as Name from "../../src/foreignKey/Name.js"
+import type * as Refusal from "../../src/foreignKey/Refusal.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
+import { repository } from "../support/command.js"
 import { application, comparable, database, vectors, withRole } from "./support.js"
 
 const pair = `
@@ -178,6 +183,134 @@ describe("a key is refused, and nothing touched", () => {
         assert.strictEqual(allowed.rebuilt.length, 1)
       }).pipe(Effect.provide(database))
   )
+})
+
+/** Kept complete by the type checker. */
+const codes = {
+  period: true,
+  "foreign-table": true,
+  "temporary-table": true,
+  extension: true,
+  "row-movement": true,
+  privileges: true,
+  "catalog-disagrees": true,
+  "trigger-state": true,
+  "bound-index": true,
+  columns: true,
+  leftover: true,
+  ledger: true,
+  "no-record": true,
+  language: true
+} satisfies Record<Refusal.Refusal["code"], true>
+
+const cases: ReadonlyArray<{
+  readonly code: keyof typeof codes
+  readonly when: string
+  readonly setup: (role: string) => string
+  readonly options?: Partial<ForeignKey.RebuildOptions>
+  /** Who asks, if not the superuser. */
+  readonly by?: "owner"
+  readonly reason: string
+}> = [
+  {
+    // No server allows a key there; what is tested is that an edited catalog does no harm.
+    code: "foreign-table",
+    when: "a partition is a foreign table",
+    setup: () => `${cutPair}; UPDATE pg_class SET relkind = 'f' WHERE oid = 'child_1'::regclass`,
+    options: { allowRowMovement: true },
+    reason: "partition public.child_1 is a foreign table"
+  },
+  {
+    code: "foreign-table",
+    when: "the referenced table is a foreign table",
+    setup: () => `${pair}; UPDATE pg_class SET relkind = 'f' WHERE oid = 'parent'::regclass`,
+    reason: "public.parent is a foreign table"
+  },
+  {
+    code: "language",
+    when: "PL/pgSQL is missing",
+    setup: () => `${pair}; DROP EXTENSION plpgsql`,
+    reason: "PL/pgSQL is missing, every step proves itself with it: CREATE EXTENSION plpgsql"
+  },
+  {
+    code: "trigger-state",
+    when: "a trigger is disabled, and the role could not disable the new one's",
+    setup: (role) => `${pair}; ALTER TABLE child OWNER TO ${role}; ALTER TABLE parent OWNER TO ${role};
+      DO $$ BEGIN EXECUTE format('ALTER TABLE parent DISABLE TRIGGER %I', (
+        SELECT tgname FROM pg_trigger WHERE tgfoid = '"RI_FKey_noaction_del"'::regproc AND tgrelid = 'parent'::regclass
+      )); END $$`,
+    by: "owner",
+    reason:
+      "its trigger RI_FKey_noaction_del on public.parent is disabled, and only a superuser can keep that: enable it first, or run as a superuser"
+  },
+  {
+    code: "columns",
+    when: "a column is not one of the key",
+    setup: () => pair,
+    options: { onDelete: "set-null", onDeleteColumns: ["parent_id", "id"] },
+    reason: "id is not one of its columns"
+  },
+  {
+    code: "columns",
+    when: "the action takes no columns",
+    setup: () => pair,
+    options: { onDelete: "restrict", onDeleteColumns: ["parent_id"] },
+    reason: "ON DELETE RESTRICT takes no columns"
+  },
+  {
+    code: "leftover",
+    when: "what is left of a change of a key that is gone is there",
+    setup: () => `${pair};
+      ALTER TABLE child ADD CONSTRAINT ${Name.temporary("gone")} FOREIGN KEY (parent_id) REFERENCES parent NOT VALID`,
+    options: { selectors: { constraints: [{ table: "child", name: "fk" }] } },
+    reason: `public.child.${Name.temporary("gone")} is left over from a change of a constraint that is gone: drop it or rename it`
+  }
+]
+
+describe("a key is refused with a reason, and nothing touched, when", () => {
+  for (const { by, code, options, reason, setup, when } of cases) {
+    it.scopedLive(when, () =>
+      withRole(setup, ({ limited, session }) =>
+        Effect.gen(function* () {
+          const version = yield* Catalog.serverVersion(session)
+          const found = refused({ ledger: false, ...options })
+          const keys = yield* by === "owner" ? Effect.provide(found, limited) : found
+          const reasons =
+            options?.onDeleteColumns !== undefined && version < 150_000
+              ? `${reason}; a list of columns for SET NULL or SET DEFAULT needs PostgreSQL 15 or later`
+              : reason
+          assert.deepStrictEqual(keys, [{ constraint: "public.child.fk", code, reason: reasons }])
+        })
+      )
+    )
+  }
+
+  it.scopedLive("its tables are temporary", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      yield* session.query(pair.replaceAll("CREATE TABLE", "CREATE TEMPORARY TABLE"))
+      const [schema] = yield* session.query<{ readonly name: string }>(
+        "SELECT nspname AS name FROM pg_namespace WHERE oid = pg_my_temp_schema()"
+      )
+      const [key] = yield* refused()
+      assert.deepStrictEqual(key, {
+        constraint: `${schema?.name}.child.fk`,
+        code: "temporary-table",
+        reason: ["child", "parent"]
+          .map((table) => `${schema?.name}.${table} is a temporary table, it ends with its session`)
+          .join("; ")
+      })
+    }).pipe(Effect.provide(database))
+  )
+
+  it("for one of the reasons in the documentation, which has all of them", () => {
+    const text = Fs.readFileSync(Path.join(repository, "docs/changing-foreign-keys-online.md"), "utf8")
+    const section = text.slice(text.indexOf("## What is refused"), text.indexOf("## Limits"))
+    const documented = [...section.matchAll(/^\| (`[^|]+) \|/gm)].flatMap(([, cell = ""]) =>
+      [...cell.matchAll(/`([^`]+)`/g)].map(([, code]) => code)
+    )
+    assert.sameMembers(documented, Object.keys(codes))
+  })
 })
 
 describe("a role that only owns the tables", () => {
