@@ -74,7 +74,7 @@ const plan = Command.make(
     )
 ).pipe(
   Command.withDescription(
-    "Prints every statement that `rebuild` would run, its locks and what they block. Takes no lock itself."
+    "Prints every statement that `rebuild` would run, its locks and what they block. Reads the tables too, and takes no lock above ACCESS SHARE."
   )
 )
 

@@ -124,14 +124,14 @@ export const run = (
   Effect.gen(function* () {
     yield* bench.stillAlone
     const courtesy = yield* Ref.make(Courtesy.none)
+    const sightings = yield* Ref.make<Blocker.Sightings>(new Map())
     yield* repeatedly(bench, step, options.maxTries, (tries) =>
       Effect.gen(function* () {
-        const holders = yield* Blocker.holders(
-          bench.watcher,
-          step.locks,
-          [bench.session.processId, bench.watcher.processId],
-          2 * bench.cap
-        )
+        const present = yield* Blocker.holders(bench.watcher, step.locks, [
+          bench.session.processId,
+          bench.watcher.processId
+        ])
+        const holders = yield* Blocker.old(present, 2 * bench.cap, sightings)
         const seen = yield* Ref.updateAndGet(courtesy, (seen) => Courtesy.look(seen, holders))
         if (holders.length === 0)
           return yield* attempt(bench, step, tries, patience(bench.cap, tries), options)

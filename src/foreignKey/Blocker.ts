@@ -1,5 +1,7 @@
 /** Who holds the locks that a step waits for. */
-import type * as Effect from "effect/Effect"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Ref from "effect/Ref"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import type { Relation, Table } from "./Catalog.js"
@@ -10,11 +12,14 @@ export interface Blocker {
   /** The backend's process id; null for a prepared transaction. */
   readonly pid: number | null
   readonly applicationName: string | null
-  /** `client backend`, `autovacuum worker`, `prepared transaction`, ... */
+  /**
+   * `client backend`, `autovacuum worker`, `prepared transaction`, ... PostgreSQL shows that, the state and the times of other roles' sessions to superusers and members
+   * of pg_read_all_stats only; for anybody else it is `session of` with the role's name, and an autovacuum worker is known by having no role.
+   */
   readonly kind: string
   /** `active`, `idle in transaction`, ... */
   readonly state: string | null
-  /** When its transaction began (ISO 8601). */
+  /** When its transaction began (ISO 8601); if the server does not show that, when it was first seen, or null. */
   readonly transactionStart: string | null
   /** When its current or last statement began (ISO 8601). */
   readonly queryStart: string | null
@@ -66,44 +71,85 @@ export const watch = (
     [processId]
   )
 
+/** A transaction that holds a lock. */
+export interface Holder extends Blocker {
+  /** Which transaction of the session it is. */
+  readonly virtualTransaction: string
+  /** Milliseconds since its transaction began; null if this role may not see that. */
+  readonly age: number | null
+  /** What an autovacuum worker is doing, if this role may see it: `autovacuum: VACUUM public.child (to prevent wraparound)`. */
+  readonly autovacuum: string | null
+}
+
 /**
- * Who holds a lock that conflicts with one of these, in a transaction older than `olderThan` milliseconds. Asking takes no lock and queues nowhere,
- * so nobody waits behind the question, as they would behind a lock request. Left out: autovacuum, which gives way to a lock request only, and sessions of
- * other roles whose age this role may not see (it needs pg_read_all_stats for that). A prepared transaction has no process; the lock on its own id tells which it is.
+ * Who holds a lock that conflicts with one of these, the oldest transaction first. Asking takes no lock and queues nowhere, so nobody waits behind the question, as they
+ * would behind a lock request. A prepared transaction has no process; the lock on its own id tells which it is.
  */
 export const holders = (
   session: Session,
   locks: ReadonlyArray<{ readonly table: Relation | Table; readonly mode: Lock.Mode }>,
-  processIds: ReadonlyArray<number>,
-  olderThan: number
-): Effect.Effect<ReadonlyArray<Blocker>, DatabaseError> =>
-  session.query<Blocker>(
-    `SELECT ${columns}
+  processIds: ReadonlyArray<number>
+): Effect.Effect<ReadonlyArray<Holder>, DatabaseError> =>
+  session.query<Holder>(
+    `SELECT ${columns}, b."virtualTransaction",
+      extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, x.prepared))::float8 * 1000 AS age,
+      CASE WHEN a.backend_type = 'autovacuum worker' THEN a.query END AS autovacuum
     FROM (
-      SELECT DISTINCT l.pid, CASE WHEN l.pid IS NULL THEN l.virtualtransaction END AS virtualtransaction
+      SELECT DISTINCT l.pid, l.virtualtransaction AS "virtualTransaction"
       FROM jsonb_to_recordset($1::jsonb) AS w (relation int8, modes jsonb)
       JOIN pg_catalog.pg_locks l ON l.relation = w.relation::oid AND w.modes ? l.mode
       WHERE l.locktype = 'relation' AND l.granted AND (l.pid IS NULL OR l.pid <> ALL ($2::int4[]))
         AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
     ) b
     LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid
-    LEFT JOIN pg_catalog.pg_locks t ON t.virtualtransaction = b.virtualtransaction AND t.pid IS NULL AND t.locktype = 'transactionid'
+    LEFT JOIN pg_catalog.pg_locks t ON b.pid IS NULL AND t.virtualtransaction = b."virtualTransaction" AND t.pid IS NULL
+      AND t.locktype = 'transactionid'
     LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.transaction = t.transactionid
-    WHERE coalesce(a.xact_start, x.prepared) < clock_timestamp() - $3::float8 * interval '1 millisecond'
-      AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
-    ORDER BY coalesce(a.xact_start, x.prepared)`,
+    WHERE a.pid IS NOT NULL OR x.gid IS NOT NULL
+    ORDER BY coalesce(a.xact_start, x.prepared), a.pid`,
     [
       JSON.stringify(
         locks.flatMap(({ mode, table }) =>
           Lock.withPartitions(table).map(({ oid }) => ({ relation: oid, modes: Lock.conflicts(mode) }))
         )
       ),
-      processIds,
-      olderThan
+      processIds
     ]
   )
 
-/** The transactions of this database that are running now, other than those of these backends. Every role may see them. */
+/** Whether it is autovacuum, which gives way to a lock request, and to nothing else. */
+export const isAutovacuum = ({ kind }: Blocker): boolean => kind === autovacuumWorker
+
+/** When transactions were first seen whose age the server does not show, by the program's clock, in milliseconds. */
+export type Sightings = ReadonlyMap<string, number>
+
+/**
+ * The holders whose transactions are older than `olderThan` milliseconds, autovacuum left out. Where the server does not show the age of a transaction it counts from when it
+ * was first seen, which `sightings` remembers from one call to the next.
+ */
+export const old = (
+  holders: ReadonlyArray<Holder>,
+  olderThan: number,
+  sightings: Ref.Ref<Sightings>
+): Effect.Effect<ReadonlyArray<Blocker>> =>
+  Effect.gen(function* () {
+    const now = yield* Clock.currentTimeMillis
+    const known = yield* Ref.get(sightings)
+    const id = ({ pid, virtualTransaction }: Holder) => `${pid} ${virtualTransaction}`
+    const seen = new Map(
+      holders.flatMap((holder): ReadonlyArray<readonly [string, number]> =>
+        holder.age === null ? [[id(holder), known.get(id(holder)) ?? now]] : []
+      )
+    )
+    yield* Ref.set(sightings, seen)
+    return holders.flatMap((holder): ReadonlyArray<Blocker> => {
+      const since = seen.get(id(holder))
+      if (isAutovacuum(holder) || (holder.age ?? now - (since ?? now)) <= olderThan) return []
+      return [since === undefined ? holder : { ...holder, transactionStart: new Date(since).toISOString() }]
+    })
+  })
+
+/** The transactions of clients of this database that are running now, other than those of these backends. Every role may see that they are there. */
 export const transactions = (
   session: Session,
   processIds: ReadonlyArray<number>
@@ -132,7 +178,13 @@ export interface Transaction extends Blocker {
 
 const iso = (column: string) => `to_char(${column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`
 
+const autovacuumWorker = "autovacuum worker"
+
 const columns = `a.pid, a.application_name AS "applicationName",
-      coalesce(a.backend_type, CASE WHEN x.gid IS NULL THEN 'unknown session' ELSE 'prepared transaction' END) AS kind,
+      coalesce(
+        a.backend_type,
+        CASE WHEN x.gid IS NOT NULL THEN 'prepared transaction' WHEN a.pid IS NULL THEN 'unknown session'
+          WHEN a.usesysid IS NULL THEN '${autovacuumWorker}' ELSE 'session of ' || coalesce(quote_ident(a.usename), 'a dropped role') END
+      ) AS kind,
       a.state, ${iso("coalesce(a.xact_start, x.prepared)")} AS "transactionStart", ${iso("a.query_start")} AS "queryStart",
       x.gid AS "preparedTransaction"`

@@ -273,7 +273,8 @@ const isRecord = (value: unknown): value is Record<string, unknown> =>
 /**
  * The vector of one key, as an SQL expression of type jsonb. Left out, because a new key cannot be made to have the same: OIDs of constraints and triggers;
  * connoinherit, which depends on whether the table is or was a partition, and on how it became one, and which nothing reads; convalidated of the rows for
- * partitions of the referenced table, which VALIDATE leaves alone (13 to 17) and nothing reads; names of triggers that are renamed together with the one
+ * partitions of the referenced table, which VALIDATE leaves alone (13 to 17) and nothing reads; connamespace of the rows of partitions up to 14, which is the
+ * partitioned table's schema or the partition's own, depending on which of the two was there first; names of triggers that are renamed together with the one
  * of their partitioned table (15 and later).
  */
 const expression = (table: number, name: string, triggerNames = true) => `
@@ -291,7 +292,8 @@ FROM (
     'oid', t.oid::int8,
     'parent', t.parent,
     'constraint', to_jsonb(k) - '{oid,conparentid,connoinherit}'::text[]
-      - CASE WHEN t.referenced AND current_setting('server_version_num')::int < 180000 THEN 'convalidated' ELSE '' END,
+      - CASE WHEN t.referenced AND current_setting('server_version_num')::int < 180000 THEN 'convalidated' ELSE '' END
+      - CASE WHEN t.depth > 0 AND current_setting('server_version_num')::int < 150000 THEN 'connamespace' ELSE '' END,
     'comment', pg_catalog.obj_description(k.oid, 'pg_constraint'),
     'dependencies', (
       SELECT jsonb_agg(jsonb_build_array(d.refclassid::int8, d.refobjid::int8, d.refobjsubid, d.deptype)

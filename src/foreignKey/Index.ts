@@ -27,6 +27,14 @@ export const missing = (session: Session, key: Key): Effect.Effect<ReadonlyArray
     steps(key, JSON.parse(rows[0]?.tables ?? "[]") as ReadonlyArray<Place>)
   )
 
+/** The schemas in which indexes are still to be created. */
+export const schemas = (session: Session, key: Key): Effect.Effect<ReadonlyArray<string>, DatabaseError> =>
+  Effect.map(missing(session, key), (steps) =>
+    steps.flatMap(({ locks, name }) =>
+      name === "index" || name === "index-whole" ? locks.map(({ table }) => table.schema) : []
+    )
+  )
+
 /** Builds the index where it is missing. `onBuilt` is told the name of each index that was built. */
 export const build = (bench: Attempt.Bench, key: Key, onBuilt: (index: string) => Effect.Effect<void>) =>
   Effect.gen(function* () {

@@ -28,6 +28,7 @@ import * as Fidelity from "./Fidelity.js"
 import * as Marker from "./Marker.js"
 import * as Name from "./Name.js"
 import * as Orphan from "./Orphan.js"
+import * as Overlap from "./Overlap.js"
 import * as Rival from "./Rival.js"
 import * as Target from "./Target.js"
 
@@ -108,7 +109,7 @@ export interface Task extends Aim {
     run: "begins" | "done",
     elapsedMillis: number
   ) => Effect.Effect<void>
-  /** Which action deletes carry out from now until the swap: both keys are there, the one whose trigger fires first decides. */
+  /** Which action deletes carry out from now until the swap, while both keys are there. */
   readonly onOverlap: (live: Action.Action) => Effect.Effect<void>
 }
 
@@ -419,7 +420,7 @@ const overlap = (bench: Attempt.Bench, task: Task, run: Run, change: Change.Chan
       }
     }
     const still = yield* lateRoles(bench.session, key, at)
-    yield* task.onOverlap(still.includes("delete") ? target.action : key.onDelete)
+    yield* task.onOverlap(Overlap.live(key, target, still.includes("delete") ? "new" : "original"))
   })
 
 /** What the original's triggers do after the temporary key's. */

@@ -1,5 +1,4 @@
 /** Why a key is left alone. Everything here is found before anything is touched, from catalogs only. */
-import * as Array from "effect/Array"
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
@@ -51,35 +50,6 @@ export const rights = (session: Session): Effect.Effect<Rights, DatabaseError> =
     )
     .pipe(Effect.map((rows) => rows[0] ?? { superuser: false, role: "unknown", plpgsql: false }))
 
-/** What the current role may not do with the tables of a key, in words. */
-export const missingPrivileges = (
-  session: Session,
-  key: Key
-): Effect.Effect<ReadonlyArray<string>, DatabaseError> =>
-  session
-    .query<{ readonly missing: string }>(
-      `SELECT m.missing FROM (VALUES
-        ($1::int8::oid, 'on the referencing table'), ($2::int8::oid, 'on the referenced table')
-      ) AS t (oid, place)
-      JOIN pg_catalog.pg_class c ON c.oid = t.oid
-      CROSS JOIN LATERAL (
-        SELECT 'ownership ' || t.place AS missing WHERE NOT pg_has_role(c.relowner, 'USAGE')
-        UNION ALL
-        SELECT 'USAGE on schema ' || c.relnamespace::regnamespace
-        WHERE NOT has_schema_privilege(c.relnamespace, 'USAGE')
-        UNION ALL
-        SELECT 'UPDATE, DELETE or TRUNCATE ' || t.place || ' (to lock it)'
-        WHERE NOT has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE')
-        UNION ALL
-        SELECT 'SELECT ' || t.place WHERE NOT has_table_privilege(c.oid, 'SELECT')
-        UNION ALL
-        SELECT 'REFERENCES ' || t.place
-        WHERE NOT has_table_privilege(c.oid, 'REFERENCES') AND c.oid = $2::int8::oid
-      ) m`,
-      [key.referencing.oid, key.referenced.oid]
-    )
-    .pipe(Effect.map((rows) => Array.dedupe(rows.map((row) => row.missing))))
-
 /** What a decision is made from. */
 export interface Evidence {
   readonly key: Key
@@ -88,6 +58,7 @@ export interface Evidence {
   readonly leftovers: ReadonlyArray<Key>
   readonly problems: ReadonlyArray<Detector.Problem>
   readonly rights: Rights
+  /** Privileges that the role lacks, in words. */
   readonly missing: ReadonlyArray<string>
   readonly version: number
   /** Why the ledger cannot be kept. */
@@ -99,7 +70,7 @@ export interface Evidence {
 /** Every reason not to change this key; none means that it can be changed. */
 export const all = (evidence: Evidence): ReadonlyArray<Refusal> => {
   const { key, missing, problems, rights, target, version } = evidence
-  const found: globalThis.Array<Refusal> = []
+  const found: Array<Refusal> = []
   const refuse = (code: Refusal["code"], reason: string) => found.push({ code, reason })
   const ends =
     key.referencing.oid === key.referenced.oid ? [key.referencing] : [key.referencing, key.referenced]

@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import type * as Action from "./Action.js"
-import * as Blocker from "./Blocker.js"
+import type * as Blocker from "./Blocker.js"
 import * as Catalog from "./Catalog.js"
 import type { StepName } from "./Change.js"
 import * as Consequence from "./Consequence.js"
@@ -16,7 +16,9 @@ import * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
 import * as Lock from "./Lock.js"
 import * as Name from "./Name.js"
+import * as Obstacle from "./Obstacle.js"
 import * as Orphan from "./Orphan.js"
+import * as Overlap from "./Overlap.js"
 import * as Plan from "./Plan.js"
 import * as Rebuild from "./Rebuild.js"
 import * as Selection from "./Selection.js"
@@ -195,7 +197,10 @@ export type Progress =
       readonly code: string
     }
   | { readonly _tag: "IndexBuilt"; readonly constraint: string; readonly index: string }
-  /** Both constraints are there until the swap; deletes follow this action meanwhile. */
+  /**
+   * Both constraints are there until the swap; deletes follow this action meanwhile, unless their transaction changed with SET CONSTRAINTS when the original is
+   * checked. On a partitioned table up to PostgreSQL 17 it comes once for each partition, and counts for the partitions so far.
+   */
   | { readonly _tag: "Overlap"; readonly constraint: string; readonly live: Action.Action }
   | {
       readonly _tag: "Finished"
@@ -263,9 +268,10 @@ export const plan = (
           )
           const found = [
             ...interruption(task, next.right),
+            ...(next.right === undefined ? [] : Overlap.warnings(key, target)),
             ...Consequence.warnings(key, target, keys, tables, options.createIndexes),
             ...(yield* FiringOrder.warnings(session, key, task.version)),
-            ...(yield* presentObstacles(session, key)),
+            ...(yield* Obstacle.warnings(session, key)),
             ...(yield* orphanWarnings(session, key, options.orphanTimeout))
           ]
           warnings.push(...found.map((warning) => ({ constraint, warning })))
@@ -434,18 +440,6 @@ const interruption = ({ resumed, target }: Selection.Selected, next: Rebuild.Nex
     : resumed
       ? ["a change of it was interrupted: these are the steps that are left"]
       : []
-
-/** Who would be in the way right now. */
-const presentObstacles = (session: Session, key: Catalog.Key) =>
-  Effect.map(
-    Blocker.holders(
-      session,
-      [key.referenced, key.referencing].map((table) => ({ table, mode: "ACCESS EXCLUSIVE" })),
-      [session.processId],
-      500
-    ),
-    (holders) => holders.map((holder) => `in the way right now: ${Blocker.describe(holder)}`)
-  )
 
 const orphanWarnings = (session: Session, key: Catalog.Key, timeout: Duration.DurationInput = "5 seconds") =>
   Effect.map(

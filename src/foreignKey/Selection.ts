@@ -6,9 +6,11 @@ import type { Session } from "../driver/Session.js"
 import * as Catalog from "./Catalog.js"
 import * as Detector from "./Detector.js"
 import * as Halfway from "./Halfway.js"
+import * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
 import * as Marker from "./Marker.js"
 import * as Name from "./Name.js"
+import * as Privileges from "./Privileges.js"
 import * as Refusal from "./Refusal.js"
 import * as Selectors from "./Selectors.js"
 import * as Target from "./Target.js"
@@ -65,6 +67,8 @@ export interface Choice {
   /** The keys of these changes of the ledger only. */
   readonly changes?: ReadonlyArray<number> | undefined
   readonly allowRowMovement?: boolean | undefined
+  /** Whether indexes are built where they are missing. */
+  readonly createIndexes?: boolean | undefined
 }
 
 /** Those of the keys that selectors mean. */
@@ -88,7 +92,7 @@ export const select = (
   aim: (candidate: Candidate) => Aim
 ): Effect.Effect<ReadonlyArray<Selected>, DatabaseError | NoMatch> =>
   Effect.gen(function* () {
-    const { allowRowMovement, changes, selectors } = choice
+    const { allowRowMovement, changes, createIndexes, selectors } = choice
     const version = yield* Catalog.serverVersion(session)
     const keys = yield* Catalog.read(session)
     const problems = yield* Detector.read(session)
@@ -108,7 +112,9 @@ export const select = (
     const all = Selectors.isAll(selectors) && changes === undefined
     if (unmatched.length > 0 || (chosen.length === 0 && !all)) return yield* new NoMatch({ unmatched })
     return yield* Effect.forEach(chosen, (key) =>
-      Effect.map(Refusal.missingPrivileges(session, key), (missing): Selected => {
+      Effect.gen(function* () {
+        const builds = createIndexes === true ? yield* Index.schemas(session, key) : []
+        const missing = yield* Privileges.missing(session, key, version, builds)
         const halfway = Halfway.isHalfway(key, keys)
         const recorded = Marker.decode(key.comment)?.from ?? Target.of(key)
         const entries = entriesOf(key)
@@ -125,7 +131,7 @@ export const select = (
                 recorded,
                 unfinished: Ledger.unfinished(ledger, key)
               })
-        return {
+        const selected: Selected = {
           key,
           target,
           hasAim: "target" in aimed,
@@ -154,6 +160,7 @@ export const select = (
             })
           ]
         }
+        return selected
       })
     )
   })

@@ -1,6 +1,7 @@
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Record from "effect/Record"
+import * as Redacted from "effect/Redacted"
 import * as Catalog from "../../src/foreignKey/Catalog.js"
 import * as Database from "../../src/Database.js"
 import type { Session } from "../../src/driver/Session.js"
@@ -14,6 +15,32 @@ export const database = Layer.unwrapScoped(
 
 /** A session of an application, beside the code under test. */
 export const application = Effect.flatMap(Database.Database, ({ session }) => session)
+
+/** A database with a role of its own that is no superuser: `limited` connects as that role, `session` as the superuser who made the tables. */
+export const withRole = <E, R>(
+  setup: (role: string) => string,
+  use: (given: {
+    readonly limited: ReturnType<typeof Database.layer>
+    readonly role: string
+    readonly session: Session
+  }) => Effect.Effect<void, E, R>
+) =>
+  Effect.gen(function* () {
+    const { name, url } = yield* emptyDatabase
+    const role = `r${name}`
+    const limited = new URL(Redacted.value(url))
+    limited.username = role
+    limited.password = "x"
+    yield* Effect.gen(function* () {
+      const session = yield* application
+      yield* session.query(`CREATE ROLE ${role} LOGIN PASSWORD 'x'`)
+      yield* Effect.addFinalizer(() =>
+        Effect.ignore(session.query(`ROLLBACK; DROP OWNED BY ${role}; DROP ROLE ${role}`))
+      )
+      yield* session.query(setup(role))
+      yield* use({ limited: Database.layer({ url: limited.toString(), minConnections: 1 }), role, session })
+    }).pipe(Effect.provide(Database.layer({ url, minConnections: 1 })))
+  })
 
 /** The vectors of all keys of the database, constraints of partitions under their topmost one, by name. */
 export const vectors = (session: Session) =>

@@ -1,0 +1,48 @@
+/** Who would be in the way of a change right now, in sentences. */
+import * as Effect from "effect/Effect"
+import type { DatabaseError } from "../DatabaseError.js"
+import type { Session } from "../driver/Session.js"
+import * as Blocker from "./Blocker.js"
+import type { Key } from "./Catalog.js"
+
+/** What a reader of the plan of one key should know about the transactions that hold its tables. Asks only, for the time of one query. */
+export const warnings = (session: Session, key: Key): Effect.Effect<ReadonlyArray<string>, DatabaseError> =>
+  Effect.gen(function* () {
+    const holders = yield* Blocker.holders(
+      session,
+      [key.referenced, key.referencing].map((table) => ({ table, mode: "ACCESS EXCLUSIVE" })),
+      [session.processId]
+    )
+    if (holders.length === 0) return []
+    const [me] = yield* session.query<{ readonly role: string }>(
+      "SELECT pg_catalog.quote_ident(current_user) AS role"
+    )
+    const remedy = `GRANT pg_read_all_stats TO ${me?.role}`
+    return holders.flatMap((holder): ReadonlyArray<string> => {
+      if (Blocker.isAutovacuum(holder)) return [autovacuum(holder, remedy)]
+      if (holder.age === null) {
+        return [
+          `in the way right now, if its transaction takes long: ${Blocker.describe(holder)}. This role may not see since when (${remedy})`
+        ]
+      }
+      return holder.age > long ? [`in the way right now: ${Blocker.describe(holder)}`] : []
+    })
+  })
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+/** The age from which a transaction is worth a warning, in milliseconds: shorter ones end before a second try. */
+const long = 500
+
+const autovacuum = ({ autovacuum, pid }: Blocker.Holder, remedy: string) => {
+  const task = autovacuum?.replace(/^autovacuum: /, "") ?? ""
+  const what = `autovacuum (${pid}${task === "" ? "" : `, ${task}`}) works on its tables right now`
+  if (task === "") {
+    return `${what}: it will be moved aside, unless it is there to prevent wraparound, which this role may not see (${remedy}): then nothing but its end helps`
+  }
+  return task.includes("(to prevent wraparound)")
+    ? `${what}: it gives way to nobody, so let it come to its end first`
+    : `${what}: it will be moved aside, and begins again later`
+}

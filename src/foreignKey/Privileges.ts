@@ -1,0 +1,107 @@
+/** What the current role must be allowed to do with the tables of a key, partitions included, before a change of it begins. */
+import * as Effect from "effect/Effect"
+import type { DatabaseError } from "../DatabaseError.js"
+import type { Session } from "../driver/Session.js"
+import type { Key, Relation } from "./Catalog.js"
+import { label } from "./Sql.js"
+
+/**
+ * What is missing, in words. Each partition of the referencing table gets statements of its own: its part of the key is added alone up to 17, validated, and its
+ * constraint renamed. Those of the referenced table are not named in a statement, except up to 14, where the names of their triggers do not follow the partitioned
+ * table's.
+ *
+ * @param indexSchemas The schemas in which indexes are to be built.
+ */
+export const missing = (
+  session: Session,
+  key: Key,
+  version: number,
+  indexSchemas: ReadonlyArray<string>
+): Effect.Effect<ReadonlyArray<string>, DatabaseError> =>
+  Effect.map(
+    session.query<Missing>(select, [
+      JSON.stringify(places(key, version)),
+      `UPDATE, DELETE, TRUNCATE${version < 170_000 ? "" : ", MAINTAIN"}`,
+      indexSchemas
+    ]),
+    (rows) => {
+      const found = new Map<string, Array<string>>()
+      for (const { privilege, place } of rows) found.set(privilege, [...(found.get(privilege) ?? []), place])
+      return [...found].map(([privilege, on]) => `${privilege} ${enumerate(on)}`)
+    }
+  )
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+interface Missing {
+  /** With its preposition: `ownership of`, `SELECT on`. */
+  readonly privilege: string
+  readonly place: string
+}
+
+/** A table and what is done with it besides what needs its owner. */
+interface Place {
+  readonly oid: number
+  readonly place: string
+  /** Whether LOCK TABLE names it. */
+  readonly locked: boolean
+  /** Whether VALIDATE reads it; without SELECT it would check row by row. */
+  readonly read: boolean
+  readonly referenced: boolean
+}
+
+const places = ({ referenced, referencing }: Key, version: number): ReadonlyArray<Place> => {
+  const table = ({ oid }: Relation, place: string, isReferenced: boolean): Place => ({
+    oid,
+    place,
+    locked: true,
+    read: true,
+    referenced: isReferenced
+  })
+  const partition = ({ kind, name, oid, schema }: Relation, worked: boolean): Place => ({
+    oid,
+    place: `partition ${label(schema, name)}`,
+    locked: worked && kind !== "p" && version < 180_000,
+    read: worked && kind !== "p",
+    referenced: false
+  })
+  return [
+    table(referencing, "the referencing table", false),
+    table(referenced, "the referenced table", true),
+    ...referencing.partitions.map((part) => partition(part, true)),
+    ...(version < 150_000
+      ? referenced.partitions.filter(({ kind }) => kind !== "p").map((part) => partition(part, false))
+      : [])
+  ]
+}
+
+/** A table can have hundreds of partitions: the first three are named. */
+const enumerate = (names: ReadonlyArray<string>) =>
+  `${names.slice(0, 3).join(", ")}${names.length > 3 ? ` and ${names.length - 3} more` : ""}`
+
+const select = `
+SELECT m.privilege, m.place
+FROM (
+  SELECT m.*, min(t.position) AS position
+  FROM ROWS FROM (jsonb_to_recordset($1::jsonb) AS (oid int8, place text, locked boolean, read boolean, referenced boolean))
+    WITH ORDINALITY AS t (oid, place, locked, read, referenced, position)
+  JOIN pg_catalog.pg_class c ON c.oid = t.oid
+  CROSS JOIN LATERAL (
+    SELECT 1 AS sort, 'ownership of' AS privilege, t.place WHERE NOT pg_has_role(c.relowner, 'USAGE')
+    UNION ALL
+    SELECT 2, 'USAGE on schema', c.relnamespace::regnamespace::text WHERE NOT has_schema_privilege(c.relnamespace, 'USAGE')
+    UNION ALL
+    SELECT 3, 'UPDATE, DELETE or TRUNCATE (to lock it) on', t.place WHERE t.locked AND NOT has_table_privilege(c.oid, $2)
+    UNION ALL
+    SELECT 4, 'SELECT on', t.place WHERE t.read AND NOT has_table_privilege(c.oid, 'SELECT')
+    UNION ALL
+    SELECT 5, 'REFERENCES on', t.place WHERE t.referenced AND NOT has_table_privilege(c.oid, 'REFERENCES')
+  ) m
+  GROUP BY m.sort, m.privilege, m.place
+  UNION ALL
+  SELECT 6, 'CREATE (to build an index) on schema', n.oid::regnamespace::text, 0
+  FROM pg_catalog.pg_namespace n WHERE n.nspname = ANY ($3::text[]) AND NOT has_schema_privilege(n.oid, 'CREATE')
+) m
+ORDER BY m.sort, m.position, m.place`

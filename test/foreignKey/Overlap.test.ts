@@ -1,0 +1,213 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import type { Session } from "../../src/driver/Session.js"
+import * as Action from "../../src/foreignKey/Action.js"
+import * as Name from "../../src/foreignKey/Name.js"
+import * as Overlap from "../../src/foreignKey/Overlap.js"
+import * as ForeignKey from "../../src/ForeignKey.js"
+import { application, database } from "./support.js"
+
+const actions = ["no-action", "restrict", "cascade", "set-null", "set-default"] as const
+const modes = ["NOT DEFERRABLE", "DEFERRABLE", "DEFERRABLE INITIALLY DEFERRED"] as const
+
+/** Every original that a table of facts needs, each with tables of its own. */
+const originals = actions.flatMap((onDelete) =>
+  modes.map((mode) => ({
+    onDelete,
+    mode,
+    suffix: `${onDelete}_${mode}`.replaceAll(/\W/g, "_").toLowerCase()
+  }))
+)
+
+const tables = (schema: string, suffix: string) => `
+  CREATE TABLE ${schema}.parent_${suffix} (id int PRIMARY KEY);
+  CREATE TABLE ${schema}.child_${suffix} (parent_id int DEFAULT 2);
+  INSERT INTO ${schema}.parent_${suffix} VALUES (1), (2);
+  INSERT INTO ${schema}.child_${suffix} VALUES (1);`
+
+const addKey = (schema: string, suffix: string, name: string, onDelete: ForeignKey.Action, mode: string) => `
+  ALTER TABLE ${schema}.child_${suffix} ADD CONSTRAINT ${name} FOREIGN KEY (parent_id) REFERENCES ${schema}.parent_${suffix}
+    ON DELETE ${Action.sql(onDelete)} ${mode};`
+
+/** What a delete did to a row that refers to the deleted one: the action that was carried out, or whose error it was and when it came. */
+const outcome = (session: Session, schema: string, suffix: string, before = "") =>
+  Effect.gen(function* () {
+    const run = (sql: string) =>
+      session
+        .query<{ readonly parent_id: number | null }>(sql)
+        .pipe(
+          Effect.catchAll((error) =>
+            "constraint" in error.reason ? Effect.fail(String(error.reason.constraint)) : Effect.die(error)
+          )
+        )
+    yield* run(`BEGIN; ${before}`)
+    return yield* Effect.gen(function* () {
+      yield* run(`DELETE FROM ${schema}.parent_${suffix} WHERE id = 1`)
+      const [row] = yield* run(`SELECT parent_id FROM ${schema}.child_${suffix}`)
+      if (row === undefined) return "cascade"
+      if (row.parent_id === null) return "set-null"
+      if (row.parent_id === 2) return "set-default"
+      yield* run("SET CONSTRAINTS ALL IMMEDIATE")
+      return "nothing"
+    }).pipe(
+      Effect.catchAll((constraint) => Effect.succeed(`error of ${constraint}`)),
+      Effect.ensuring(Effect.orDie(session.query("ROLLBACK")))
+    )
+  })
+
+describe("while a key and its successor are both there", () => {
+  it.scopedLive("deletes do what the run says, and where errors name the successor the plan said so", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      const named: Array<string> = []
+      for (const target of ["no-action", "restrict", "cascade"] as const) {
+        const schema = `to_${target.replace("-", "_")}`
+        yield* session.query(
+          [
+            `CREATE SCHEMA ${schema}`,
+            ...originals.map(
+              ({ mode, onDelete, suffix }) =>
+                tables(schema, suffix) + addKey(schema, suffix, `fk_${suffix}`, onDelete, mode)
+            )
+          ].join(";\n")
+        )
+        const choice = { selectors: { schemas: [schema] }, onDelete: target, ledger: false } as const
+        const { warnings } = yield* ForeignKey.plan(choice)
+        const result = yield* ForeignKey.rebuild({
+          ...choice,
+          onProgress: (event) =>
+            Effect.gen(function* () {
+              if (event._tag !== "Overlap") return
+              const original = originals.find(({ suffix }) => event.constraint.endsWith(`.fk_${suffix}`))
+              if (original === undefined) return assert.fail(event.constraint)
+              const { mode, onDelete, suffix } = original
+              const fk = `fk_${suffix}`
+              const temporary = Name.temporary(fk)
+              const what = `${onDelete} ${mode} to ${target}`
+              const foretold = warnings.flatMap(({ constraint, warning }) =>
+                constraint === event.constraint ? [warning] : []
+              )
+              const early = foretold.filter((warning) => warning.includes("from step add on already"))
+              /** Who decides: the original, unless the plan warned that it is its successor. */
+              const expected = (byNew: boolean) => {
+                const [action, name] = byNew ? [target, temporary] : [onDelete, fk]
+                return { action, outcome: Action.raises(action) ? `error of ${name}` : action }
+              }
+              const plainly = expected(
+                early.some((warning) => warning.startsWith("it is INITIALLY DEFERRED"))
+              )
+              assert.strictEqual(yield* outcome(session, schema, suffix), plainly.outcome, what)
+              assert.strictEqual(event.live, plainly.action, what)
+              if (mode === "NOT DEFERRABLE")
+                return assert.deepStrictEqual(
+                  foretold.filter((warning) => warning.includes("SET CONSTRAINTS")),
+                  [],
+                  what
+                )
+              const deferred = expected(early.length > 0)
+              const defer = `SET CONSTRAINTS ${schema}.${fk} DEFERRED`
+              assert.strictEqual(yield* outcome(session, schema, suffix, defer), deferred.outcome, what)
+              for (const warning of early) if (warning.includes(temporary)) named.push(what)
+            }).pipe(Effect.orDie)
+        })
+        assert.deepStrictEqual([result.failed, result.refused, result.rebuilt.length], [[], [], 12])
+      }
+      assert.deepStrictEqual(named, [
+        "no-action DEFERRABLE to restrict",
+        "no-action DEFERRABLE INITIALLY DEFERRED to restrict"
+      ])
+    }).pipe(Effect.provide(database))
+  )
+
+  it.scopedLive("the one whose trigger has the smaller name decides, unless one of the two waits", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      for (const target of actions) {
+        for (const first of ["original", "new"] as const) {
+          const schema = `${first}_${target.replace("-", "_")}`
+          // PostgreSQL names triggers by OID, so the key that was added first has the smaller name; renamed, it has not.
+          yield* session.query(
+            [
+              `CREATE SCHEMA ${schema}`,
+              ...originals.map(
+                ({ mode, onDelete, suffix }) =>
+                  tables(schema, suffix) +
+                  addKey(schema, suffix, "original", onDelete, mode) +
+                  addKey(
+                    schema,
+                    suffix,
+                    "new",
+                    target,
+                    mode === "NOT DEFERRABLE" ? mode : "DEFERRABLE INITIALLY DEFERRED"
+                  )
+              ),
+              `DO $$ DECLARE r record; BEGIN
+                FOR r IN SELECT g.tgname, g.tgrelid::regclass AS relation, k.conname = '${first}' AS first
+                  FROM pg_trigger g JOIN pg_constraint k ON k.oid = g.tgconstraint WHERE k.connamespace = '${schema}'::regnamespace
+                LOOP
+                  EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO %I', r.tgname, r.relation,
+                    CASE WHEN r.first THEN 'a' ELSE 'b' END || r.tgname);
+                END LOOP;
+              END $$`
+            ].join(";\n")
+          )
+          for (const { mode, onDelete, suffix } of originals) {
+            const action = Overlap.live(
+              {
+                onDelete,
+                deferrable: mode !== "NOT DEFERRABLE",
+                initiallyDeferred: mode === "DEFERRABLE INITIALLY DEFERRED"
+              },
+              { action: target, columns: [] },
+              first
+            )
+            const seen = yield* outcome(session, schema, suffix)
+            const what = `${onDelete} ${mode} beside ${target}, ${first} first`
+            if (!Action.raises(action)) assert.strictEqual(seen, action, what)
+            else if (onDelete === target) assert.match(seen, /^error of (original|new)$/, what)
+            else assert.strictEqual(seen, action === target ? "error of new" : "error of original", what)
+          }
+        }
+      }
+    }).pipe(Effect.provide(database))
+  )
+})
+
+describe("SET CONSTRAINTS before the swap", () => {
+  it.scopedLive(
+    "is the original's, as the plan says: a transaction that goes on afterwards meets the other mode",
+    () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        const early = yield* application
+        const late = yield* application
+        yield* session.query(
+          ["deferred", "immediate"]
+            .map(
+              (suffix) =>
+                tables("public", suffix) +
+                addKey("public", suffix, `fk_${suffix}`, "no-action", `DEFERRABLE INITIALLY ${suffix}`)
+            )
+            .join("\n")
+        )
+        const choice = { selectors: {}, onDelete: "cascade", ledger: false } as const
+        const { warnings } = yield* ForeignKey.plan(choice)
+        assert.deepStrictEqual(
+          warnings.flatMap(({ constraint, warning }) =>
+            warning.includes("the setting is") ? [constraint] : []
+          ),
+          ["public.child_deferred.fk_deferred", "public.child_immediate.fk_immediate"]
+        )
+        yield* late.query("BEGIN; SET CONSTRAINTS fk_deferred IMMEDIATE")
+        yield* early.query("BEGIN; SET CONSTRAINTS fk_immediate DEFERRED")
+        const { rebuilt } = yield* ForeignKey.rebuild({ ...choice, settlePatience: "100 millis" })
+        assert.strictEqual(rebuilt.length, 2)
+        yield* late.query("INSERT INTO child_deferred VALUES (3)")
+        const atCommit = yield* Effect.flip(late.query("COMMIT"))
+        assert.deepInclude(atCommit.reason, { _tag: "ForeignKeyViolation", constraint: "fk_deferred" })
+        const atStatement = yield* Effect.flip(early.query("INSERT INTO child_immediate VALUES (3)"))
+        assert.deepInclude(atStatement.reason, { _tag: "ForeignKeyViolation", constraint: "fk_immediate" })
+        yield* early.query("ROLLBACK")
+      }).pipe(Effect.provide(database))
+  )
+})
