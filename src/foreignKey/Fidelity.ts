@@ -96,6 +96,10 @@ export const unsettled = (vector: Vector, comment: string): Vector =>
     )
   }))
 
+/** A vector with another comment on the topmost constraint. */
+export const withComment = (vector: Vector, comment: string | null): Vector =>
+  mapEntries(vector, (entry, index) => (index === 0 ? { ...entry, comment } : entry))
+
 /** A vector whose triggers have the names that they have in another one. */
 export const withTriggerNames = (vector: Vector, names: Vector): Vector =>
   mapEntries(vector, (entry) => ({
