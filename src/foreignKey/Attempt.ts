@@ -71,7 +71,11 @@ export class LockBudgetExhausted extends Data.TaggedError("LockBudgetExhausted")
 export class TriesExhausted extends Data.TaggedError("TriesExhausted")<{ readonly step: StepName }> {}
 
 /** The key is not as it was read: somebody else changed it. What to do follows from reading it again. */
-export class ChangedMeanwhile extends Data.TaggedError("ChangedMeanwhile")<{ readonly step: StepName }> {
+export class ChangedMeanwhile extends Data.TaggedError("ChangedMeanwhile")<{
+  readonly step: StepName
+  /** The server's word that something which the step names is not there. */
+  readonly cause?: DatabaseError
+}> {
   override get message() {
     return `the foreign key was changed by somebody else before step ${this.step}`
   }
@@ -149,7 +153,7 @@ export const run = (
 export const runBesideWrites = (
   bench: Bench,
   step: Step
-): Effect.Effect<void, DatabaseError | LockBudgetExhausted | TriesExhausted> =>
+): Effect.Effect<void, DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile> =>
   Effect.gen(function* () {
     yield* bench.stillAlone
     const statements = [
@@ -167,7 +171,7 @@ export const runBesideWrites = (
           Effect.catchAll((error) =>
             Effect.zipRight(
               rollback(bench.session, error),
-              isLostTry(error) ? lost(blockers) : Effect.fail(error)
+              isLostTry(error) ? lost(blockers) : otherwise(step, error)
             )
           )
         )
@@ -182,7 +186,7 @@ export const runBesideWrites = (
 export const runOutsideTransaction = (
   bench: Bench,
   step: Step
-): Effect.Effect<void, DatabaseError | LockBudgetExhausted | TriesExhausted> =>
+): Effect.Effect<void, DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile> =>
   Effect.zipRight(
     bench.stillAlone,
     repeatedly(bench, step, 1, () =>
@@ -204,7 +208,7 @@ export const runOutsideTransaction = (
           Effect.as(statements, won),
           Effect.forever(Effect.zipRight(Effect.sleep("1 second"), tell))
         ).pipe(
-          Effect.catchIf(isLostTry, () => lost(blockers)),
+          Effect.catchAll((error) => (isLostTry(error) ? lost(blockers) : otherwise(step, error))),
           Effect.ensuring(
             Effect.ignore(bench.session.query("SET statement_timeout = '30s'; SET lock_timeout = '5s'"))
           )
@@ -432,8 +436,17 @@ const judge = (
           : Fidelity.compare(expected, actual)
     })
   }
-  return Effect.fail(error)
+  return otherwise(step, error)
 }
+
+/** An error of a step that is no lost try. A step names only what was there a moment ago: if that is gone or has another name, somebody else was at it. */
+const otherwise = (
+  step: Step,
+  error: DatabaseError
+): Effect.Effect<never, DatabaseError | ChangedMeanwhile> =>
+  error.reason._tag === "UndefinedObject"
+    ? new ChangedMeanwhile({ step: step.name, cause: error })
+    : Effect.fail(error)
 
 /** Lock timeout and NOWAIT (55P03), the cap or the watcher's cancel (57014), and a deadlock in which we are the victim (40P01). */
 export const isLostTry = (error: DatabaseError): boolean =>

@@ -12,7 +12,6 @@ import { label } from "./Sql.js"
 export interface Table extends Relation {
   /** Whether it is a partition of another table. */
   readonly partition: boolean
-  readonly temporary: boolean
   /** The extension that owns it, if one does. */
   readonly extension: string | null
   /** Whether the current role has the rights of its owner. */
@@ -123,7 +122,6 @@ const columnNames = (relation: string, numbers: string) => `(
 const table = (alias: string) => `(
   SELECT jsonb_build_object(
     'oid', t.oid::int8, 'schema', n.nspname, 'name', t.relname, 'kind', t.relkind, 'partition', t.relispartition,
-    'temporary', t.relpersistence = 't',
     'extension', (
       SELECT e.extname FROM pg_catalog.pg_depend d
       JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid

@@ -250,24 +250,29 @@ export const switchTriggers = (
   ]
 })
 
-/** Drops the original after it stepped aside. */
-export const dropOriginal = (change: Change): Step => ({
+/** Drops the original after it stepped aside. `current` is the new key, if it is there already: it must still be as it was read. */
+export const dropOriginal = (change: Change, current?: Fidelity.Vector): Step => ({
   name: "drop-original",
   locks: both(change, "ACCESS EXCLUSIVE"),
-  statements: [dropConstraint(change.key.referencing, Name.aside(change.key.name)), ...finish(change)]
+  statements: [
+    ...stillAs(change, current),
+    dropConstraint(change.key.referencing, Name.aside(change.key.name)),
+    ...finish(change)
+  ]
 })
 
 /**
  * Gives the new key the original's mode, and proves the two equal. Only for a DEFERRABLE INITIALLY IMMEDIATE original, and only when every
  * transaction has ended that began before the new key took the name: SET CONSTRAINTS keeps its state by OID, so such a transaction may have deferred the
- * original and rely on that.
+ * original and rely on that. `current` as in {@link dropOriginal}.
  */
-export const settle = (change: Change): Step => {
+export const settle = (change: Change, current?: Fidelity.Vector): Step => {
   const { key, original } = change
   return {
     name: "settle",
     locks: [{ table: key.referencing, mode: "ACCESS EXCLUSIVE" }],
     statements: [
+      ...stillAs(change, current),
       alterConstraint(key.referencing, key.name, "DEFERRABLE INITIALLY IMMEDIATE"),
       comment(key.referencing, key.name, original[0].comment),
       Tree.guard(Fidelity.requireEqual(key.referencing.oid, key.name, goal(change)))
@@ -287,15 +292,22 @@ export const goal = ({ key, original, target }: Change): Fidelity.Vector =>
 export const almost = (change: Change): Fidelity.Vector =>
   needsSettling(change.original) ? Fidelity.unsettled(goal(change), marker(change)) : goal(change)
 
-/** Drops the new constraint before it took the original's name: the change is given up, and the original is as it was. */
-export const dropTemporary = (change: Change, at: Relation = change.key.referencing): Step => ({
+/**
+ * Drops a constraint of ours: the new one before it took the original's name, so that the change is given up and the original is as it was, or what is left of
+ * the change of a key that is gone.
+ */
+export const dropTemporary = (
+  change: Change,
+  at: Relation = change.key.referencing,
+  name: string = Name.temporary(change.key.name)
+): Step => ({
   name: "drop-temporary",
   locks: (at.oid === change.key.referenced.oid ? [at] : [change.key.referenced, at]).map((table) => ({
     table,
     mode: "ACCESS EXCLUSIVE"
   })),
   statements: [
-    dropConstraint(at, Name.temporary(change.key.name)),
+    dropConstraint(at, name),
     ...(at.oid === change.key.referencing.oid
       ? [
           Tree.restoreTriggerNames(
@@ -306,6 +318,31 @@ export const dropTemporary = (change: Change, at: Relation = change.key.referenc
       : [])
   ]
 })
+
+/**
+ * Gives a key that was renamed in the middle of a change what it had before, and the change has not given back yet. There is no proof: `change` has the key with
+ * its new name, which the record of the original does not know.
+ */
+export const restoreRenamed = (change: Change): Step => {
+  const { key, original } = change
+  const place = { table: key.referencing.oid, name: key.name }
+  return {
+    name: "settle",
+    locks: both(change, "ACCESS EXCLUSIVE"),
+    statements: [
+      ...(Marker.decode(key.comment) === undefined
+        ? []
+        : [
+            ...(needsSettling(original)
+              ? [alterConstraint(key.referencing, key.name, "DEFERRABLE INITIALLY IMMEDIATE")]
+              : []),
+            ...Tree.restoreRows(place, original),
+            comment(key.referencing, key.name, original[0].comment)
+          ]),
+      Tree.restoreTriggerNames(place, original)
+    ]
+  }
+}
 
 /** Both tables of a key, the referenced one first; a self-reference has one. */
 export const tables = (key: Key): ReadonlyArray<Table> =>
@@ -323,6 +360,12 @@ export const bindsPrimaryKeyByDefault = (key: Key): boolean =>
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
+
+/** Fails unless the key is the one that was read, if that is known; a step before may have exchanged the names of its triggers. */
+const stillAs = ({ key }: Change, current: Fidelity.Vector | undefined) =>
+  current === undefined
+    ? []
+    : [Tree.guard(Fidelity.requireUnchanged(key.referencing.oid, key.name, current, "no names"))]
 
 const both = ({ key }: Change, mode: Lock.Mode) => tables(key).map((table) => ({ table, mode }))
 
@@ -396,9 +439,9 @@ const finish = (change: Change): ReadonlyArray<string> => {
   const place = { table: key.referencing.oid, name: key.name }
   return [
     ...Tree.restoreRows(place, original),
+    Tree.restoreEnabled(place, original),
     comment(key.referencing, key.name, almost(change)[0].comment),
     Tree.restoreTriggerNames(place, original),
-    Tree.restoreEnabled(place, original),
     Tree.guard(Fidelity.requireEqual(key.referencing.oid, key.name, almost(change)))
   ]
 }

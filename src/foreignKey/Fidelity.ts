@@ -96,6 +96,10 @@ export const unsettled = (vector: Vector, comment: string): Vector =>
     )
   }))
 
+/** A vector with another comment on the topmost constraint. */
+export const withComment = (vector: Vector, comment: string | null): Vector =>
+  mapEntries(vector, (entry, index) => (index === 0 ? { ...entry, comment } : entry))
+
 /** A vector whose triggers have the names that they have in another one. */
 export const withTriggerNames = (vector: Vector, names: Vector): Vector =>
   mapEntries(vector, (entry) => ({
@@ -153,11 +157,12 @@ export const ofRecordedAside = (aside: Vector, recorded: Vector, current: Vector
   })
 }
 
-/** What a key that took the original's place must be when it gets the recorded mode and comment: as it is in everything else. */
+/** What a key that took the original's place must be when it gets the recorded mode and comment: as it is in everything else but its OID, which says that it is the original's. */
 export const withModeOf = (recorded: Vector, current: Vector): Vector => {
   const mode = recorded[0].constraint["condeferred"]
   return mapEntries(current, (entry, index) => ({
     ...entry,
+    oid: index === 0 ? recorded[0].oid : entry.oid,
     constraint: { ...entry.constraint, condeferred: mode },
     comment: index === 0 ? recorded[0].comment : entry.comment,
     triggers: entry.triggers.map((trigger) => ({

@@ -35,15 +35,18 @@ export const indexSteps = (key: Key, steps: ReadonlyArray<Index.IndexStep>): Rea
 /** The steps that are left of one change, from what is to be done next. */
 export const steps = ({ change, current, does, todo }: Rebuild.Next): ReadonlyArray<PlannedStep> => {
   const { key, original, target } = change
-  const settling = Change.needsSettling(original) ? [Change.settle(change)] : []
+  const isSettling = does === "settle"
+  const settling = Change.needsSettling(original)
+    ? [Change.settle(change, isSettling ? current : undefined)]
+    : []
   const always = (all: ReadonlyArray<Change.Step>) => all.map((step) => planned(key, step, "always"))
-  if (does === "settle") return always(settling)
+  if (isSettling) return always(settling)
   const triggers = [
     Change.switchTriggers(change, "delete", key.name, Name.aside(key.name)),
     Change.switchTriggers(change, "update", key.name, Name.aside(key.name))
   ]
-  if (does === "finish") return always([...triggers, Change.dropOriginal(change), ...settling])
-  const drop = always(todo.drop.map((place) => Change.dropTemporary(change, place)))
+  if (does === "finish") return always([...triggers, Change.dropOriginal(change, current), ...settling])
+  const drop = always(todo.drop.map(({ at, name }) => Change.dropTemporary(change, at, name)))
   if (Target.equals(Target.of(key), target)) return drop
   const add = todo.add.map((place) => Change.add(change, place))
   const order = [Change.keepOrder(change, "referenced"), Change.keepOrder(change, "referencing")]

@@ -12,6 +12,7 @@
  * | original stepped aside                    | order the triggers, drop the original                |
  * | the new key only, still INITIALLY DEFERRED | wait for the transactions of before, then settle it   |
  * | a temporary key that is not the right one | drop it                                              |
+ * | something of ours, and no key of that name | drop it, and fail                                    |
  */
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
@@ -25,6 +26,7 @@ import * as Blocker from "./Blocker.js"
 import * as Catalog from "./Catalog.js"
 import * as Change from "./Change.js"
 import * as Fidelity from "./Fidelity.js"
+import * as GiveUp from "./GiveUp.js"
 import * as Marker from "./Marker.js"
 import * as Name from "./Name.js"
 import * as Orphan from "./Orphan.js"
@@ -45,10 +47,10 @@ export class RowsViolate extends Data.TaggedError("RowsViolate")<{
   }
 }
 
-/** The key disappeared while it was being changed. */
+/** The key was dropped or renamed while it was being changed. What the change had added is gone too. */
 export class Disappeared extends Data.TaggedError("Disappeared")<{ readonly constraint: string }> {
   override get message() {
-    return `${this.constraint} no longer exists`
+    return `${this.constraint} no longer exists under that name`
   }
 }
 
@@ -117,16 +119,34 @@ export interface Task extends Aim {
 export const converge = (bench: Attempt.Bench, task: Task): Effect.Effect<boolean, Failure> =>
   Effect.gen(function* () {
     let changed = false
+    let remembered: Fidelity.Vector | undefined
+    let missing: { readonly state: string; readonly error: DatabaseError } | undefined
     // Each round makes progress or finds that somebody else did; the limit only ends a quarrel with another program.
     const rounds = 100 + 10 * task.key.referencing.partitions.length
     for (let round = 0; round < rounds; round++) {
-      const next = yield* decide(bench.session, task)
+      const next = yield* decide(bench.session, task, remembered).pipe(
+        Effect.tapErrorTag("Disappeared", () =>
+          Effect.ignore(GiveUp.gone(bench.session, (step) => run(bench, task, step), task, remembered))
+        )
+      )
       if (next === undefined) return changed
+      const state = JSON.stringify(next)
+      // Nobody changed the key, and still something was not there: running the same step again would find the same.
+      if (missing?.state === state) return yield* missing.error
       changed = true
       // Lost tries and a key that others changed both mean: read again, then decide again.
-      yield* perform(bench, task, next).pipe(
-        Effect.catchTags({ ChangedMeanwhile: () => Effect.void, TriesExhausted: () => Effect.void })
+      const lost = yield* perform(bench, task, next).pipe(
+        Effect.as(undefined),
+        Effect.catchTags({
+          ChangedMeanwhile: (error) => Effect.succeed(error),
+          TriesExhausted: (error) => Effect.succeed(error)
+        })
       )
+      remembered = next.does === "settle" && lost === undefined ? undefined : next.change.original
+      missing =
+        lost?._tag === "ChangedMeanwhile" && lost.cause !== undefined
+          ? { state, error: lost.cause }
+          : undefined
     }
     return yield* new Unstable({ constraint: Catalog.nameOf(task.key) })
   })
@@ -142,8 +162,8 @@ export interface Next {
 
 /** What a change has to do before its swap, in this order. */
 export interface Todo {
-  /** Temporary keys that are not the right ones. */
-  readonly drop: ReadonlyArray<Catalog.Relation>
+  /** Constraints of ours that are not the right ones. */
+  readonly drop: ReadonlyArray<Part>
   /** Statements of {@link Change.reindex}. */
   readonly reindex: ReadonlyArray<string>
   readonly add: ReadonlyArray<Catalog.Relation>
@@ -152,16 +172,20 @@ export interface Todo {
   readonly attach: boolean
 }
 
-/** A constraint to validate. */
+/** A constraint to validate or to drop. */
 export interface Part {
   readonly at: Catalog.Relation
   readonly name: string
 }
 
-/** What to do next, read from the catalogs: undefined if the key is what it is to be. Locks nothing. */
+/**
+ * What to do next, read from the catalogs: undefined if the key is what it is to be. Locks nothing. `remembered` is the original as this run has seen it, in case
+ * that somebody removes the comment that records it.
+ */
 export const decide = (
   session: Session,
-  task: Aim
+  task: Aim,
+  remembered?: Fidelity.Vector
 ): Effect.Effect<Next | undefined, DatabaseError | Disappeared | RecordLost | RecordUnreadable> =>
   Effect.gen(function* () {
     const { key: was, target, version } = task
@@ -181,21 +205,32 @@ export const decide = (
       keys.find(({ name, referencing }) => name === Name.temporary(key.name) && referencing.oid === place.oid)
     const temporaries = places.flatMap((place) => temporaryAt(place) ?? [])
     const recorded = Marker.decode((temporaries[0] ?? key).comment)?.original
-    if (aside === undefined && Marker.isOurs(key.comment) && Marker.decode(key.comment) === undefined) {
-      return yield* new RecordUnreadable({ constraint: Catalog.nameOf(key) })
-    }
     const next = (
       does: Next["does"],
       original: Fidelity.Vector,
       to: Target.Target,
-      todo: Todo = { drop: [], reindex: [], add: [], validate: [], attach: false }
+      todo: Todo = nothing
     ): Next => ({ does, change: { key, target: to, original, version }, current, todo })
 
+    const kept =
+      remembered === undefined || remembered[0].oid === current[0].oid
+        ? undefined
+        : Fidelity.withComment(remembered, key.comment)
+    const record = recorded ?? kept
+    const isUnreadable = Marker.isOurs(key.comment) && Marker.decode(key.comment) === undefined
+    if (aside === undefined && isUnreadable && kept === undefined) {
+      return yield* new RecordUnreadable({ constraint: Catalog.nameOf(key) })
+    }
     if (aside !== undefined) {
+      if (recorded === undefined && !fits(key, aside)) {
+        // Somebody dropped the new key and made one of that name: the original has no successor any more.
+        const drop = [{ at: key.referencing, name: aside.name }]
+        return next("drop-temporary", current, target, { ...nothing, drop })
+      }
       const stepped = yield* Fidelity.read(session, key.referencing.oid, aside.name)
       if (stepped === undefined) return yield* new Disappeared({ constraint: Catalog.nameOf(aside) })
-      if (recorded !== undefined) {
-        return next("finish", Fidelity.ofRecordedAside(stepped, recorded, current), Target.of(key))
+      if (record !== undefined) {
+        return next("finish", Fidelity.ofRecordedAside(stepped, record, current), Target.of(key))
       }
       // A partition that was detached has no record of its own.
       const before = Fidelity.ofAside(stepped, current)
@@ -204,8 +239,9 @@ export const decide = (
         : next("finish", Fidelity.reconcile(before, current), Target.of(key))
     }
     if (temporaries.length === 0) {
-      if (recorded !== undefined && Change.needsSettling(recorded)) {
-        return next("settle", Fidelity.withModeOf(recorded, current), Target.of(key))
+      const unsettled = recorded ?? (key.initiallyDeferred ? kept : undefined)
+      if (unsettled !== undefined && Change.needsSettling(unsettled)) {
+        return next("settle", Fidelity.withModeOf(unsettled, current), Target.of(key))
       }
       if (Target.equals(Target.of(key), target)) return undefined
     }
@@ -229,7 +265,7 @@ export const decide = (
         .map((at) => ({ at, name: Name.temporary(key.name) }))
     ].filter(({ at }) => key.validated || isValidAt(current, at))
     const todo: Todo = {
-      drop: wrong.map(({ referencing }) => referencing),
+      drop: wrong.map(({ name, referencing }) => ({ at: referencing, name })),
       reindex: add.length === 0 ? [] : yield* Rival.statements(session, key),
       add,
       validate,
@@ -249,6 +285,8 @@ export const decide = (
                 : "swap"
     return next(does, original, target, todo)
   })
+
+const nothing: Todo = { drop: [], reindex: [], add: [], validate: [], attach: false }
 
 /** Whether one partition of a NOT VALID key is valid all the same (18 and later). */
 const isValidAt = (vector: Fidelity.Vector, at: Catalog.Relation) =>
@@ -285,13 +323,10 @@ const fits = (key: Catalog.Key, temporary: Catalog.Key) =>
 type Lost = Attempt.TriesExhausted | Attempt.ChangedMeanwhile
 
 /** Runs one step. */
-type Run = (
-  step: Change.Step,
-  options?: Attempt.Options
-) => Effect.Effect<
-  void,
-  DatabaseError | Attempt.LockBudgetExhausted | Attempt.Unfaithful | Attempt.StepTooSlow | Lost
->
+type Run = (step: Change.Step, options?: Attempt.Options) => ReturnType<typeof run>
+
+const run = (bench: Attempt.Bench, task: Task, step: Change.Step, options?: Attempt.Options) =>
+  reported(task, step, Attempt.run(bench, step, options))
 
 const perform = (
   bench: Attempt.Bench,
@@ -299,7 +334,7 @@ const perform = (
   { change, current, does, todo }: Next
 ): Effect.Effect<void, Failure | Lost> => {
   const expected = does === "settle" ? Change.goal(change) : Change.almost(change)
-  const run: Run = (step, options) => reported(task, step, Attempt.run(bench, step, { ...options, expected }))
+  const proving: Run = (step, options) => run(bench, task, step, { ...options, expected })
   /** The first of what is left; there is one when its way is taken. */
   const first = <A>([head]: ReadonlyArray<A>, use: (head: A) => Effect.Effect<void, Failure | Lost>) =>
     head === undefined ? Effect.void : use(head)
@@ -310,7 +345,7 @@ const perform = (
     },
     add: () =>
       first(todo.add, (at) =>
-        Effect.zipRight(run(Change.add(change, at)), overlap(bench, task, run, change, at))
+        Effect.zipRight(proving(Change.add(change, at)), overlap(bench, task, proving, change, at))
       ),
     validate: () =>
       first(todo.validate, ({ at, name }) => {
@@ -319,7 +354,7 @@ const perform = (
       }).pipe(
         Effect.catchIf(isViolation, () =>
           Effect.zipRight(
-            giveUp(bench.session, run, change),
+            GiveUp.temporaries(bench.session, proving, change),
             Effect.flatMap(
               Orphan.count(bench.session, change.key, 30_000),
               (orphans) => new RowsViolate({ constraint: Catalog.nameOf(change.key), orphans })
@@ -328,16 +363,26 @@ const perform = (
         )
       ),
     attach: () =>
-      Effect.zipRight(run(Change.attach(change)), overlap(bench, task, run, change, change.key.referencing)),
+      Effect.zipRight(
+        proving(Change.attach(change)),
+        overlap(bench, task, proving, change, change.key.referencing)
+      ),
     swap: () =>
-      Change.isSelfReference(change.key)
-        ? run(Change.swap(change, current))
-        : run(Change.swap(change, current), { maxTries: task.swapTries }).pipe(
-            Effect.catchTag("TriesExhausted", () => stepAside(bench, run, change))
-          ),
-    finish: () => finish(run, change),
-    settle: () => Effect.zipRight(oldTransactions(bench, task), run(Change.settle(change))),
-    "drop-temporary": () => first(todo.drop, (at) => run(Change.dropTemporary(change, at)))
+      (Change.isSelfReference(change.key)
+        ? proving(Change.swap(change, current))
+        : proving(Change.swap(change, current), { maxTries: task.swapTries }).pipe(
+            Effect.catchTag("TriesExhausted", () => stepAside(bench, proving, change, current))
+          )
+      ).pipe(
+        // The next try would end the same, and until then rows were checked twice.
+        Effect.tapErrorTag("Unfaithful", () =>
+          Effect.ignore(GiveUp.temporaries(bench.session, proving, change))
+        )
+      ),
+    finish: () => finish(proving, change, current),
+    settle: () => Effect.zipRight(oldTransactions(bench, task), proving(Change.settle(change, current))),
+    "drop-temporary": () =>
+      first(todo.drop, ({ at, name }) => proving(Change.dropTemporary(change, at, name)))
   }
   return ways[does]()
 }
@@ -347,36 +392,32 @@ const perform = (
  * cannot be part of a circle. An action that raises no error goes live before the names are exchanged and one that does after them, so that errors keep naming
  * the original.
  */
-const stepAside = (bench: Attempt.Bench, run: Run, change: Change.Change) =>
+const stepAside = (bench: Attempt.Bench, run: Run, change: Change.Change, found: Fidelity.Vector) =>
   Effect.gen(function* () {
     const { key, target } = change
     if (!Action.raises(target.action)) {
       yield* run(Change.switchTriggers(change, "delete", Name.temporary(key.name), key.name))
     }
     const current = yield* Fidelity.read(bench.session, key.referencing.oid, key.name)
-    if (current === undefined) return yield* new Attempt.ChangedMeanwhile({ step: "switch-names" })
+    if (current === undefined || !isSame(current[0], found[0])) {
+      return yield* new Attempt.ChangedMeanwhile({ step: "switch-names" })
+    }
     // With the partitions that were attached since, whose rows are to keep their names too.
     const original = Fidelity.withTriggerNames(current, change.original)
     return yield* run(Change.switchNames({ ...change, original }, current))
   })
 
+/** Whether it is the same constraint, and nobody gave it another mode. */
+const isSame = (one: Fidelity.Entry, other: Fidelity.Entry) =>
+  one.oid === other.oid && JSON.stringify(one.constraint) === JSON.stringify(other.constraint)
+
 /** The original stepped aside: the new key's triggers come to fire first, then the original is dropped. */
-const finish = (run: Run, change: Change.Change) =>
+const finish = (run: Run, change: Change.Change, current: Fidelity.Vector) =>
   Effect.gen(function* () {
     const { name } = change.key
     yield* run(Change.switchTriggers(change, "delete", name, Name.aside(name)))
     yield* run(Change.switchTriggers(change, "update", name, Name.aside(name)))
-    yield* run(Change.dropOriginal(change))
-  })
-
-/** Drops the temporary key wherever it is. */
-const giveUp = (session: Session, run: Run, change: Change.Change) =>
-  Effect.gen(function* () {
-    const places = Change.places(change)
-    const keys = yield* Catalog.read(session, { tables: places.map(({ oid }) => oid) })
-    for (const { name, referencing } of keys) {
-      if (name === Name.temporary(change.key.name)) yield* run(Change.dropTemporary(change, referencing))
-    }
+    yield* run(Change.dropOriginal(change, current))
   })
 
 /** Waits, for a limited time, until every transaction has ended that was running when this was called. */

@@ -15,7 +15,6 @@ export interface Refusal {
   readonly code:
     | "period"
     | "foreign-table"
-    | "temporary-table"
     | "extension"
     | "row-movement"
     | "privileges"
@@ -82,7 +81,6 @@ export const all = (evidence: Evidence): ReadonlyArray<Refusal> => {
   for (const table of ends) {
     const name = label(table.schema, table.name)
     if (table.kind === "f") refuse("foreign-table", `${name} is a foreign table`)
-    if (table.temporary) refuse("temporary-table", `${name} is a temporary table, it ends with its session`)
     if (table.extension !== null) {
       refuse(
         "extension",

@@ -189,7 +189,6 @@ describe("a key is refused, and nothing touched", () => {
 const codes = {
   period: true,
   "foreign-table": true,
-  "temporary-table": true,
   extension: true,
   "row-movement": true,
   privileges: true,
@@ -284,24 +283,6 @@ describe("a key is refused with a reason, and nothing touched, when", () => {
       )
     )
   }
-
-  it.scopedLive("its tables are temporary", () =>
-    Effect.gen(function* () {
-      const session = yield* application
-      yield* session.query(pair.replaceAll("CREATE TABLE", "CREATE TEMPORARY TABLE"))
-      const [schema] = yield* session.query<{ readonly name: string }>(
-        "SELECT nspname AS name FROM pg_namespace WHERE oid = pg_my_temp_schema()"
-      )
-      const [key] = yield* refused()
-      assert.deepStrictEqual(key, {
-        constraint: `${schema?.name}.child.fk`,
-        code: "temporary-table",
-        reason: ["child", "parent"]
-          .map((table) => `${schema?.name}.${table} is a temporary table, it ends with its session`)
-          .join("; ")
-      })
-    }).pipe(Effect.provide(database))
-  )
 
   it("for one of the reasons in the documentation, which has all of them", () => {
     const text = Fs.readFileSync(Path.join(repository, "docs/changing-foreign-keys-online.md"), "utf8")
@@ -436,6 +417,22 @@ describe("an index on the referencing columns", () => {
         "SELECT count(*)::int AS n FROM pg_index WHERE indrelid = 'child'::regclass"
       )
       assert.deepStrictEqual(count, [{ n: 2 }])
+    }).pipe(Effect.provide(database))
+  )
+})
+
+describe("a temporary table", () => {
+  it.scopedLive("is nobody's business but its session's: a change of all keys does not see its", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      yield* session.query(pair)
+      const other = yield* application
+      yield* other.query(pair.replaceAll("CREATE TABLE", "CREATE TEMPORARY TABLE"))
+      const { failed, rebuilt, refused } = yield* ForeignKey.rebuild({ selectors: {}, onDelete: "cascade" })
+      assert.deepStrictEqual(
+        [failed, refused, rebuilt.map(({ constraint }) => constraint)],
+        [[], [], ["public.child.fk"]]
+      )
     }).pipe(Effect.provide(database))
   )
 })
