@@ -1,5 +1,5 @@
 /** Who holds the locks that a step waits for. */
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import type { Relation, Table } from "./Catalog.js"
@@ -65,6 +65,10 @@ export const watch = (
     )`,
     [processId]
   )
+
+/** Ends what a backend of ours does now, by another session. */
+export const cancel = (session: Session, processId: number): Effect.Effect<void> =>
+  Effect.ignore(session.query("SELECT pg_catalog.pg_cancel_backend($1::int4)", [processId]))
 
 /**
  * Who holds a lock that conflicts with one of these, in a transaction older than `olderThan` milliseconds. Asking takes no lock and queues nowhere,
