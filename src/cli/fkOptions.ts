@@ -185,7 +185,7 @@ const duration = (name: string, description: string) =>
 
 const lockTimeout = duration(
   "lock-timeout",
-  'The longest that one try asks for locks, default "250 millis". Never more than 0.6 of the server\'s deadlock_timeout.'
+  'The longest that others wait because of one try, for its locks and its work together, default "250 millis". It asks for locks for up to 0.8 of this, and never for more than 0.6 of the server\'s deadlock_timeout.'
 )
 
 const budget = duration("budget", 'How long to go on trying for each key, default "10 minutes".')

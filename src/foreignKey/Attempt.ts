@@ -1,7 +1,8 @@
 /**
  * Taking the locks of a step and running it, without harm to anybody.
  *
- * One try is one transaction that asks for its locks for a short time only. What keeps applications safe (rules R1 to R4):
+ * One try is one transaction that asks for its locks for a short time only, and that ends, with its work, by one deadline. What keeps applications safe (rules R1 to
+ * R4):
  * no lock is upgraded to one that conflicts with writes; one cap, below the server's deadlock_timeout, holds for the sum of the waits;
  * a second session cancels the try as soon as somebody waits for it in a circle; autovacuum is moved aside by a lock that no reader or writer notices.
  * A try that is lost costs others some milliseconds, so there can be many.
@@ -24,7 +25,7 @@ import type { Relation } from "./Catalog.js"
 import type { Step, StepName } from "./Change.js"
 import * as Fidelity from "./Fidelity.js"
 import * as Lock from "./Lock.js"
-import { block } from "./Sql.js"
+import { block, literal } from "./Sql.js"
 
 /** The sessions and limits of one change. */
 export interface Bench {
@@ -34,6 +35,10 @@ export interface Bench {
   readonly watcher: Session
   /** The longest that one try asks for locks, in milliseconds. */
   readonly cap: number
+  /** The longest that others wait because of one try, in milliseconds: while it asks for its locks and while it has them. COMMIT alone is not in it. */
+  readonly limit: number
+  /** Milliseconds after which a wait for locks that nobody waits behind ends: longer than the server lets autovacuum stand in the way. */
+  readonly eviction: number
   /** Milliseconds that may still be spent on getting locks; validation does not count. */
   readonly budget: Ref.Ref<number>
   /** The longest time so far for which others had to wait for us, in milliseconds. */
@@ -98,13 +103,14 @@ type Way = "as-listed" | "reversed" | "spin"
 /** The ways in turn: each has a load under which it starves, so none is used alone. */
 const ways: ReadonlyArray<Way> = ["reversed", "as-listed", "spin"]
 
-/** With all its locks, a step took longer than others can be made to wait; it was rolled back. */
+/** With all its locks, a step took longer than others may be made to wait, each time; it was rolled back. */
 export class StepTooSlow extends Data.TaggedError("StepTooSlow")<{
   readonly step: StepName
-  readonly millis: number
+  /** The time that it had, in milliseconds. */
+  readonly limit: number
 }> {
   override get message() {
-    return `step ${this.step} did not finish within ${bodyLimit} ms of getting its locks (so many partitions?) and was rolled back; the original still protects the data`
+    return `step ${this.step} got its locks and did not finish within ${this.limit} ms of asking for them, ${slowTries} times, and was rolled back; the original still protects the data. With many partitions it needs a longer lock timeout; run it again with one to resume`
   }
 }
 
@@ -129,7 +135,7 @@ export const run = (
     yield* bench.stillAlone
     const courtesy = yield* Ref.make(Courtesy.none)
     const sightings = yield* Ref.make<Blocker.Sightings>(new Map())
-    yield* repeatedly(bench, step, options.maxTries, (tries) =>
+    yield* repeatedly(bench, step, options.maxTries, (tries, slow) =>
       Effect.gen(function* () {
         const present = yield* Blocker.holders(bench.watcher, step.locks, [
           bench.session.processId,
@@ -138,10 +144,12 @@ export const run = (
         const holders = yield* Blocker.old(present, 2 * bench.cap, sightings)
         const seen = yield* Ref.updateAndGet(courtesy, (seen) => Courtesy.look(seen, holders))
         if (holders.length === 0)
-          return yield* attempt(bench, step, tries, patience(bench.cap, tries), options)
+          return yield* attempt(bench, step, tries, patience(bench, tries, slow), options)
         if (!(yield* Courtesy.queues(seen))) return { _tag: "Asked" as const, blockers: holders }
         yield* Ref.set(courtesy, { ...seen, queued: seen.queued + 1 })
-        return yield* attempt(bench, step, tries, bench.cap, options)
+        const result = yield* attempt(bench, step, tries, patience(bench, Infinity, slow), options)
+        // Whoever was seen in the way last can be somebody who was there for a moment only.
+        return result._tag === "Won" ? result : { ...result, blockers: together(holders, result.blockers) }
       })
     )
   })
@@ -153,12 +161,15 @@ export const run = (
 export const runBesideWrites = (
   bench: Bench,
   step: Step
-): Effect.Effect<void, DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile> =>
+): Effect.Effect<
+  void,
+  DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile | StepTooSlow
+> =>
   Effect.gen(function* () {
     yield* bench.stillAlone
     const statements = [
       "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
-      "SET LOCAL lock_timeout = '2s'",
+      `SET LOCAL lock_timeout = '${bench.eviction + 500}ms'`,
       "SET LOCAL statement_timeout = 0",
       ...step.statements,
       "COMMIT"
@@ -180,41 +191,69 @@ export const runBesideWrites = (
   })
 
 /**
- * Runs a step whose statements cannot be in a transaction, of the kind of REINDEX CONCURRENTLY: no reader or writer notices its locks, and it waits, as long as they
- * take, for the transactions that were there before it, while nobody waits for it. A lost try is not repeated, because what it left behind has to be looked at first.
+ * Runs a step whose statements cannot be in a transaction, of the kind of REINDEX CONCURRENTLY: no reader or writer notices its locks, and it waits for the transactions
+ * that were there before it, while nobody waits for it. The time it waits counts against the budget, which ends it; the time it builds does not. A lost try is not
+ * repeated, because what it left behind has to be looked at first.
  */
 export const runOutsideTransaction = (
   bench: Bench,
   step: Step
 ): Effect.Effect<void, DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile> =>
-  Effect.zipRight(
-    bench.stillAlone,
-    repeatedly(bench, step, 1, () =>
-      Effect.gen(function* () {
-        const blockers = yield* Ref.make<Seen>([])
-        const start = yield* Clock.currentTimeMillis
-        const tell = Effect.gen(function* () {
-          const seen = yield* Ref.getAndSet(blockers, [])
-          const elapsedMillis = (yield* Clock.currentTimeMillis) - start
-          if (seen.length > 0)
-            yield* bench.onWait({ step: step.name, tries: 0, elapsedMillis, blockers: seen })
-        })
-        const statements = Effect.forEach(
-          ["SET statement_timeout = 0", "SET lock_timeout = 0", ...step.statements],
-          (statement) => watched(bench, blockers, "500 millis", bench.session.query(statement)),
-          { discard: true }
-        )
-        return yield* Effect.raceFirst(
-          Effect.as(statements, won),
-          Effect.forever(Effect.zipRight(Effect.sleep("1 second"), tell))
-        ).pipe(
-          Effect.catchAll((error) => (isLostTry(error) ? lost(blockers) : otherwise(step, error))),
-          Effect.ensuring(
-            Effect.ignore(bench.session.query("SET statement_timeout = '30s'; SET lock_timeout = '5s'"))
-          )
-        )
-      })
+  Effect.gen(function* () {
+    yield* bench.stillAlone
+    const blockers = yield* Ref.make<Seen>([])
+    const exhausted = yield* Ref.make<LockBudgetExhausted | undefined>(undefined)
+    const start = yield* Clock.currentTimeMillis
+    const second = Effect.gen(function* () {
+      const began = yield* Clock.currentTimeMillis
+      yield* Effect.sleep("1 second")
+      const seen = yield* Ref.getAndSet(blockers, [])
+      if (seen.length === 0) return undefined
+      const now = yield* Clock.currentTimeMillis
+      yield* bench.onWait({ step: step.name, tries: 0, elapsedMillis: now - start, blockers: seen })
+      const left = yield* Ref.updateAndGet(bench.budget, (budget) => budget - (now - began))
+      if (left > 0) return undefined
+      yield* Ref.set(exhausted, new LockBudgetExhausted({ step: step.name, tries: 1, blockers: seen }))
+      yield* Effect.uninterruptible(Blocker.cancel(bench.watcher, bench.session.processId))
+      return yield* Effect.never
+    })
+    // The server's own limit is for when nobody is there any more to count.
+    const wait = Math.max(1, Math.ceil(yield* Ref.get(bench.budget)))
+    const statements = Effect.forEach(
+      ["SET statement_timeout = 0", `SET lock_timeout = '${wait}ms'`, ...step.statements],
+      (statement) => watched(bench, blockers, "500 millis", bench.session.query(statement)),
+      { discard: true }
     )
+    const ended = (error: DatabaseError) =>
+      Effect.gen(function* () {
+        const outOfBudget = yield* Ref.get(exhausted)
+        if (outOfBudget !== undefined) return yield* outOfBudget
+        if (error.reason._tag !== "LockTimeout") return yield* new TriesExhausted({ step: step.name })
+        const seen = yield* Ref.get(blockers)
+        return yield* new LockBudgetExhausted({ step: step.name, tries: 1, blockers: seen })
+      })
+    yield* Effect.raceFirst(statements, Effect.forever(second)).pipe(
+      Effect.catchAll(
+        (
+          error
+        ): Effect.Effect<never, DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile> =>
+          isLostTry(error) ? ended(error) : otherwise(step, error)
+      ),
+      Effect.ensuring(
+        Effect.ignore(bench.session.query("SET statement_timeout = '30s'; SET lock_timeout = '5s'"))
+      )
+    )
+  })
+
+/**
+ * Runs statements of a step that clean up after {@link runOutsideTransaction}, each for a short time only: DROP INDEX CONCURRENTLY may have to wait for the very
+ * transactions that were in the way. What is left then is found by the next run.
+ */
+export const tidy = ({ session }: Bench, statements: ReadonlyArray<string>): Effect.Effect<void> =>
+  Effect.forEach(
+    ["SET statement_timeout = '30s'", "SET lock_timeout = '1s'", ...statements, "SET lock_timeout = '5s'"],
+    (statement) => Effect.ignore(session.query(statement)),
+    { discard: true }
   )
 
 // -----------------------------------------------------------------------------
@@ -228,6 +267,8 @@ type Result =
   | { readonly _tag: "Won" }
   /** The locks were not to be had in the time that a try takes. */
   | { readonly _tag: "Lost"; readonly blockers: Seen }
+  /** It had the locks, and its work was not done by the deadline. */
+  | { readonly _tag: "Slow"; readonly blockers: Seen }
   /** No lock was asked for, because old transactions hold them. */
   | { readonly _tag: "Asked"; readonly blockers: Seen }
 
@@ -236,22 +277,33 @@ const won: Result = { _tag: "Won" }
 const lost = (blockers: Ref.Ref<Seen>): Effect.Effect<Result> =>
   Effect.map(Ref.get(blockers), (seen) => ({ _tag: "Lost", blockers: seen }))
 
+/** All of them, each once. */
+const together = (some: Seen, others: Seen): Seen => [
+  ...some,
+  ...others.filter(({ pid, preparedTransaction }) =>
+    some.every((one) => one.pid !== pid || one.preparedTransaction !== preparedTransaction)
+  )
+]
+
 /** Tries until one wins, as often and as long as allowed, with random pauses that grow. */
 const repeatedly = <E>(
   bench: Bench,
   step: Step,
   maxTries: number | undefined,
-  attempt: (tries: number) => Effect.Effect<Result, E>
-): Effect.Effect<void, E | LockBudgetExhausted | TriesExhausted> =>
+  attempt: (tries: number, slow: number) => Effect.Effect<Result, E>
+): Effect.Effect<void, E | LockBudgetExhausted | TriesExhausted | StepTooSlow> =>
   Effect.gen(function* () {
     const start = yield* Clock.currentTimeMillis
     let told = start
     let blockers: Seen = []
+    let slow = 0
     for (let tries = 0; tries !== maxTries;) {
       const began = yield* Clock.currentTimeMillis
-      const result = yield* attempt(tries)
+      const result = yield* attempt(tries, slow)
       if (result._tag === "Won") return undefined
-      if (result._tag === "Lost") tries += 1
+      if (result._tag !== "Asked") tries += 1
+      if (result._tag === "Slow") slow += 1
+      if (slow === slowTries) return yield* new StepTooSlow({ step: step.name, limit: bench.limit })
       if (result.blockers.length > 0) blockers = result.blockers
       yield* Effect.sleep(Duration.millis(5 + (yield* Random.next) * Math.min(500, 15 * 1.15 ** tries)))
       const now = yield* Clock.currentTimeMillis
@@ -265,8 +317,12 @@ const repeatedly = <E>(
     return yield* new TriesExhausted({ step: step.name })
   })
 
-/** Longer and longer up to the cap: under load short tries win, beside slower transactions longer ones do. */
-const patience = (cap: number, tries: number) => Math.round(Math.min(cap, 30 * 2 ** Math.floor(tries / 6)))
+/**
+ * How long to ask for locks. Longer and longer up to the cap: under load short tries win, beside slower transactions longer ones do. A step whose work was too slow gets
+ * more of its time for that.
+ */
+const patience = ({ cap, limit }: Bench, tries: number, slow: number) =>
+  Math.max(1, Math.round(Math.min(cap, 30 * 2 ** Math.floor(tries / 6), slow > 0 ? limit / 4 : Infinity)))
 
 const attempt = (
   bench: Bench,
@@ -274,7 +330,7 @@ const attempt = (
   tries: number,
   patience: number,
   { expected }: Options
-): Effect.Effect<Result, DatabaseError | ChangedMeanwhile | Unfaithful | StepTooSlow> =>
+): Effect.Effect<Result, DatabaseError | ChangedMeanwhile | Unfaithful> =>
   Effect.gen(function* () {
     const way =
       step.locks.length === 1 || isShared(step) || !step.locks.every(({ table }) => Lock.isLockable(table))
@@ -283,38 +339,52 @@ const attempt = (
     const tables = step.locks.map((lock) => lock.table).filter(Lock.isLockable)
     const prelude = [
       "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
-      "SET LOCAL lock_timeout = '1500ms'",
-      "SET LOCAL statement_timeout = '4s'",
+      // Autovacuum gives way after the server's deadlock_timeout, once for each table.
+      `SET LOCAL lock_timeout = '${bench.eviction}ms'`,
+      `SET LOCAL statement_timeout = '${2 * bench.eviction + 1000}ms'`,
       ...(tables.length === 0 ? [] : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE")]),
       `SET LOCAL statement_timeout = '${patience}ms'`
     ]
     const body = [
       // A step that changes indexes gets its locks from its one statement, for which no work is left then.
       ...(tables.length === 0
-        ? []
-        : [...lockStatements(step, tables, way), `SET LOCAL statement_timeout = '${bodyLimit}ms'`]),
-      ...step.statements,
+        ? step.statements
+        : [
+            lockStatement(step, tables, way),
+            ...step.statements.flatMap((statement) => [untilDeadline(bench.limit), statement])
+          ]),
       "COMMIT"
     ]
     const blockers = yield* Ref.make<Seen>([])
-    const took = yield* Ref.make(0)
-    const exit = yield* Effect.exit(
-      Effect.zipRight(
-        watched(bench, blockers, "5 millis", bench.session.query(prelude.join(";\n"))),
-        timed(bench, took, watched(bench, blockers, "5 millis", bench.session.query(body.join(";\n"))))
+    const ask = watched(bench, blockers, "5 millis", bench.session.query(prelude.join(";\n")))
+    const work = timed(
+      bench,
+      watched(bench, blockers, "5 millis", bench.session.query(body.join(";\n")))
+    ).pipe(
+      Effect.as(won),
+      // The locks have an error of their own, so it was the statements.
+      Effect.catchIf(
+        ({ reason }) => reason._tag === "StatementTimeout" && tables.length > 0,
+        (error) => Effect.as(rollback(bench.session, error), { _tag: "Slow" as const, blockers: [] })
       )
     )
-    if (Exit.isSuccess(exit)) return won
-    yield* Effect.catchAll(exit, (error) =>
-      Effect.zipRight(rollback(bench.session, error), judge(step, error, expected))
+    return yield* Effect.zipRight(ask, work).pipe(
+      Effect.catchAll((error) =>
+        Effect.zipRight(rollback(bench.session, error), judge(step, error, expected))
+      ),
+      Effect.flatMap((result) => (result === undefined ? lost(blockers) : Effect.succeed(result)))
     )
-    // Asking for locks never takes so long: it was the statements, and trying again would stop everybody again.
-    const millis = yield* Ref.get(took)
-    return millis >= bodyLimit ? yield* new StepTooSlow({ step: step.name, millis }) : yield* lost(blockers)
   })
 
-/** The longest that one statement may take while others wait for its locks, in milliseconds. */
-const bodyLimit = 2_000
+/** So often a step may be too slow: something else may have kept the server busy. */
+const slowTries = 5
+
+/**
+ * Gives the next statement what is left of the time, in milliseconds, since the server got the text that it is part of: then it began to ask for the locks.
+ * What is done after the deadline is cancelled at once; when all is done, to commit late makes others wait less than to begin again.
+ */
+const untilDeadline = (limit: number) =>
+  `SELECT pg_catalog.set_config('statement_timeout', greatest(1, ${limit} - extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000)::int::text, true)`
 
 /** Only a session that still lives can and need be rolled back. */
 const rollback = (session: Session, error: DatabaseError) =>
@@ -323,50 +393,51 @@ const rollback = (session: Session, error: DatabaseError) =>
 /** A step that does not ask for ACCESS EXCLUSIVE has one good order only: the referenced table first. */
 const isShared = (step: Step) => step.locks.every((lock) => lock.mode !== "ACCESS EXCLUSIVE")
 
-const lockStatements = (
-  { locks }: Step,
-  tables: ReadonlyArray<Relation>,
-  way: Way
-): ReadonlyArray<string> => {
-  if (way === "spin") {
-    const exclusive = locks.filter(({ mode }) => mode === "ACCESS EXCLUSIVE").map(({ table }) => table)
-    return [
-      Lock.statement(tables, "SHARE ROW EXCLUSIVE"),
-      spin(Lock.statement(exclusive, "ACCESS EXCLUSIVE", true))
-    ]
-  }
-  const statements = Lock.statements(way === "reversed" ? locks.toReversed() : locks)
-  // One statement, because the cap holds for the sum of the waits and statement_timeout for each statement.
-  return statements.length === 1 ? statements : [block(`BEGIN ${statements.join("; ")}; END`)]
+/**
+ * Takes all locks of a step in one statement, because the cap holds for the sum of the waits and statement_timeout for each statement. That they are not to be had is an
+ * error of its own, to tell it from statements that take too long.
+ */
+const lockStatement = ({ locks }: Step, tables: ReadonlyArray<Relation>, way: Way): string => {
+  const exclusive = locks.filter(({ mode }) => mode === "ACCESS EXCLUSIVE").map(({ table }) => table)
+  const statements =
+    way === "spin"
+      ? [
+          Lock.statement(tables, "SHARE ROW EXCLUSIVE"),
+          spin(Lock.statement(exclusive, "ACCESS EXCLUSIVE", true))
+        ]
+      : Lock.statements(way === "reversed" ? locks.toReversed() : locks)
+  return block(`DECLARE
+  deadline timestamptz;
+BEGIN
+  ${statements.join(";\n  ")};
+EXCEPTION WHEN query_canceled OR lock_not_available THEN
+  RAISE EXCEPTION USING ERRCODE = ${literal(noLocksCode)}, MESSAGE = 'the locks were not to be had';
+END`)
 }
 
+/** SQLSTATE of our own: the time to ask for locks is over, or somebody waited for us in a circle. */
+const noLocksCode = "FKG03"
+
 /** Asks again and again without ever queueing, for 40 ms: an upgrade that waits would make an application the victim at once (rule R1). */
-const spin = (lock: string) =>
-  block(`DECLARE
-  deadline timestamptz := clock_timestamp() + interval '40 milliseconds';
-BEGIN
+const spin = (lock: string) => `deadline := clock_timestamp() + interval '40 milliseconds';
   LOOP
     BEGIN
       ${lock};
-      RETURN;
+      EXIT;
     EXCEPTION WHEN lock_not_available THEN
       IF clock_timestamp() > deadline THEN RAISE; END IF;
     END;
     PERFORM pg_catalog.pg_sleep(0.0005);
-  END LOOP;
-END`)
+  END LOOP`
 
-const timed = <A, E>(bench: Bench, took: Ref.Ref<number>, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+const timed = <A, E>(bench: Bench, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
   Effect.gen(function* () {
     const start = yield* Clock.currentTimeNanos
     return yield* Effect.ensuring(
       effect,
       Effect.flatMap(Clock.currentTimeNanos, (end) => {
         const millis = Number(end - start) / 1e6
-        return Effect.zipRight(
-          Ref.set(took, millis),
-          Ref.update(bench.longestLock, (longest) => Math.max(longest, millis))
-        )
+        return Ref.update(bench.longestLock, (longest) => Math.max(longest, millis))
       })
     )
   })
@@ -448,8 +519,9 @@ const otherwise = (
     ? new ChangedMeanwhile({ step: step.name, cause: error })
     : Effect.fail(error)
 
-/** Lock timeout and NOWAIT (55P03), the cap or the watcher's cancel (57014), and a deadlock in which we are the victim (40P01). */
+/** No locks in time (by {@link noLocksCode}), lock timeout and NOWAIT (55P03), the cap or the watcher's cancel (57014), and a deadlock in which we are the victim (40P01). */
 export const isLostTry = (error: DatabaseError): boolean =>
+  (error.reason._tag === "ServerError" && error.reason.code === noLocksCode) ||
   error.reason._tag === "LockTimeout" ||
   error.reason._tag === "StatementTimeout" ||
   error.reason._tag === "StatementCancelled" ||

@@ -71,6 +71,10 @@ export const watch = (
     [processId]
   )
 
+/** Ends what a backend of ours does now, by another session. */
+export const cancel = (session: Session, processId: number): Effect.Effect<void> =>
+  Effect.ignore(session.query("SELECT pg_catalog.pg_cancel_backend($1::int4)", [processId]))
+
 /** A transaction that holds a lock. */
 export interface Holder extends Blocker {
   /** Which transaction of the session it is. */

@@ -45,7 +45,9 @@ export const build = (bench: Attempt.Bench, key: Key, onBuilt: (index: string) =
       if (step === undefined) return undefined
       yield* Effect.zipRight(
         step.outsideTransaction === true
-          ? Attempt.runOutsideTransaction(bench, step)
+          ? Attempt.runOutsideTransaction(bench, step).pipe(
+              Effect.tapErrorTag("LockBudgetExhausted", () => tidy(bench, key))
+            )
           : Attempt.run(bench, step),
         step.name === "index" || step.name === "index-whole" ? onBuilt(step.index) : Effect.void
       ).pipe(Effect.catchTags({ ChangedMeanwhile: () => Effect.void, TriesExhausted: () => Effect.void }))
@@ -56,6 +58,15 @@ export const build = (bench: Attempt.Bench, key: Key, onBuilt: (index: string) =
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
+
+/** Drops what a build that did not come to its end has left, as far as that can be done at once. */
+const tidy = (bench: Attempt.Bench, key: Key) =>
+  Effect.flatMap(missing(bench.session, key), (steps) =>
+    Attempt.tidy(
+      bench,
+      steps.flatMap(({ name, statements }) => (name === "index-drop" ? statements : []))
+    )
+  ).pipe(Effect.ignore)
 
 /** A table of the partition tree, parents before their partitions, with its indexes. */
 interface Place extends Relation {

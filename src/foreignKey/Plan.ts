@@ -129,6 +129,6 @@ const planned = (key: Key, step: Change.Step, when: PlannedStep["when"]): Planne
     locks: step.locks.flatMap(({ mode, table }) =>
       Lock.withPartitions(table).map(({ name, schema }) => ({ relation: label(schema, name), mode }))
     ),
-    blocks: `${Lock.blocks(mode)}${durations[step.name] ?? ", for milliseconds"}`
+    blocks: `${Lock.blocks(mode)}${durations[step.name] ?? ", for milliseconds, at most the lock timeout"}`
   }
 }

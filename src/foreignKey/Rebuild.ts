@@ -341,7 +341,14 @@ const perform = (
   const ways: { readonly [Does in Next["does"]]: () => Effect.Effect<void, Failure | Lost> } = {
     reindex: () => {
       const step = Change.reindex(change, todo.reindex)
-      return reported(task, step, Attempt.runOutsideTransaction(bench, step))
+      return reported(task, step, Attempt.runOutsideTransaction(bench, step)).pipe(
+        Effect.tapErrorTag("LockBudgetExhausted", () =>
+          Rival.leftovers(bench.session, change.key).pipe(
+            Effect.flatMap((statements) => Attempt.tidy(bench, statements)),
+            Effect.ignore
+          )
+        )
+      )
     },
     add: () =>
       first(todo.add, (at) =>

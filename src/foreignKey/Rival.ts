@@ -37,22 +37,29 @@ export const obstacle = (key: Key): string | undefined => {
     : `${bound}, ${label(key.referenced.schema, exclusion.name)}, which REINDEX CONCURRENTLY does not support because it belongs to an exclusion constraint`
 }
 
-/**
- * The statements that let the rivals of a key step behind, none in a transaction. First those that drop what an interrupted REINDEX CONCURRENTLY of an index that fits
- * left behind (PostgreSQL names it with `_ccnew` or `_ccold`): it is invalid, costs writes and serves nobody.
- */
+/** The statements that let the rivals of a key step behind, none in a transaction, after those that drop {@link leftovers}. */
 export const statements = (session: Session, key: Key): Effect.Effect<ReadonlyArray<string>, DatabaseError> =>
   Effect.gen(function* () {
     if (key.boundIndex === null || Change.bindsPrimaryKeyByDefault(key)) return []
-    const leftovers = yield* session.query<{ readonly name: string }>(interrupted, [
+    const { schema } = key.referenced
+    return [
+      ...(yield* leftovers(session, key)),
+      ...of(key).map(({ name }) => `REINDEX INDEX CONCURRENTLY ${qualified({ schema, name })}`)
+    ]
+  })
+
+/**
+ * The statements that drop what an interrupted REINDEX CONCURRENTLY of an index that fits has left behind (PostgreSQL names it with `_ccnew` or `_ccold`): it is
+ * invalid, costs writes and serves nobody.
+ */
+export const leftovers = (session: Session, key: Key): Effect.Effect<ReadonlyArray<string>, DatabaseError> =>
+  Effect.gen(function* () {
+    const found = yield* session.query<{ readonly name: string }>(interrupted, [
       key.referenced.oid,
       key.candidateIndexes.flatMap(({ name, oid }) => (oid === key.boundIndex?.oid ? [] : [name]))
     ])
     const { schema } = key.referenced
-    return [
-      ...leftovers.map(({ name }) => `DROP INDEX CONCURRENTLY ${qualified({ schema, name })}`),
-      ...of(key).map(({ name }) => `REINDEX INDEX CONCURRENTLY ${qualified({ schema, name })}`)
-    ]
+    return found.map(({ name }) => `DROP INDEX CONCURRENTLY ${qualified({ schema, name })}`)
   })
 
 // -----------------------------------------------------------------------------

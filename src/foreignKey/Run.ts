@@ -84,7 +84,10 @@ export interface PlanOptions extends Common {
 
 /** How hard to try. */
 export interface Effort {
-  /** The longest that one try asks for locks. Default 250 ms; never more than 0.6 of the server's deadlock_timeout. */
+  /**
+   * The longest that others wait because of one try of a step that stops them: for its locks and its work together, COMMIT aside. Of this, up to 0.8 is for the locks, and
+   * never more than 0.6 of the server's deadlock_timeout. Default 250 ms.
+   */
   readonly lockTimeout?: Duration.DurationInput | undefined
   /** How long to go on trying to get locks, for each key; validation does not count. Default 10 minutes. */
   readonly budget?: Duration.DurationInput | undefined

@@ -224,7 +224,10 @@ const converge = (
     const bench: Attempt.Bench = {
       session,
       watcher,
-      cap: Math.max(1, Math.floor(Math.min(lockTimeout, 0.6 * deadlockTimeout))),
+      // What is left of the limit is for the work, which takes some milliseconds.
+      cap: Math.max(1, Math.floor(Math.min(0.8 * lockTimeout, 0.6 * deadlockTimeout))),
+      limit: lockTimeout,
+      eviction: deadlockTimeout + 500,
       ...kept,
       stillAlone: sessions.confirm,
       onWait: (wait) =>

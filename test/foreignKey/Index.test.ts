@@ -212,6 +212,31 @@ describe("the index of a partitioned referencing table", () => {
     }).pipe(Effect.provide(database))
   )
 
+  for (const [who, statement, left] of [
+    ["a snapshot elsewhere", "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM parent", []],
+    ["a lock on the partition", "BEGIN; INSERT INTO low VALUES (1, 1)", ["low: ours invalid"]]
+  ] as const) {
+    it.scopedLive(`waits within the budget only for an old transaction that has ${who}`, () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        const other = yield* application
+        yield* session.query(tables)
+        yield* other.query(statement)
+        const { failed, rebuilt: none } = yield* ForeignKey.rebuild({ ...build, budget: "1 second" })
+        assert.deepStrictEqual([none, failed.map(({ code }) => code)], [[], ["LockBudgetExhausted"]])
+        assert.include(failed[0]?.reason, `in the way: client backend ${other.processId}`)
+        assert.deepStrictEqual(
+          (yield* indexes(session)).filter((index) => index.endsWith("invalid")),
+          ["child: ours invalid", ...left]
+        )
+        assert.strictEqual((yield* ForeignKey.list())[0]?.onDelete, "no-action")
+        yield* other.query("COMMIT")
+        assert.deepStrictEqual(rebuilt(yield* ForeignKey.rebuild(build)), [[], [], 1])
+        assert.deepStrictEqual(yield* indexes(session), complete)
+      }).pipe(Effect.provide(database))
+    )
+  }
+
   it.scopedLive(
     "is attached as soon as a transaction that uses a partition has ended, and makes nobody wait for it",
     () =>

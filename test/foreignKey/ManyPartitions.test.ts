@@ -21,9 +21,16 @@ describe("a table of many partitions", () => {
           END $$;
           INSERT INTO parent SELECT generate_series(1, ${partitions});
           INSERT INTO child SELECT id, id FROM parent`)
-        const { failed, rebuilt, refused } = yield* ForeignKey.rebuild({ selectors: {}, onDelete: "cascade" })
+        // The swap computes for some 90 ms; the machine may be busy with others.
+        const limit = 1_000
+        const { failed, rebuilt, refused } = yield* ForeignKey.rebuild({
+          selectors: {},
+          onDelete: "cascade",
+          lockTimeout: limit
+        })
         assert.deepStrictEqual([refused, failed], [[], []])
-        assert.isBelow(rebuilt[0]?.longestLockMs ?? Infinity, 2_000)
+        // The limit does not hold for COMMIT, nor for the way of its answer.
+        assert.isBelow(rebuilt[0]?.longestLockMs ?? Infinity, limit + 250)
         assert.deepStrictEqual(yield* ForeignKey.check(), [])
         yield* session.query("DELETE FROM parent")
         assert.deepStrictEqual(yield* session.query("SELECT id FROM child"), [])

@@ -96,6 +96,35 @@ describe("a change whose result would differ from the original", () => {
   )
 })
 
+describe("a step that is not done soon after it got its locks", () => {
+  for (const [what, sleeps] of [
+    ["because one statement takes long", "IF tg_tag = 'COMMENT' THEN PERFORM pg_sleep(5); END IF"],
+    ["because all of them together take long", "PERFORM pg_sleep(0.4)"]
+  ] as const) {
+    it.scopedLive(`is rolled back, ${what}, and done when it is given more time`, () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        yield* session.query(tables)
+        const before = comparable(yield* vectors(session))["public.child.fk"]
+        yield* session.query(`
+          CREATE FUNCTION dawdle() RETURNS event_trigger LANGUAGE plpgsql SET search_path = public AS $$
+          BEGIN
+            IF NOT EXISTS (SELECT FROM pg_constraint WHERE conname = 'fk' AND confdeltype = 'a') THEN ${sleeps}; END IF;
+          END $$;
+          CREATE EVENT TRIGGER dawdle ON ddl_command_end EXECUTE FUNCTION dawdle()`)
+        const { failed, rebuilt } = yield* change(60, { lockTimeout: "600 millis" })
+        assert.deepStrictEqual([rebuilt, failed.map(({ code }) => code)], [[], ["StepTooSlow"]])
+        assert.include(failed[0]?.reason, "step swap got its locks and did not finish within 600 ms")
+        assert.deepStrictEqual(comparable(yield* vectors(session))["public.child.fk"], before)
+        const again = yield* change(60, { lockTimeout: "20 seconds" })
+        assert.deepStrictEqual([again.failed, again.rebuilt.length], [[], 1])
+        assert.isAbove(again.rebuilt[0]?.longestLockMs ?? 0, 600)
+        assert.deepStrictEqual(yield* leftovers(session), [])
+      }).pipe(Effect.provide(database))
+    )
+  }
+})
+
 /** What somebody else does to the key, and whether it is there afterwards. */
 const events = [
   ["dropped", "ALTER TABLE child DROP CONSTRAINT fk", "gone"],

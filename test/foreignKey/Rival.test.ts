@@ -103,6 +103,26 @@ describe("a key that is bound to one of several equal unique indexes", () => {
     }).pipe(Effect.provide(database))
   )
 
+  it.scopedLive("is given up when the budget is used up, and what was begun is dropped", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      const other = yield* application
+      yield* tables(session)
+      // REINDEX waits for this at the very end, and to drop what it built needs no lock of it.
+      yield* session.query("CREATE TABLE elsewhere ()")
+      yield* other.query("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM elsewhere")
+      const { failed } = yield* change("cascade", { budget: "1 second" })
+      assert.deepStrictEqual(
+        failed.map(({ code }) => code),
+        ["LockBudgetExhausted"]
+      )
+      assert.include(failed[0]?.reason, `in the way: client backend ${other.processId}`)
+      assert.deepStrictEqual([yield* invalid(session), yield* bound(session)], [[], wasBound])
+      yield* other.query("COMMIT")
+      assert.strictEqual((yield* change("cascade")).rebuilt.length, 1)
+    }).pipe(Effect.provide(database))
+  )
+
   for (const [leftover, holds] of [
     ["second_ccnew", "INSERT INTO parent VALUES (11)"],
     ["second_ccold", "SELECT FROM parent"]
