@@ -18,6 +18,8 @@ export interface Table extends Relation {
   readonly owned: boolean
   /** Its partitions, those of partitions too, in the order in which PostgreSQL locks them; empty if it is not partitioned. */
   readonly partitions: ReadonlyArray<Relation>
+  /** The partitions whose DETACH CONCURRENTLY was stopped before its end (14 and later), by name. */
+  readonly detaching: ReadonlyArray<string>
 }
 
 /** A table's name and kind. */
@@ -135,6 +137,12 @@ const table = (alias: string) => `(
       ) ORDER BY q.level, c.oid), '[]')
       FROM pg_catalog.pg_partition_tree(t.oid) q JOIN pg_catalog.pg_class c ON c.oid = q.relid
       WHERE q.level > 0
+    ) END,
+    'detaching', CASE WHEN t.relkind <> 'p' THEN '[]' ELSE (
+      SELECT coalesce(jsonb_agg(c.relname ORDER BY c.relname), '[]')
+      FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+      WHERE i.inhparent IN (SELECT q.relid FROM pg_catalog.pg_partition_tree(t.oid) q)
+        AND (to_jsonb(i) ->> 'inhdetachpending')::boolean
     ) END
   )
   FROM pg_catalog.pg_class t JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace

@@ -33,6 +33,7 @@ import * as Orphan from "./Orphan.js"
 import * as Overlap from "./Overlap.js"
 import * as Rival from "./Rival.js"
 import * as Target from "./Target.js"
+import * as Tree from "./Tree.js"
 
 /** Existing rows violate the key: VALIDATE failed. The temporary key was dropped, the original is as it was. */
 export class RowsViolate extends Data.TaggedError("RowsViolate")<{
@@ -471,17 +472,16 @@ const overlap = (bench: Attempt.Bench, task: Task, run: Run, change: Change.Chan
     yield* task.onOverlap(Overlap.live(key, target, still.includes("delete") ? "new" : "original"))
   })
 
-/** What the original's triggers do after the temporary key's. */
+/** What the original's triggers do after the temporary key's, on some table. */
 const lateRoles = (session: Session, key: Catalog.Key, at: Catalog.Relation) =>
-  Effect.gen(function* () {
-    const original = yield* Fidelity.read(session, key.referencing.oid, key.name)
-    const temporary = yield* Fidelity.read(session, at.oid, Name.temporary(key.name))
-    const names = (vector: Fidelity.Vector | undefined) => (vector ?? []).flatMap(({ triggers }) => triggers)
-    return names(temporary).flatMap((added) => {
-      const old = names(original).find(({ role, table }) => role === added.role && table === added.table)
-      return old?.name != null && added.name !== null && added.name < old.name ? [added.role] : []
-    })
-  })
+  session
+    .query<{ readonly roles: string }>(
+      `SELECT ${Tree.lateRoles(
+        { table: key.referencing.oid, name: key.name },
+        { table: at.oid, name: Name.temporary(key.name) }
+      )}::text AS roles`
+    )
+    .pipe(Effect.map(([row]) => JSON.parse(row?.roles ?? "[]") as ReadonlyArray<Fidelity.Role>))
 
 const reported = <A, E>(task: Task, step: Change.Step, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
   Effect.gen(function* () {

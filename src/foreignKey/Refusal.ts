@@ -5,6 +5,7 @@ import type { Session } from "../driver/Session.js"
 import * as Action from "./Action.js"
 import { nameOf, type Key } from "./Catalog.js"
 import type * as Detector from "./Detector.js"
+import * as Name from "./Name.js"
 import * as Rival from "./Rival.js"
 import { label } from "./Sql.js"
 import type { Target } from "./Target.js"
@@ -23,6 +24,8 @@ export interface Refusal {
     | "bound-index"
     | "columns"
     | "leftover"
+    | "partition-key"
+    | "detach-pending"
     | "ledger"
     | "no-record"
     | "language"
@@ -55,6 +58,8 @@ export interface Evidence {
   readonly target: Target
   /** Keys of the same table that a change of a constraint that is gone left behind. */
   readonly leftovers: ReadonlyArray<Key>
+  /** Keys that partitions have of their own and that are as the new one will be, but for their names. */
+  readonly equals: ReadonlyArray<Key>
   readonly problems: ReadonlyArray<Detector.Problem>
   readonly rights: Rights
   /** Privileges that the role lacks, in words. */
@@ -65,6 +70,26 @@ export interface Evidence {
   /** The caller knows that no UPDATE moves rows of a partitioned referenced table (13 and 14). */
   readonly allowRowMovement: boolean
 }
+
+/**
+ * The keys among these that belong to a partition alone and that PostgreSQL would make part of the new key of the partitioned table
+ * (tryAttachPartitionForeignKey, tablecmds.c): they would lose their name and comment, and be dropped with it.
+ */
+export const equalsOf = (key: Key, target: Target, keys: ReadonlyArray<Key>): ReadonlyArray<Key> =>
+  keys.filter(
+    (other) =>
+      key.referencing.partitions.some(({ oid }) => oid === other.referencing.oid) &&
+      !Name.isOurs(other.name) &&
+      other.referenced.oid === key.referenced.oid &&
+      JSON.stringify([other.columns, other.referencedColumns]) ===
+        JSON.stringify([key.columns, key.referencedColumns]) &&
+      other.onDelete === target.action &&
+      other.onUpdate === key.onUpdate &&
+      other.match === key.match &&
+      other.deferrable === key.deferrable &&
+      // Until the swap the new key of a DEFERRABLE one is INITIALLY DEFERRED, afterwards as the original.
+      (other.initiallyDeferred === key.deferrable || other.initiallyDeferred === key.initiallyDeferred)
+  )
 
 /** Every reason not to change this key; none means that it can be changed. */
 export const all = (evidence: Evidence): ReadonlyArray<Refusal> => {
@@ -129,6 +154,20 @@ export const all = (evidence: Evidence): ReadonlyArray<Refusal> => {
   }
   if (target.columns.length > 0 && version < 150_000) {
     refuse("columns", "a list of columns for SET NULL or SET DEFAULT needs PostgreSQL 15 or later")
+  }
+  for (const other of evidence.equals) {
+    refuse(
+      "partition-key",
+      `${nameOf(other)} is a key of that partition alone, and as the new one will be: PostgreSQL would make it part of that. Drop it, or give it another action, first`
+    )
+  }
+  for (const { detaching, schema, name } of ends) {
+    for (const partition of detaching) {
+      refuse(
+        "detach-pending",
+        `DETACH CONCURRENTLY of ${label(partition)} was not finished: ALTER TABLE ${label(schema, name)} DETACH PARTITION ${label(partition)} FINALIZE`
+      )
+    }
   }
   for (const other of evidence.leftovers) {
     refuse(

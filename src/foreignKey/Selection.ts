@@ -151,6 +151,7 @@ export const select = (
               allowRowMovement: allowRowMovement ?? false,
               ledgerProblem: ledger?.problem,
               problems: problems.filter((problem) => problem.constraint === key.oid),
+              equals: Refusal.equalsOf(key, target, keys),
               leftovers: keys.filter(
                 (other) =>
                   other.referencing.oid === key.referencing.oid &&

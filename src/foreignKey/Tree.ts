@@ -94,20 +94,35 @@ export const restoreTriggerNames = (place: Place, vector: Fidelity.Vector): stri
 
 /**
  * Exchanges the names of two keys' triggers where the second key's would fire before the first's. From 15 on the triggers of partitions follow
- * that of their partitioned table.
+ * that of their partitioned table when it is renamed, and have had names of their own until then: where one of them is late although its partitioned table's is not, that
+ * one is renamed away and back.
  */
 export const fireFirst = (first: Place, second: Place, roles: ReadonlyArray<Fidelity.Role>): string =>
   guard(`FOR r IN
-    SELECT f.tgrelid::regclass AS relation, f.tgname AS late, s.tgname AS early
+    SELECT f.tgrelid::regclass AS relation, f.tgname AS one, s.tgname AS other, s.tgname COLLATE "C" < f.tgname COLLATE "C" AS late
     FROM ${triggersOf(first)} f
     JOIN ${triggersOf(second)} s ON s.tgrelid = f.tgrelid AND s.role = f.role
     WHERE f.role IN (${roles.map(literal).join(", ")}) AND f.tgparentid = 0
-      AND s.tgname COLLATE "C" < f.tgname COLLATE "C"
+      AND (s.tgname COLLATE "C" < f.tgname COLLATE "C" OR EXISTS (
+        SELECT FROM pg_catalog.pg_partition_tree(f.tgrelid) q
+        JOIN ${triggersOf(first)} fc ON fc.tgrelid = q.relid AND fc.role = f.role
+        JOIN ${triggersOf(second)} sc ON sc.tgrelid = q.relid AND sc.role = f.role
+        WHERE fc.tgparentid <> 0 AND sc.tgparentid <> 0 AND sc.tgname COLLATE "C" < fc.tgname COLLATE "C"
+      ))
   LOOP
-    EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO promptgrimoire_fk_exchange', r.early, r.relation);
-    EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO %I', r.late, r.relation, r.early);
-    EXECUTE format('ALTER TRIGGER promptgrimoire_fk_exchange ON %s RENAME TO %I', r.relation, r.late);
+    EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO promptgrimoire_fk_exchange', r.other, r.relation);
+    EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO promptgrimoire_fk_exchanged', r.one, r.relation);
+    EXECUTE format('ALTER TRIGGER promptgrimoire_fk_exchange ON %s RENAME TO %I', r.relation, CASE WHEN r.late THEN r.one ELSE r.other END);
+    EXECUTE format('ALTER TRIGGER promptgrimoire_fk_exchanged ON %s RENAME TO %I', r.relation, CASE WHEN r.late THEN r.other ELSE r.one END);
   END LOOP;`)
+
+/** The roles in which a trigger of the second key fires before the first key's on some table, as an SQL expression of type jsonb. */
+export const lateRoles = (first: Place, second: Place): string => `(
+    SELECT coalesce(jsonb_agg(DISTINCT f.role), '[]')
+    FROM ${triggersOf(first)} f
+    JOIN ${triggersOf(second)} s ON s.tgrelid = f.tgrelid AND s.role = f.role
+    WHERE s.tgname COLLATE "C" < f.tgname COLLATE "C"
+  )`
 
 /** Gives the triggers of the partitions' own keys of one name a late name where they would fire before those of their partitioned table's key. */
 export const firePartsLast = (whole: Place, part: string, roles: ReadonlyArray<Fidelity.Role>): string =>

@@ -105,9 +105,10 @@ describe("a backend that waits", () => {
 })
 
 describe("autovacuum on a table", () => {
+  // The server lets it go on for the waiter's deadlock_timeout.
   it.scopedLive("is moved aside, and writers do not wait for that", () =>
     Effect.gen(function* () {
-      const layer = yield* server({ autovacuum_naptime: "1s" })
+      const layer = yield* server({ autovacuum_naptime: "1s", deadlock_timeout: "3s" })
       yield* Effect.gen(function* () {
         const session = yield* application
         const writer = yield* application

@@ -197,6 +197,8 @@ const codes = {
   "bound-index": true,
   columns: true,
   leftover: true,
+  "partition-key": true,
+  "detach-pending": true,
   ledger: true,
   "no-record": true,
   language: true
@@ -433,6 +435,60 @@ describe("a temporary table", () => {
         [failed, refused, rebuilt.map(({ constraint }) => constraint)],
         [[], [], ["public.child.fk"]]
       )
+    }).pipe(Effect.provide(database))
+  )
+})
+
+describe("a partitioned table", () => {
+  const cut = `
+    CREATE TABLE parent (id int PRIMARY KEY);
+    CREATE TABLE child (id int, parent_id int) PARTITION BY RANGE (id);
+    CREATE TABLE child_1 PARTITION OF child FOR VALUES FROM (0) TO (10);
+    CREATE TABLE child_2 PARTITION OF child FOR VALUES FROM (10) TO (20);
+    ALTER TABLE child_1 ADD CONSTRAINT a_own FOREIGN KEY (parent_id) REFERENCES parent ON DELETE CASCADE;
+    COMMENT ON CONSTRAINT a_own ON child_1 IS 'mine';
+    ALTER TABLE child ADD CONSTRAINT fk FOREIGN KEY (parent_id) REFERENCES parent`
+  const whole = { selectors: { tables: [{ table: "child" }] } }
+
+  it.scopedLive(
+    "is refused while a partition has an equal key of its own, and leaves one alone that is not equal",
+    () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        yield* session.query(cut)
+        const own = Effect.map(vectors(session), (all) => comparable(all)["public.child_1.a_own"])
+        const before = yield* own
+        const first = yield* ForeignKey.rebuild({ ...whole, onDelete: "cascade" })
+        assert.deepStrictEqual(
+          first.refused.map(({ code }) => code),
+          ["partition-key"]
+        )
+        assert.include(first.refused[0]?.reason, "public.child_1.a_own is a key of that partition alone")
+        const second = yield* ForeignKey.rebuild({ ...whole, onDelete: "restrict" })
+        assert.deepStrictEqual([second.failed, second.refused, second.rebuilt.length], [[], [], 1])
+        assert.deepStrictEqual(yield* own, before)
+      }).pipe(Effect.provide(database))
+  )
+
+  it.scopedLive("is refused while a DETACH CONCURRENTLY is not finished (14 and later)", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      if ((yield* Catalog.serverVersion(session)) < 140_000) return
+      yield* session.query(`${cut}; ALTER TABLE child_1 DROP CONSTRAINT a_own`)
+      const reader = yield* application
+      yield* reader.query("BEGIN; SELECT count(*) FROM child")
+      yield* session.query("SET statement_timeout = '300ms'")
+      yield* Effect.flip(session.query("ALTER TABLE child DETACH PARTITION child_2 CONCURRENTLY"))
+      yield* reader.query("COMMIT")
+      const { refused } = yield* ForeignKey.rebuild({ ...whole, onDelete: "cascade" })
+      assert.deepStrictEqual(
+        refused.map(({ code }) => code),
+        ["detach-pending"]
+      )
+      const [, finish = ""] = / not finished: (.*)$/.exec(refused[0]?.reason ?? "") ?? []
+      yield* session.query(finish)
+      const { failed, rebuilt } = yield* ForeignKey.rebuild({ ...whole, onDelete: "cascade" })
+      assert.deepStrictEqual([failed, rebuilt.length], [[], 1])
     }).pipe(Effect.provide(database))
   )
 })
