@@ -7,47 +7,14 @@ import * as ForeignKey from "../../src/ForeignKey.js"
 import * as Shape from "./Shape.js"
 import { application, comparable, database, heldBy, vectors } from "./support.js"
 
-const plain: Shape.Shape = {
-  name: "key",
-  referencing: "child",
-  referenced: "parent",
-  columns: [["parent_id", "id"]],
-  reversedKey: false,
-  selfReference: false,
-  schemas: ["public", "public"],
-  onDelete: "no-action",
-  onUpdate: "cascade",
-  someColumns: 0,
-  matchFull: false,
-  mode: "initially immediate",
-  state: "valid",
-  comment: "kept",
-  parentKey: "primary",
-  reindexed: false,
-  triggers: "origin",
-  inheritance: false,
-  generatedName: false,
-  referencingParts: "none",
-  referencedParts: "none"
-}
-
-const shapes: ReadonlyArray<readonly [string, Partial<Shape.Shape>]> = [
-  ["ordinary tables", {}],
-  ["a self-reference", { selfReference: true }],
-  ["a table that others inherit from", { inheritance: true }],
-  ["a partitioned referencing table", { referencingParts: "two levels" }],
-  ["a partitioned referenced table", { referencedParts: "two levels" }],
-  ["two partitioned tables", { referencingParts: "partitioned", referencedParts: "partitioned" }]
-]
-
 describe("a plan", () => {
-  for (const [what, shape] of shapes) {
+  for (const [what, shape] of Shape.kinds) {
     for (const when of ["always", "contended"] as const) {
       it.scopedLive(`names exactly the locks that its steps take on ${what}, ${when}`, () =>
         Effect.gen(function* () {
           const session = yield* application
           const observer = yield* application
-          for (const statement of Shape.create(Shape.numbered({ ...plain, ...shape }, 1))) {
+          for (const statement of Shape.create(Shape.numbered({ ...Shape.plain, ...shape }, 1))) {
             yield* session.query(statement)
           }
           const options = { selectors: {}, onDelete: "cascade", allowRowMovement: true } as const
@@ -84,13 +51,13 @@ describe("a plan", () => {
     }
   }
 
-  for (const [what, shape] of shapes) {
+  for (const [what, shape] of Shape.kinds) {
     it.scopedLive(
       `of an interrupted change has the steps that are left, and they finish it, on ${what}`,
       () =>
         Effect.gen(function* () {
           const session = yield* application
-          for (const statement of Shape.create(Shape.numbered({ ...plain, ...shape }, 1))) {
+          for (const statement of Shape.create(Shape.numbered({ ...Shape.plain, ...shape }, 1))) {
             yield* session.query(statement)
           }
           yield* session.query("SET search_path = pg_catalog")
@@ -138,7 +105,7 @@ describe("a plan", () => {
   it.scopedLive("of an interrupted change that is taken back drops what it added", () =>
     Effect.gen(function* () {
       const session = yield* application
-      for (const statement of Shape.create(Shape.numbered(plain, 1))) yield* session.query(statement)
+      for (const statement of Shape.create(Shape.numbered(Shape.plain, 1))) yield* session.query(statement)
       const running = yield* Effect.fork(
         ForeignKey.rebuild({
           selectors: {},
@@ -156,22 +123,40 @@ describe("a plan", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("takes no lock above ACCESS SHARE itself, and works beside ACCESS EXCLUSIVE", () =>
+  it.scopedLive("takes no lock above ACCESS SHARE itself", () =>
     Effect.gen(function* () {
       const session = yield* application
-      for (const statement of Shape.create(Shape.numbered(plain, 1))) yield* session.query(statement)
+      for (const statement of Shape.create(Shape.numbered(Shape.plain, 1))) yield* session.query(statement)
+      yield* ForeignKey.rebuild({ selectors: {}, onDelete: "restrict" })
+      // The one mode that conflicts with all others but ACCESS SHARE.
       yield* session.query(
-        "BEGIN; LOCK TABLE parent_1, child_1 IN ROW EXCLUSIVE MODE".replace("parent_1", '"pparent_1"')
+        `BEGIN; LOCK TABLE pparent_1, child_1, ${ForeignKey.defaultLedger} IN EXCLUSIVE MODE`
       )
-      const { steps } = yield* ForeignKey.plan({ selectors: {}, onDelete: "cascade" })
+      const { steps, warnings } = yield* ForeignKey.plan({ selectors: {}, onDelete: "cascade" })
       assert.isAbove(steps.length, 0)
+      assert.isFalse(warnings.some(({ warning }) => warning.includes("not counted")))
+    }).pipe(Effect.provide(database))
+  )
+
+  it.scopedLive("is made beside ACCESS EXCLUSIVE too, and says that no rows were counted", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      for (const statement of Shape.create(Shape.numbered(Shape.plain, 1))) yield* session.query(statement)
+      yield* session.query("BEGIN; LOCK TABLE pparent_1, child_1 IN ACCESS EXCLUSIVE MODE")
+      const { steps, warnings } = yield* ForeignKey.plan({
+        selectors: {},
+        onDelete: "cascade",
+        orphanTimeout: "100 millis"
+      })
+      assert.isAbove(steps.length, 0)
+      assert.isTrue(warnings.some(({ warning }) => warning.includes("not counted")))
     }).pipe(Effect.provide(database))
   )
 
   it.scopedLive("makes a script that does the whole change", () =>
     Effect.gen(function* () {
       const session = yield* application
-      for (const statement of Shape.create(Shape.numbered(plain, 1))) yield* session.query(statement)
+      for (const statement of Shape.create(Shape.numbered(Shape.plain, 1))) yield* session.query(statement)
       const script = ForeignKey.planScript(yield* ForeignKey.plan({ selectors: {}, onDelete: "set-null" }))
       // Everything but psql's own commands.
       yield* session.query(script.replaceAll(/^\\.*$/gm, ""))

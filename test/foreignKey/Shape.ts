@@ -38,6 +38,41 @@ export interface Shape {
   readonly referencedParts: "none" | "partitioned" | "two levels"
 }
 
+/** An ordinary key between two ordinary tables, with something of what a change has to keep. */
+export const plain: Shape = {
+  name: "key",
+  referencing: "child",
+  referenced: "parent",
+  columns: [["parent_id", "id"]],
+  reversedKey: false,
+  selfReference: false,
+  schemas: ["public", "public"],
+  onDelete: "no-action",
+  onUpdate: "cascade",
+  someColumns: 0,
+  matchFull: false,
+  mode: "initially immediate",
+  state: "valid",
+  comment: "kept",
+  parentKey: "primary",
+  reindexed: false,
+  triggers: "origin",
+  inheritance: false,
+  generatedName: false,
+  referencingParts: "none",
+  referencedParts: "none"
+}
+
+/** What makes a change take other steps or other locks: the kinds of tables, as differences from {@link plain}. */
+export const kinds: ReadonlyArray<readonly [string, Partial<Shape>]> = [
+  ["ordinary tables", {}],
+  ["a self-reference", { selfReference: true }],
+  ["a table that others inherit from", { inheritance: true }],
+  ["a partitioned referencing table", { referencingParts: "two levels" }],
+  ["a partitioned referenced table", { referencedParts: "two levels" }],
+  ["two partitioned tables", { referencingParts: "partitioned", referencedParts: "partitioned" }]
+]
+
 const awkward = FastCheck.constantFrom(
   "plain",
   "Capital",
