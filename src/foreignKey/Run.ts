@@ -284,7 +284,7 @@ export const check = (
       const keys = yield* Catalog.read(session)
       const problems = yield* Detector.read(session)
       return keys
-        .filter((key) => Selectors.matches(selectors, key))
+        .filter((key) => Halfway.isOriginal(key, keys) && Selectors.matches(selectors, key))
         .map((key) => ({ constraint: Catalog.nameOf(key), problems: faults(key, keys, problems) }))
         .filter((checked) => checked.problems.length > 0)
     })
