@@ -87,6 +87,20 @@ describe("a change takes the planned steps with the planned locks, and no others
     )
   }
 
+  it.scopedLive(
+    "on several keys between the same tables, two of them on the same columns, and one back",
+    () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        for (const shape of Shape.circle) {
+          for (const statement of Shape.create(shape)) yield* session.query(statement)
+        }
+        yield* change("cascade", swapped)
+        yield* change("restrict", contended, { swapTries: 0 })
+        assert.strictEqual((yield* ForeignKey.list({})).length, Shape.circle.length)
+      }).pipe(Effect.provide(database))
+  )
+
   for (const referencingParts of ["none", "two levels"] as const) {
     it.scopedLive(
       `while it changes indexes, the referencing table's partitions being: ${referencingParts}`,
