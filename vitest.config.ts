@@ -14,7 +14,7 @@ export default defineConfig({
       "test/foreignKey/ManyPartitions.test.ts"
     ],
     // Some of the generated foreign keys; `npm run test:fk` takes all of them, and minutes.
-    env: { FK_PROPERTY_RUNS: process.env["FK_PROPERTY_RUNS"] ?? "3" },
+    env: { FK_PROPERTY_KEYS: process.env["FK_PROPERTY_KEYS"] ?? "72" },
     globalSetup: ["src/testing/globalSetup.ts"],
     pool: "forks",
     maxWorkers: 2,

@@ -185,7 +185,10 @@ export const validate = (
   }
 }
 
-/** The original goes and the new constraint takes its place, in one transaction that proves them equal before it commits. */
+/**
+ * The original goes and the new constraint takes its place, in one transaction that proves them equal before it commits. Names of triggers may have been exchanged
+ * since `current` was read ({@link keepOrder}); those that the original had are given back.
+ */
 export const swap = (change: Change, current: Fidelity.Vector): Step => {
   const { key } = change
   const { referencing } = key
@@ -193,7 +196,7 @@ export const swap = (change: Change, current: Fidelity.Vector): Step => {
     name: "swap",
     locks: both(change, "ACCESS EXCLUSIVE"),
     statements: [
-      Tree.guard(Fidelity.requireUnchanged(referencing.oid, key.name, current)),
+      Tree.guard(Fidelity.requireUnchanged(referencing.oid, key.name, current, "no names")),
       dropConstraint(referencing, key.name),
       renameConstraint(referencing, Name.temporary(key.name), key.name),
       ...finish(change)

@@ -65,9 +65,10 @@ export const steps = ({ change, current, does, todo }: Rebuild.Next): ReadonlyAr
   return [
     ...drop,
     ...always(todo.reindex.length === 0 ? [] : [Change.reindex(change, todo.reindex)]),
-    ...always(add.slice(0, 1)),
-    ...ifOutOfOrder(add.length === 0 ? [] : todo.attach ? [Change.keepPartsLate(change)] : order),
-    ...always(add.slice(1)),
+    ...add.flatMap((step) => [
+      ...always([step]),
+      ...ifOutOfOrder(todo.attach ? [Change.keepPartsLate(change)] : order)
+    ]),
     ...always(todo.validate.map(({ at, name }) => Change.validate(change, at, name))),
     ...(todo.attach ? [...always([Change.attach(change)]), ...ifOutOfOrder(order)] : []),
     ...always([Change.swap(change, current)]),

@@ -294,7 +294,10 @@ export const check = (
       const session = yield* Settings.prepared(open, "check foreign keys")
       const keys = yield* Catalog.read(session)
       const problems = yield* Detector.read(session)
-      const chosen = yield* Selection.among(selectors, keys)
+      const chosen = yield* Selection.among(
+        selectors,
+        keys.filter((key) => Halfway.isOriginal(key, keys))
+      )
       return chosen
         .map((key) => ({ constraint: Catalog.nameOf(key), problems: faults(key, keys, problems) }))
         .filter((checked) => checked.problems.length > 0)

@@ -8,47 +8,14 @@ import * as ForeignKey from "../../src/ForeignKey.js"
 import * as Shape from "./Shape.js"
 import { application, comparable, database, heldBy, vectors } from "./support.js"
 
-const plain: Shape.Shape = {
-  name: "key",
-  referencing: "child",
-  referenced: "parent",
-  columns: [["parent_id", "id"]],
-  reversedKey: false,
-  selfReference: false,
-  schemas: ["public", "public"],
-  onDelete: "no-action",
-  onUpdate: "cascade",
-  someColumns: 0,
-  matchFull: false,
-  mode: "initially immediate",
-  state: "valid",
-  comment: "kept",
-  parentKey: "primary",
-  reindexed: false,
-  triggers: "origin",
-  inheritance: false,
-  generatedName: false,
-  referencingParts: "none",
-  referencedParts: "none"
-}
-
-const shapes: ReadonlyArray<readonly [string, Partial<Shape.Shape>]> = [
-  ["ordinary tables", {}],
-  ["a self-reference", { selfReference: true }],
-  ["a table that others inherit from", { inheritance: true }],
-  ["a partitioned referencing table", { referencingParts: "two levels" }],
-  ["a partitioned referenced table", { referencedParts: "two levels" }],
-  ["two partitioned tables", { referencingParts: "partitioned", referencedParts: "partitioned" }]
-]
-
 describe("a plan", () => {
-  for (const [what, shape] of shapes) {
+  for (const [what, shape] of Shape.kinds) {
     for (const when of ["always", "contended"] as const) {
       it.scopedLive(`names exactly the locks that its steps take on ${what}, ${when}`, () =>
         Effect.gen(function* () {
           const session = yield* application
           const observer = yield* application
-          for (const statement of Shape.create(Shape.numbered({ ...plain, ...shape }, 1))) {
+          for (const statement of Shape.create(Shape.numbered({ ...Shape.plain, ...shape }, 1))) {
             yield* session.query(statement)
           }
           const options = { selectors: {}, onDelete: "cascade", allowRowMovement: true } as const
@@ -85,13 +52,13 @@ describe("a plan", () => {
     }
   }
 
-  for (const [what, shape] of shapes) {
+  for (const [what, shape] of Shape.kinds) {
     it.scopedLive(
       `of an interrupted change has the steps that are left, and they finish it, on ${what}`,
       () =>
         Effect.gen(function* () {
           const session = yield* application
-          for (const statement of Shape.create(Shape.numbered({ ...plain, ...shape }, 1))) {
+          for (const statement of Shape.create(Shape.numbered({ ...Shape.plain, ...shape }, 1))) {
             yield* session.query(statement)
           }
           yield* session.query("SET search_path = pg_catalog")
@@ -139,7 +106,7 @@ describe("a plan", () => {
   it.scopedLive("of an interrupted change that is taken back drops what it added", () =>
     Effect.gen(function* () {
       const session = yield* application
-      for (const statement of Shape.create(Shape.numbered(plain, 1))) yield* session.query(statement)
+      for (const statement of Shape.create(Shape.numbered(Shape.plain, 1))) yield* session.query(statement)
       const running = yield* Effect.fork(
         ForeignKey.rebuild({
           selectors: {},
@@ -160,7 +127,7 @@ describe("a plan", () => {
   it.scopedLive("takes no lock above ACCESS SHARE", () =>
     Effect.gen(function* () {
       const session = yield* application
-      for (const statement of Shape.create(Shape.numbered(plain, 1))) yield* session.query(statement)
+      for (const statement of Shape.create(Shape.numbered(Shape.plain, 1))) yield* session.query(statement)
       // So that the ledger is there too.
       yield* ForeignKey.rebuild({ selectors: {}, onDelete: "set-null" })
       const [ledger] = yield* session.query<{ readonly name: string }>(
@@ -191,7 +158,7 @@ describe("a plan", () => {
   it.scopedLive("does without the rows of tables that somebody has locked in ACCESS EXCLUSIVE mode", () =>
     Effect.gen(function* () {
       const session = yield* application
-      for (const statement of Shape.create(Shape.numbered(plain, 1))) yield* session.query(statement)
+      for (const statement of Shape.create(Shape.numbered(Shape.plain, 1))) yield* session.query(statement)
       yield* session.query('BEGIN; LOCK TABLE "pparent_1", child_1 IN ACCESS EXCLUSIVE MODE')
       const { steps, warnings } = yield* ForeignKey.plan({
         selectors: {},
@@ -212,7 +179,7 @@ describe("a plan", () => {
   it.scopedLive("makes a script that does the whole change", () =>
     Effect.gen(function* () {
       const session = yield* application
-      for (const statement of Shape.create(Shape.numbered(plain, 1))) yield* session.query(statement)
+      for (const statement of Shape.create(Shape.numbered(Shape.plain, 1))) yield* session.query(statement)
       const script = ForeignKey.planScript(yield* ForeignKey.plan({ selectors: {}, onDelete: "set-null" }))
       // Everything but psql's own commands.
       yield* session.query(script.replaceAll(/^\\.*$/gm, ""))

@@ -1,6 +1,6 @@
 /** Foreign keys in every shape that PostgreSQL allows, generated; and the SQL that creates them. */
 import * as FastCheck from "effect/FastCheck"
-import type { Action } from "../../src/ForeignKey.js"
+import { type Action, actions } from "../../src/ForeignKey.js"
 import { identifier, identifiers, literal, qualified } from "../../src/foreignKey/Sql.js"
 
 export interface Shape {
@@ -36,7 +36,45 @@ export interface Shape {
   /** How the referencing table is cut; `leaf only` means that one partition has the key, the others do not. */
   readonly referencingParts: "none" | "partitioned" | "two levels" | "leaf only"
   readonly referencedParts: "none" | "partitioned" | "two levels"
+  /** Whether the key is on tables of its own, or is another one of those of the shape before, also on the same columns, or points back. */
+  readonly relation: "own tables" | "same tables" | "same columns" | "back"
 }
+
+/** An ordinary key between two ordinary tables, with something of what a change has to keep. */
+export const plain: Shape = {
+  name: "key",
+  referencing: "child",
+  referenced: "parent",
+  columns: [["parent_id", "id"]],
+  reversedKey: false,
+  selfReference: false,
+  schemas: ["public", "public"],
+  onDelete: "no-action",
+  onUpdate: "cascade",
+  someColumns: 0,
+  matchFull: false,
+  mode: "initially immediate",
+  state: "valid",
+  comment: "kept",
+  parentKey: "primary",
+  reindexed: false,
+  triggers: "origin",
+  inheritance: false,
+  generatedName: false,
+  referencingParts: "none",
+  referencedParts: "none",
+  relation: "own tables"
+}
+
+/** What makes a change take other steps or other locks: the kinds of tables, as differences from {@link plain}. */
+export const kinds: ReadonlyArray<readonly [string, Partial<Shape>]> = [
+  ["ordinary tables", {}],
+  ["a self-reference", { selfReference: true }],
+  ["a table that others inherit from", { inheritance: true }],
+  ["a partitioned referencing table", { referencingParts: "two levels" }],
+  ["a partitioned referenced table", { referencedParts: "two levels" }],
+  ["two partitioned tables", { referencingParts: "partitioned", referencedParts: "partitioned" }]
+]
 
 const awkward = FastCheck.constantFrom(
   "plain",
@@ -75,80 +113,68 @@ const unique = (name: string, index: number, part = "") => {
   return kept + suffix
 }
 
-const action = FastCheck.constantFrom<Action>("no-action", "restrict", "cascade", "set-null", "set-default")
+/** The values of the fields that have some few, the frequent ones more than once; those that a server of this version accepts. */
+export const choices = (version: number) =>
+  ({
+    reversedKey: [false, true],
+    selfReference: [false, true],
+    schemas: [
+      ["public", "public"],
+      ["public", 'Other "schema"'],
+      ['Other "schema"', "public"]
+    ],
+    onDelete: actions,
+    onUpdate: actions,
+    someColumns: version >= 150_000 ? [0, 1, 2] : [0],
+    matchFull: [false, true],
+    mode: ["not deferrable", "initially immediate", "initially deferred"],
+    state: ["valid", "valid", "not valid", version >= 180_000 ? "not enforced" : "valid"],
+    parentKey: ["primary", "unique", "primary, then unique", "unique, then primary", "unique, then unique"],
+    reindexed: [false, true],
+    triggers: ["origin", "origin", "origin", "disabled", "always", "replica"],
+    inheritance: [false, true],
+    generatedName: [false, true],
+    referencingParts: ["none", "none", "partitioned", "two levels", "leaf only"],
+    referencedParts: ["none", "none", "partitioned", "two levels"],
+    relation: ["own tables", "own tables", "own tables", "same tables", "same columns", "back"]
+  }) satisfies { readonly [Field in keyof Shape]?: ReadonlyArray<Shape[Field]> }
 
 /** Shapes that a server of this version accepts. */
-export const arbitrary = (version: number): FastCheck.Arbitrary<Shape> =>
-  FastCheck.record({
+export const arbitrary = (version: number): FastCheck.Arbitrary<Shape> => {
+  const of = choices(version)
+  return FastCheck.record<Shape>({
     name: FastCheck.oneof(awkward, text),
     referencing: awkward,
     referenced: awkward,
     columns: FastCheck.array(FastCheck.tuple(awkward, awkward), { minLength: 1, maxLength: 3 }),
-    reversedKey: FastCheck.boolean(),
-    selfReference: FastCheck.boolean(),
-    schemas: FastCheck.constantFrom<readonly [string, string]>(
-      ["public", "public"],
-      ["public", 'Other "schema"'],
-      ['Other "schema"', "public"]
-    ),
-    onDelete: action,
-    onUpdate: action,
-    someColumns: version >= 150_000 ? FastCheck.integer({ min: 0, max: 2 }) : FastCheck.constant(0),
-    matchFull: FastCheck.boolean(),
-    mode: FastCheck.constantFrom<Shape["mode"]>(
-      "not deferrable",
-      "initially immediate",
-      "initially deferred"
-    ),
-    state: FastCheck.constantFrom<Shape["state"]>(
-      "valid",
-      "valid",
-      "not valid",
-      version >= 180_000 ? "not enforced" : "valid"
-    ),
     comment: FastCheck.option(
       FastCheck.oneof(awkward, FastCheck.string({ unit: "grapheme", minLength: 1 })),
-      {
-        nil: null
-      }
+      { nil: null }
     ),
-    parentKey: FastCheck.constantFrom<Shape["parentKey"]>(
-      "primary",
-      "unique",
-      "primary, then unique",
-      "unique, then primary",
-      "unique, then unique"
-    ),
-    reindexed: FastCheck.boolean(),
-    triggers: FastCheck.constantFrom<Shape["triggers"]>(
-      "origin",
-      "origin",
-      "origin",
-      "disabled",
-      "always",
-      "replica"
-    ),
-    inheritance: FastCheck.boolean(),
-    generatedName: FastCheck.boolean(),
-    referencingParts: FastCheck.constantFrom<Shape["referencingParts"]>(
-      "none",
-      "none",
-      "partitioned",
-      "two levels",
-      "leaf only"
-    ),
-    referencedParts: FastCheck.constantFrom<Shape["referencedParts"]>(
-      "none",
-      "none",
-      "partitioned",
-      "two levels"
-    )
+    reversedKey: FastCheck.constantFrom(...of.reversedKey),
+    selfReference: FastCheck.constantFrom(...of.selfReference),
+    schemas: FastCheck.constantFrom(...of.schemas),
+    onDelete: FastCheck.constantFrom(...of.onDelete),
+    onUpdate: FastCheck.constantFrom(...of.onUpdate),
+    someColumns: FastCheck.constantFrom(...of.someColumns),
+    matchFull: FastCheck.constantFrom(...of.matchFull),
+    mode: FastCheck.constantFrom(...of.mode),
+    state: FastCheck.constantFrom(...of.state),
+    parentKey: FastCheck.constantFrom(...of.parentKey),
+    reindexed: FastCheck.constantFrom(...of.reindexed),
+    triggers: FastCheck.constantFrom(...of.triggers),
+    inheritance: FastCheck.constantFrom(...of.inheritance),
+    generatedName: FastCheck.constantFrom(...of.generatedName),
+    referencingParts: FastCheck.constantFrom(...of.referencingParts),
+    referencedParts: FastCheck.constantFrom(...of.referencedParts),
+    relation: FastCheck.constantFrom(...of.relation)
   }).filter(
     (shape) =>
       !(isCut(shape) && shape.inheritance) &&
       !(isCut(shape) && shape.state === "not valid" && version < 180_000) &&
       !(shape.selfReference && shape.referencingParts !== "none")
   )
+}
 
 /** Whether the table that has the key is partitioned. */
 const isCut = (shape: Shape) =>
@@ -165,6 +191,69 @@ export const numbered = (shape: Shape, index: number): Shape => ({
     unique(`p${parent}`, position)
   ])
 })
+
+/** The shapes with names that are valid and their own, on the tables of the last before them that has tables of its own. */
+export const together = (shapes: ReadonlyArray<Shape>, version: number): ReadonlyArray<Shape> => {
+  let owner: Shape | undefined
+  return shapes.map((shape, index) => {
+    const own = numbered(shape, index)
+    if (owner === undefined || own.relation === "own tables") {
+      owner = { ...own, relation: "own tables" }
+      return owner
+    }
+    return onTablesOf(owner, own, index, version)
+  })
+}
+
+/** A partitioned table cannot have keys that are not valid (up to 17), nor an enforced and a not enforced one on the same columns (18). */
+const onTablesOf = (owner: Shape, own: Shape, index: number, version: number): Shape => {
+  const { columns, parentKey, referenced, referencedParts, referencing, referencingParts, selfReference } =
+    owner
+  const back = own.relation === "back" && !selfReference
+  const added = (position: number) => unique(`c${own.columns[position]?.[0] ?? ""}`, position, String(index))
+  const shared: Shape = {
+    ...own,
+    relation: own.relation === "back" && !back ? "same tables" : own.relation,
+    referencing,
+    referenced,
+    schemas: owner.schemas,
+    selfReference,
+    referencingParts,
+    referencedParts,
+    parentKey,
+    reindexed: false,
+    inheritance: false,
+    columns:
+      own.relation === "same columns"
+        ? columns
+        : columns.map(([child, parent], position) => [added(position), back ? child : parent])
+  }
+  const placed: Shape = back
+    ? {
+        ...shared,
+        referencing: referenced,
+        referenced: referencing,
+        schemas: [owner.schemas[1], owner.schemas[0]],
+        referencingParts: referencedParts,
+        referencedParts: referencingParts === "leaf only" ? "partitioned" : referencingParts
+      }
+    : shared
+  const notEnforced = owner.state === "not enforced"
+  if (!isCut(placed)) return placed
+  if (placed.relation === "same columns" && (placed.state === "not enforced") !== notEnforced) {
+    return { ...placed, state: notEnforced ? "not enforced" : "valid" }
+  }
+  return placed.state === "not valid" && version < 180_000 ? { ...placed, state: "valid" } : placed
+}
+
+/** Keys between two tables: a second one, one more on the columns of the first, and one back, which makes a circle. */
+export const circle: ReadonlyArray<Shape> = together(
+  (["own tables", "same tables", "same columns", "back"] as const).map((relation) => ({
+    ...plain,
+    relation
+  })),
+  0
+)
 
 /** Where the key is. */
 export const key = (shape: Shape) => ({
@@ -240,7 +329,7 @@ export const create = (shape: Shape): ReadonlyArray<string> => {
       : ""
   const sql = (action: Action) => action.replace("-", " ").toUpperCase()
   const target = `ALTER TABLE ${child}`
-  return [
+  const tables = [
     'CREATE SCHEMA IF NOT EXISTS "Other ""schema"""',
     `CREATE TABLE ${parent} (${declare(shape.selfReference ? [...parentColumns, ...childColumns] : parentColumns)})${cut(
       shape.referencedParts,
@@ -255,7 +344,25 @@ export const create = (shape: Shape): ReadonlyArray<string> => {
           ...parts(shape.referencingParts, schema, shape.referencing, childColumns[0] ?? "")
         ]),
     `INSERT INTO ${parent} (${identifiers(parentColumns)}) VALUES (${parentColumns.map(() => "1").join(", ")})`,
-    ...(shape.selfReference ? [] : [`INSERT INTO ${whole} DEFAULT VALUES`]),
+    ...(shape.selfReference ? [] : [`INSERT INTO ${whole} DEFAULT VALUES`])
+  ]
+  /** The column list of a partition cannot be changed by itself. */
+  const extended = shape.selfReference ? parent : whole
+  const additions =
+    shape.relation === "same columns"
+      ? []
+      : [
+          ...childColumns.map(
+            (column) => `ALTER TABLE ${extended} ADD COLUMN ${identifier(column)} int DEFAULT 1`
+          ),
+          ...(shape.relation === "back"
+            ? [
+                `ALTER TABLE ${parent} ADD CONSTRAINT ${identifier(unique("Back", Number(/\d+$/.exec(name)?.[0] ?? 0)))} UNIQUE (${identifiers(parentColumns)})`
+              ]
+            : [])
+        ]
+  return [
+    ...(shape.relation === "own tables" ? tables : additions),
     `${target} ADD ${shape.generatedName ? "" : `CONSTRAINT ${identifier(name)} `}FOREIGN KEY (${identifiers(
       childColumns
     )}) REFERENCES ${parent} (${identifiers(parentColumns)})${shape.matchFull ? " MATCH FULL" : ""} ON UPDATE ${sql(
@@ -268,6 +375,7 @@ export const create = (shape: Shape): ReadonlyArray<string> => {
           `DO ${literal(`DECLARE generated text := (
             SELECT conname FROM pg_constraint
             WHERE conrelid = ${literal(child)}::regclass AND contype = 'f' AND conparentid = 0
+            ORDER BY oid DESC LIMIT 1
           );
           BEGIN EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', ${literal(child)}, generated, ${literal(name)}); END`)}`
         ]

@@ -177,10 +177,23 @@ const timed = (session: Session, tell: (millis: number) => void): Session => ({
 export interface Report {
   /** Pieces of work. */
   readonly done: number
-  /** The longest time that one statement took. */
+  /** The longest time that one statement took, by the clock of the application. */
   readonly longestMillis: number
+  /** The longest time that one of them waited for a lock on a table, by the clock of the server. */
+  readonly longestWaitMillis: number
   readonly errors: ReadonlyArray<string>
 }
+
+/**
+ * The sessions of applications that wait for a lock on a table, and since when: up to 13 since the beginning of their statement, which does little else. Names of the
+ * sessions that change keys begin with `promptgrimoire-db: `, or with `migration`.
+ */
+const waits = `
+  SELECT coalesce(max(extract(epoch FROM clock_timestamp()
+    - coalesce((to_jsonb(l) ->> 'waitstart')::timestamptz, a.query_start)) * 1000), 0)::float8 AS longest
+  FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+  WHERE NOT l.granted AND l.locktype = 'relation' AND a.datname = current_database()
+    AND a.backend_type = 'client backend' AND a.application_name !~ '^(promptgrimoire-db: |migration)'`
 
 /** Runs one closed loop of each kind of work while `change` runs, and until it has ended. */
 export const beside = <A, E, R>(change: Effect.Effect<A, E, R>) =>
@@ -211,11 +224,24 @@ export const beside = <A, E, R>(change: Effect.Effect<A, E, R>) =>
         })
       )
     )
+    const watcher = yield* application
+    const watching = yield* Effect.fork(
+      Effect.gen(function* () {
+        let longest = 0
+        while (!(yield* Ref.get(stop))) {
+          const [row] = yield* watcher.query<{ readonly longest: number }>(waits)
+          longest = Math.max(longest, row?.longest ?? 0)
+          yield* Effect.sleep("2 millis")
+        }
+        return longest
+      })
+    )
     const result = yield* Effect.ensuring(change, Ref.set(stop, true))
     const reports = yield* Effect.forEach(running, Fiber.join)
     const report: Report = {
       done: yield* Ref.get(total),
       longestMillis: Math.max(...reports.map(({ longest }) => longest)),
+      longestWaitMillis: yield* Fiber.join(watching),
       errors: reports.flatMap(({ errors }) => errors)
     }
     return { result, report }

@@ -57,6 +57,29 @@ export const vectors = (session: Session) =>
 /** Vectors without the OIDs of constraints, which a rebuild changes. */
 export const comparable = (all: Record<string, Fidelity.Vector>) => Record.map(all, Fidelity.withoutOids)
 
+/** Vectors without the OIDs of constraints, and with the names of indexes, whose OIDs change when an index that others are bound to has to step behind (REINDEX CONCURRENTLY). */
+export const withNamedIndexes = (session: Session, all: Record<string, Fidelity.Vector>) =>
+  Effect.map(
+    session.query<{ readonly oid: number; readonly name: string }>(
+      "SELECT oid::int8::int AS oid, relname::text AS name FROM pg_class WHERE relkind IN ('i', 'I')"
+    ),
+    (rows) => {
+      const names = new Map(rows.map(({ name, oid }) => [oid, name]))
+      const named = (oid: unknown) => names.get(Number(oid)) ?? oid
+      return Record.map(all, (vector) =>
+        vector.map(({ constraint, dependencies, triggers, ...entry }) => ({
+          ...entry,
+          oid: 0,
+          constraint: { ...constraint, conindid: named(constraint["conindid"]) },
+          dependencies: (dependencies as ReadonlyArray<ReadonlyArray<unknown>>)
+            .map(([catalog, object, ...rest]) => JSON.stringify([catalog, named(object), ...rest]))
+            .toSorted(),
+          triggers: triggers.map((trigger) => ({ ...trigger, index: named(trigger["index"]) }))
+        }))
+      )
+    }
+  )
+
 /**
  * What PostgreSQL itself says about every foreign key. Left out are the rows that a key to a partitioned table has for its partitions: VALIDATE leaves those of a
  * key that was added NOT VALID as they are (13 to 17), and they appear in no dump.
