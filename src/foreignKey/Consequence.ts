@@ -3,7 +3,7 @@ import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Action from "./Action.js"
-import { nameOf, type Key, type Relation } from "./Catalog.js"
+import { nameOf, type Key, type Table } from "./Catalog.js"
 import { label } from "./Sql.js"
 import type { Target } from "./Target.js"
 
@@ -36,86 +36,43 @@ export const facts = (
     })
   )
 
-/** What a reader of the plan should know about one key, in sentences. */
+/**
+ * What a reader of the plan should know about one key, in sentences.
+ *
+ * @param keys All keys of the database, with the actions that they will have.
+ * @param built The OIDs of the keys that will have got an index.
+ */
 export const warnings = (
   key: Key,
   target: Target,
   keys: ReadonlyArray<Key>,
   tables: ReadonlyMap<number, Facts>,
-  createIndexes = false
+  built: ReadonlySet<number>
 ): ReadonlyArray<string> => {
-  const child = tables.get(key.referencing.oid)
-  const parts = [key.referencing, ...key.referencing.partitions].flatMap(({ oid }) => tables.get(oid) ?? [])
-  const child_ = label(key.referencing.schema, key.referencing.name)
   const parent = label(key.referenced.schema, key.referenced.name)
+  const changed: Key = { ...key, onDelete: target.action, onDeleteColumns: target.columns }
   const deletes = target.action === "cascade"
-  const changes = Action.takesColumns(target.action)
-  const found: Array<string> = []
-  if (key.supportingIndex === null && !createIndexes) {
-    found.push(
-      `no index on (${key.columns.map((column) => label(column)).join(", ")}): every delete in ${parent} reads all of ${child_}`
-    )
-  }
-  const unidentified = dedupe(
-    parts.flatMap((part) => (deletes ? part.deletesUnidentified : changes ? part.updatesUnidentified : []))
-  )
-  if (unidentified.length > 0) {
-    found.push(
-      `${child_} is published (${unidentified.join(", ")}) without a replica identity: deletes in ${parent} that reach it will fail with 55000`
-    )
-  }
-  if ((deletes || changes) && child?.rowSecurity === true) {
-    found.push(
-      `${child_} has row security, which the ${deletes ? "cascade" : "change"} does not ask: it runs as the owner of ${child_}`
-    )
-  }
-  const hooks = dedupe(
-    parts.flatMap((part) => (deletes ? part.deleteHooks : changes ? part.updateHooks : []))
-  )
-  if (hooks.length > 0) {
-    found.push(
-      `${hooks.join(", ")} on ${child_} can keep rows from being ${deletes ? "deleted" : "changed"}: they would be left without a referenced row`
-    )
-  }
-  if (target.action === "set-null") {
-    const columns = target.columns.length === 0 ? key.columns : target.columns
-    const forbidden = columns.filter((column) => child?.notNull.includes(column))
-    if (forbidden.length > 0) {
-      found.push(
-        `${forbidden.map((column) => label(column)).join(", ")} is NOT NULL: deletes in ${parent} that reach it will fail with 23502`
-      )
-    }
-  }
-  const after = keys.map((other) => (other.oid === key.oid ? { ...other, onDelete: target.action } : other))
+  const found = effects(changed, parent, tables, built)
   if (deletes) {
-    const reached = closure(key.referenced, after)
-    const list = reached.map(({ oid, schema, name }) => {
+    // What the cascade deletes in turn makes other keys act.
+    const below = [key.referencing, ...closure(key.referencing, keys)]
+    for (const other of keys) {
+      if (other.oid !== key.oid && other.enforced && below.some((table) => acts(other, table))) {
+        found.push(...effects(other, parent, tables, built))
+      }
+    }
+    const list = closure(key.referenced, keys).map(({ oid, schema, name }) => {
       const rows = tables.get(oid)?.rows ?? -1
       return `${label(schema, name)} (${rows < 0 ? "never analyzed" : `about ${rows} rows`})`
     })
     found.push(`deleting from ${parent} will also delete from ${list.join(", ")}`)
   }
-  for (const inner of diamonds(key.referenced, after)) {
+  for (const inner of diamonds(key.referenced, keys)) {
     found.push(
       `${nameOf(inner)} has ON DELETE ${Action.sql(inner.onDelete)} and joins two tables that a delete in ${parent} both reaches: whether that delete fails depends on the order in which triggers fire`
     )
   }
-  return found
-}
-
-/** The tables that a delete in one table reaches by cascades, without itself unless it is reached again. */
-export const closure = (from: Relation, keys: ReadonlyArray<Key>): ReadonlyArray<Relation> => {
-  const reached = new Map<number, Relation>()
-  const open = [from.oid]
-  for (let oid = open.pop(); oid !== undefined; oid = open.pop()) {
-    for (const key of keys) {
-      if (key.referenced.oid === oid && key.onDelete === "cascade" && !reached.has(key.referencing.oid)) {
-        reached.set(key.referencing.oid, key.referencing)
-        open.push(key.referencing.oid)
-      }
-    }
-  }
-  return [...reached.values()]
+  return dedupe(found)
 }
 
 // -----------------------------------------------------------------------------
@@ -124,16 +81,98 @@ export const closure = (from: Relation, keys: ReadonlyArray<Key>): ReadonlyArray
 
 const dedupe = (names: ReadonlyArray<string>) => [...new Set(names)]
 
+/** What one key does to its referencing table when rows that it points to are deleted, because of a delete in the table called `origin`. */
+const effects = (
+  key: Key,
+  origin: string,
+  tables: ReadonlyMap<number, Facts>,
+  built: ReadonlySet<number>
+): Array<string> => {
+  const facts = tables.get(key.referencing.oid)
+  const parts = [key.referencing, ...key.referencing.partitions].flatMap(({ oid }) => tables.get(oid) ?? [])
+  const child = label(key.referencing.schema, key.referencing.name)
+  const deletes = key.onDelete === "cascade"
+  const changes = Action.takesColumns(key.onDelete)
+  const found: Array<string> = []
+  if (key.supportingIndex === null && !built.has(key.oid)) {
+    found.push(
+      `no index on (${key.columns.map((column) => label(column)).join(", ")}): every delete in ${label(
+        key.referenced.schema,
+        key.referenced.name
+      )} reads all of ${child}`
+    )
+  }
+  const unidentified = dedupe(
+    parts.flatMap((part) => (deletes ? part.deletesUnidentified : changes ? part.updatesUnidentified : []))
+  )
+  if (unidentified.length > 0) {
+    found.push(
+      `${child} is published (${unidentified.join(", ")}) without a replica identity: deletes in ${origin} that reach it will fail with 55000`
+    )
+  }
+  if ((deletes || changes) && facts?.rowSecurity === true) {
+    found.push(
+      `${child} has row security, which the ${deletes ? "cascade" : "change"} does not ask: it runs as the owner of ${child}`
+    )
+  }
+  const hooks = dedupe(
+    parts.flatMap((part) => (deletes ? part.deleteHooks : changes ? part.updateHooks : []))
+  )
+  if (hooks.length > 0) {
+    found.push(
+      `${hooks.join(", ")} on ${child} can keep rows from being ${deletes ? "deleted" : "changed"}: they would be left without a referenced row`
+    )
+  }
+  if (key.onDelete === "set-null") {
+    const columns = key.onDeleteColumns.length === 0 ? key.columns : key.onDeleteColumns
+    const forbidden = columns.filter((column) => facts?.notNull.includes(column))
+    if (forbidden.length > 0) {
+      found.push(
+        `${forbidden.map((column) => label(column)).join(", ")} is NOT NULL: deletes in ${origin} that reach it will fail with 23502`
+      )
+    }
+  }
+  return found
+}
+
+/** Whether rows of one table are rows of the other: it is the same, or one is a partition of the other. */
+const shareRows = (one: Table, other: Table) =>
+  one.oid === other.oid || isPartition(one, other) || isPartition(other, one)
+
+const isPartition = (part: Table, of: Table) => of.partitions.some(({ oid }) => oid === part.oid)
+
+/** Whether a key can have something to do when rows of a table are deleted: it points to the table, to a partition of it, or to a table that it is a partition of. */
+const acts = (key: Key, table: Table) => shareRows(key.referenced, table)
+
+/** The tables that a delete in one table reaches by cascades, without itself unless it is reached again; a partition stands for itself only if its table is not reached. */
+const closure = (from: Table, keys: ReadonlyArray<Key>): ReadonlyArray<Table> => {
+  const reached = new Map<number, Table>()
+  const open = [from]
+  for (let table = open.pop(); table !== undefined; table = open.pop()) {
+    for (const key of keys) {
+      const { referencing } = key
+      if (key.onDelete === "cascade" && key.enforced && acts(key, table) && !reached.has(referencing.oid)) {
+        reached.set(referencing.oid, referencing)
+        open.push(referencing)
+      }
+    }
+  }
+  const tables = [...reached.values()]
+  return tables.filter((table) => !tables.some((whole) => isPartition(table, whole)))
+}
+
 /** Keys that raise an error on delete and whose two tables are both reached by the same delete. */
-const diamonds = (from: Relation, keys: ReadonlyArray<Key>) => {
-  const reached = new Set([from.oid, ...closure(from, keys).map(({ oid }) => oid)])
+const diamonds = (from: Table, keys: ReadonlyArray<Key>) => {
+  const reached = [from, ...closure(from, keys)]
+  const isReached = (table: Table) => reached.some((other) => shareRows(table, other))
   return keys.filter(
     (key) =>
       Action.raises(key.onDelete) &&
-      key.referenced.oid !== from.oid &&
-      key.referencing.oid !== key.referenced.oid &&
-      reached.has(key.referencing.oid) &&
-      reached.has(key.referenced.oid)
+      key.enforced &&
+      !acts(key, from) &&
+      !shareRows(key.referencing, key.referenced) &&
+      isReached(key.referencing) &&
+      isReached(key.referenced)
   )
 }
 

@@ -242,6 +242,18 @@ export const plan = (
       const tasks = yield* Selection.select(session, options, ledger, aimOf(options))
       const keys = yield* Catalog.read(session)
       const tables = yield* Consequence.facts(session, tablesOf(keys))
+      const changing = new Map(
+        tasks
+          .filter((task) => !Selection.isDone(task) && task.refusals.length === 0)
+          .map(({ key, target }) => [key.oid, target])
+      )
+      const after = keys.map((key): Catalog.Key => {
+        const target = changing.get(key.oid)
+        return target === undefined
+          ? key
+          : { ...key, onDelete: target.action, onDeleteColumns: target.columns }
+      })
+      const built = new Set(options.createIndexes === true ? changing.keys() : [])
       const steps: Array<Plan.PlannedStep> = []
       const unchanged: Array<string> = []
       const refused: Array<Rejected> = []
@@ -272,7 +284,7 @@ export const plan = (
           const found = [
             ...interruption(task, next.right),
             ...(next.right === undefined ? [] : Overlap.warnings(key, target)),
-            ...Consequence.warnings(key, target, keys, tables, options.createIndexes),
+            ...Consequence.warnings(key, target, after, tables, built),
             ...(yield* FiringOrder.warnings(session, key, task.version)),
             ...(yield* Obstacle.warnings(session, key)),
             ...(yield* orphanWarnings(session, key, options.orphanTimeout))

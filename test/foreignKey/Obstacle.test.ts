@@ -7,6 +7,7 @@ import * as Database from "../../src/Database.js"
 import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as Blocker from "../../src/foreignKey/Blocker.js"
 import * as Catalog from "../../src/foreignKey/Catalog.js"
+import * as Obstacle from "../../src/foreignKey/Obstacle.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { eventually } from "../support/eventually.js"
 import { application, withRole } from "./support.js"
@@ -182,6 +183,17 @@ describe("autovacuum that prevents wraparound", () => {
               "autovacuum (pid, VACUUM public.child (to prevent wraparound)) works on its tables right now: it gives way to nobody, so let it come to its end first"
             )
           )
+        )
+        const [key] = yield* Catalog.read(session)
+        if (key === undefined) return assert.fail("no key")
+        yield* session.query("CREATE ROLE plain; SET ROLE plain")
+        const told = yield* Obstacle.warnings(session, key)
+        yield* session.query("RESET ROLE")
+        assert.deepStrictEqual(
+          told.map((warning) => warning.replaceAll(/\d+/g, "pid")),
+          [
+            "autovacuum (pid) works on its tables right now: it will be moved aside, unless it is there to prevent wraparound, which this role may not see (GRANT pg_read_all_stats TO plain): then nothing but its end helps"
+          ]
         )
         const { failed } = yield* ForeignKey.rebuild({
           selectors: {},

@@ -327,6 +327,13 @@ describe("a plan warns", () => {
         yield* warnings("cascade"),
         "deleting from public.parent will also delete from public.child (about 10 rows), public.grandchild (never analyzed)"
       )
+      // With all that one run changes.
+      const all = yield* ForeignKey.plan({ selectors: {}, onDelete: "cascade" })
+      assert.deepInclude(all.warnings, {
+        constraint: "public.child.fk",
+        warning:
+          "deleting from public.parent will also delete from public.child (about 10 rows), public.grandchild (never analyzed), public.bystander (never analyzed)"
+      })
     }).pipe(Effect.provide(database))
   )
 
@@ -352,6 +359,87 @@ describe("a plan warns", () => {
         yield* warnings("set-null"),
         "parent_id is NOT NULL: deletes in public.parent that reach it will fail with 23502"
       )
+    }).pipe(Effect.provide(database))
+  )
+
+  it.scopedLive(
+    "of what a delete reaches by keys to and of partitions, and by keys to the tables above them",
+    () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        const cut = (name: string, columns: string) => `
+        CREATE TABLE ${name} (id int PRIMARY KEY, ${columns}) PARTITION BY RANGE (id);
+        CREATE TABLE ${name}_1 PARTITION OF ${name} FOR VALUES FROM (0) TO (10);
+        CREATE TABLE ${name}_2 PARTITION OF ${name} DEFAULT;`
+        yield* session.query(`
+        CREATE TABLE parent (id int PRIMARY KEY);
+        ${cut("child", "parent_id int CONSTRAINT fk REFERENCES parent")}
+        CREATE TABLE of_part (child_id int REFERENCES child_1 ON DELETE CASCADE);
+        ${cut("leg", "child_id int")}
+        ALTER TABLE leg_1 ADD FOREIGN KEY (child_id) REFERENCES child ON DELETE CASCADE;
+        CREATE TABLE of_leg (leg_id int REFERENCES leg ON DELETE CASCADE);
+        CREATE TABLE of_other_leg (leg_id int REFERENCES leg_2 ON DELETE CASCADE);
+        CREATE TABLE loop (id int PRIMARY KEY, leg_id int REFERENCES leg_1 ON DELETE CASCADE,
+          child_id int CONSTRAINT inner_key REFERENCES child_1)`)
+        const found = yield* warnings("cascade")
+        const list = found.find((warning) => warning.startsWith("deleting from public.parent"))
+        assert.sameMembers(
+          [...(list ?? "").matchAll(/public\.(\w+) \(/g)].map(([, table]) => table),
+          ["child", "of_part", "leg_1", "of_leg", "loop"]
+        )
+        assert.isTrue(
+          found.some((warning) => warning.startsWith("public.loop.inner_key has ON DELETE NO ACTION"))
+        )
+        // It is so: a delete goes all the way, and leaves alone what was not named.
+        yield* ForeignKey.rebuild({
+          selectors: { constraints: [{ table: "child", name: "fk" }] },
+          onDelete: "cascade"
+        })
+        yield* session.query(`
+        INSERT INTO parent VALUES (1); INSERT INTO child VALUES (1, 1); INSERT INTO of_part VALUES (1);
+        INSERT INTO leg VALUES (1, 1), (11, 1); INSERT INTO of_leg VALUES (1), (11); INSERT INTO of_other_leg VALUES (11);
+        INSERT INTO loop VALUES (1, 1, NULL);
+        DELETE FROM parent`)
+        const counts = yield* session.query(`SELECT (SELECT count(*)::int FROM child) AS child,
+        (SELECT count(*)::int FROM of_part) AS of_part, (SELECT count(*)::int FROM leg) AS leg,
+        (SELECT count(*)::int FROM of_leg) AS of_leg, (SELECT count(*)::int FROM of_other_leg) AS of_other_leg,
+        (SELECT count(*)::int FROM loop) AS loop`)
+        assert.deepStrictEqual(counts, [
+          { child: 0, of_part: 0, leg: 1, of_leg: 1, of_other_leg: 1, loop: 0 }
+        ])
+      }).pipe(Effect.provide(database))
+  )
+
+  it.scopedLive("of what is in the way in tables further down, but not beside the way of the delete", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      yield* session.query(`${pair}; CREATE INDEX ON child (parent_id);
+        CREATE TABLE grandchild (id int PRIMARY KEY, child_id int REFERENCES child ON DELETE CASCADE);
+        CREATE TABLE follower (grandchild_id int NOT NULL REFERENCES grandchild ON DELETE SET NULL);
+        CREATE TABLE guard (grandchild_id int REFERENCES grandchild);
+        CREATE TABLE bystander (parent_id int REFERENCES parent ON DELETE CASCADE);
+        CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+        CREATE TRIGGER keep BEFORE DELETE ON grandchild FOR EACH ROW EXECUTE FUNCTION keep();
+        ALTER TABLE grandchild ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE grandchild REPLICA IDENTITY NOTHING;
+        CREATE PUBLICATION deletes FOR TABLE grandchild WITH (publish = 'delete');
+        CREATE PUBLICATION updates FOR TABLE follower WITH (publish = 'update')`)
+      const found = yield* warnings("cascade")
+      assert.deepStrictEqual(
+        found.filter((warning) => !warning.startsWith("deleting from")),
+        [
+          "no index on (child_id): every delete in public.child reads all of public.grandchild",
+          "public.grandchild is published (deletes) without a replica identity: deletes in public.parent that reach it will fail with 55000",
+          "public.grandchild has row security, which the cascade does not ask: it runs as the owner of public.grandchild",
+          "trigger keep on public.grandchild can keep rows from being deleted: they would be left without a referenced row",
+          "no index on (grandchild_id): every delete in public.grandchild reads all of public.follower",
+          "public.follower is published (updates) without a replica identity: deletes in public.parent that reach it will fail with 55000",
+          "grandchild_id is NOT NULL: deletes in public.parent that reach it will fail with 23502",
+          "no index on (grandchild_id): every delete in public.grandchild reads all of public.guard"
+        ]
+      )
+      // Without a cascade nothing further down is reached.
+      assert.deepStrictEqual(yield* warnings("restrict"), [])
     }).pipe(Effect.provide(database))
   )
 
