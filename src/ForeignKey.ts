@@ -74,8 +74,11 @@ export const check = (
 ): Effect.Effect<ReadonlyArray<Run.CheckedKey>, DatabaseError, Database.Database> =>
   withSessions((open) => Run.check(open, selectors))
 
-/** A plan as a script for psql, with the locks of each step beside it. */
-export const planScript = (plan: Run.PlanResult): string => Script.render(plan.steps)
+/**
+ * A plan as a script for psql, to be run by hand: the same statements and limits as {@link rebuild} uses, with the locks of each step beside them, what to do when a
+ * step fails, and as comments what is refused and warned of. Left out are the steps for tables that are too busy for the swap.
+ */
+export const planScript: (plan: Run.PlanResult) => string = Script.render
 
 /**
  * What {@link rebuild} would do: the statements and locks of every step, and what it would refuse. Takes no lock above ACCESS SHARE. Fails with

@@ -43,7 +43,7 @@ const listLines = (keys: ReadonlyArray<ForeignKey.ForeignKeyInfo>) => [
 
 const script = Options.boolean("sql").pipe(
   Options.withDescription(
-    "Print a script for psql, with the locks of each step in comments, to be run by hand."
+    "Print a script for psql, to be run by hand: the locks of each step, what is refused and what to look out for are comments in it. Not with --json."
   )
 )
 
@@ -59,12 +59,19 @@ const plan = Command.make(
     runCommand(
       { json, url },
       Effect.gen(function* () {
+        if (json && script) {
+          return yield* new FkOptions.Contradiction({
+            message: "--sql and --json contradict each other: one prints a script, the other a document"
+          })
+        }
         const result = yield* ForeignKey.plan({
           ...(yield* FkOptions.target(options)),
           createIndexes: options.createIndexes,
           orphanTimeout: Option.getOrUndefined(options.orphanTimeout)
         })
-        yield* Report.result(
+        // Whoever redirects the script has to see what it leaves out.
+        if (script) yield* Effect.forEach(result.refused.map(refusalLine), Report.progress, { discard: true })
+        return yield* Report.result(
           json,
           result,
           script ? [ForeignKey.planScript(result).trimEnd()] : planLines(result),
@@ -74,7 +81,7 @@ const plan = Command.make(
     )
 ).pipe(
   Command.withDescription(
-    "Prints every statement that `rebuild` would run, its locks and what they block. Takes no lock itself."
+    "Prints every statement that `rebuild` would run, its locks and what they block. Takes no lock above ACCESS SHARE itself."
   )
 )
 
@@ -94,8 +101,10 @@ const planLines = ({ refused, steps, unchanged, warnings }: ForeignKey.PlanResul
   ]),
   ...unchanged.map((constraint) => `= ${constraint} has this action already`),
   ...warnings.map(({ constraint, warning }) => `! ${constraint}: ${warning}`),
-  ...refused.map(({ constraint, reason }) => `x ${constraint} is refused: ${reason}`)
+  ...refused.map(refusalLine)
 ]
+
+const refusalLine = ({ constraint, reason }: ForeignKey.Rejected) => `x ${constraint} is refused: ${reason}`
 
 /** The proofs are pages of PL/pgSQL: a person reads what is changed, and finds the whole text with --sql or --json. */
 const abbreviate = (statement: string): string => {

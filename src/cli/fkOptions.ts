@@ -71,6 +71,9 @@ export interface Selected {
 /** Nothing, or two contradicting things, were selected. */
 class UnclearSelection extends Data.TaggedError("UnclearSelection")<{ readonly message: string }> {}
 
+/** Two options that exclude each other. */
+export class Contradiction extends Data.TaggedError("Contradiction")<{ readonly message: string }> {}
+
 /** A change of every key must be asked for in so many words. */
 export const selectors = ({
   all,
@@ -146,7 +149,7 @@ export const target = (
 ) =>
   Effect.gen(function* () {
     if (options.noLedger && Option.isSome(options.ledgerTable)) {
-      return yield* new UnclearSelection({ message: "--ledger and --no-ledger contradict each other" })
+      return yield* new Contradiction({ message: "--ledger and --no-ledger contradict each other" })
     }
     return {
       selectors: yield* selectors(selectedOf(options)),

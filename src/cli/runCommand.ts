@@ -56,4 +56,9 @@ const explain = (
 }
 
 /** Errors whose cause is what was typed. */
-const usageErrors: ReadonlySet<string> = new Set(["InvalidSettings", "NoMatch", "UnclearSelection"])
+const usageErrors: ReadonlySet<string> = new Set([
+  "Contradiction",
+  "InvalidSettings",
+  "NoMatch",
+  "UnclearSelection"
+])

@@ -20,11 +20,10 @@ import { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Blocker from "./Blocker.js"
 import * as Courtesy from "./Courtesy.js"
-import type { Relation } from "./Catalog.js"
 import type { Step, StepName } from "./Change.js"
 import * as Fidelity from "./Fidelity.js"
 import * as Lock from "./Lock.js"
-import { block } from "./Sql.js"
+import * as Try from "./Try.js"
 
 /** The sessions and limits of one change. */
 export interface Bench {
@@ -88,11 +87,8 @@ export class Unfaithful extends Data.TaggedError("Unfaithful")<{
   }
 }
 
-/** How one try asks for the locks of a step. */
-type Way = "as-listed" | "reversed" | "spin"
-
 /** The ways in turn: each has a load under which it starves, so none is used alone. */
-const ways: ReadonlyArray<Way> = ["reversed", "as-listed", "spin"]
+const ways: ReadonlyArray<Try.Way> = ["reversed", "as-listed", "spin"]
 
 /** With all its locks, a step took longer than others can be made to wait; it was rolled back. */
 export class StepTooSlow extends Data.TaggedError("StepTooSlow")<{
@@ -103,6 +99,18 @@ export class StepTooSlow extends Data.TaggedError("StepTooSlow")<{
     return `step ${this.step} did not finish within ${bodyLimit} ms of getting its locks (so many partitions?) and was rolled back; the original still protects the data`
   }
 }
+
+/**
+ * The longest that one try asks for locks, in milliseconds: never so long that PostgreSQL looks for a deadlock meanwhile, and may find the victim among the
+ * applications.
+ */
+export const cap = (lockTimeout: Duration.DurationInput | undefined, deadlockTimeout: number): number =>
+  Math.max(
+    1,
+    Math.floor(
+      Math.min(Duration.toMillis(Duration.decode(lockTimeout ?? "250 millis")), 0.6 * deadlockTimeout)
+    )
+  )
 
 /** How {@link run} goes about a step. */
 export interface Options {
@@ -152,13 +160,7 @@ export const runBesideWrites = (
 ): Effect.Effect<void, DatabaseError | LockBudgetExhausted | TriesExhausted> =>
   Effect.gen(function* () {
     yield* bench.stillAlone
-    const statements = [
-      "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
-      "SET LOCAL lock_timeout = '2s'",
-      "SET LOCAL statement_timeout = 0",
-      ...step.statements,
-      "COMMIT"
-    ]
+    const statements = Try.besideWrites(step)
     yield* repeatedly(bench, step, undefined, () =>
       Effect.gen(function* () {
         const blockers = yield* Ref.make<Seen>([])
@@ -196,7 +198,7 @@ export const runOutsideTransaction = (
             yield* bench.onWait({ step: step.name, tries: 0, elapsedMillis, blockers: seen })
         })
         const statements = Effect.forEach(
-          ["SET statement_timeout = 0", "SET lock_timeout = 0", ...step.statements],
+          [...Try.outsideTransaction.before, ...step.statements],
           (statement) => watched(bench, blockers, "500 millis", bench.session.query(statement)),
           { discard: true }
         )
@@ -205,9 +207,7 @@ export const runOutsideTransaction = (
           Effect.forever(Effect.zipRight(Effect.sleep("1 second"), tell))
         ).pipe(
           Effect.catchIf(isLostTry, () => lost(blockers)),
-          Effect.ensuring(
-            Effect.ignore(bench.session.query("SET statement_timeout = '30s'; SET lock_timeout = '5s'"))
-          )
+          Effect.ensuring(Effect.ignore(bench.session.query(Try.outsideTransaction.after.join("; "))))
         )
       })
     )
@@ -276,22 +276,7 @@ const attempt = (
       step.locks.length === 1 || isShared(step) || !step.locks.every(({ table }) => Lock.isLockable(table))
         ? "as-listed"
         : (ways[tries % ways.length] ?? "as-listed")
-    const tables = step.locks.map((lock) => lock.table).filter(Lock.isLockable)
-    const prelude = [
-      "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
-      "SET LOCAL lock_timeout = '1500ms'",
-      "SET LOCAL statement_timeout = '4s'",
-      ...(tables.length === 0 ? [] : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE")]),
-      `SET LOCAL statement_timeout = '${patience}ms'`
-    ]
-    const body = [
-      // A step that changes indexes gets its locks from its one statement, for which no work is left then.
-      ...(tables.length === 0
-        ? []
-        : [...lockStatements(step, tables, way), `SET LOCAL statement_timeout = '${bodyLimit}ms'`]),
-      ...step.statements,
-      "COMMIT"
-    ]
+    const { body, prelude } = Try.transaction(step, way, { wait: patience, work: bodyLimit })
     const blockers = yield* Ref.make<Seen>([])
     const took = yield* Ref.make(0)
     const exit = yield* Effect.exit(
@@ -310,7 +295,7 @@ const attempt = (
   })
 
 /** The longest that one statement may take while others wait for its locks, in milliseconds. */
-const bodyLimit = 2_000
+export const bodyLimit = 2_000
 
 /** Only a session that still lives can and need be rolled back. */
 const rollback = (session: Session, error: DatabaseError) =>
@@ -318,39 +303,6 @@ const rollback = (session: Session, error: DatabaseError) =>
 
 /** A step that does not ask for ACCESS EXCLUSIVE has one good order only: the referenced table first. */
 const isShared = (step: Step) => step.locks.every((lock) => lock.mode !== "ACCESS EXCLUSIVE")
-
-const lockStatements = (
-  { locks }: Step,
-  tables: ReadonlyArray<Relation>,
-  way: Way
-): ReadonlyArray<string> => {
-  if (way === "spin") {
-    const exclusive = locks.filter(({ mode }) => mode === "ACCESS EXCLUSIVE").map(({ table }) => table)
-    return [
-      Lock.statement(tables, "SHARE ROW EXCLUSIVE"),
-      spin(Lock.statement(exclusive, "ACCESS EXCLUSIVE", true))
-    ]
-  }
-  const statements = Lock.statements(way === "reversed" ? locks.toReversed() : locks)
-  // One statement, because the cap holds for the sum of the waits and statement_timeout for each statement.
-  return statements.length === 1 ? statements : [block(`BEGIN ${statements.join("; ")}; END`)]
-}
-
-/** Asks again and again without ever queueing, for 40 ms: an upgrade that waits would make an application the victim at once (rule R1). */
-const spin = (lock: string) =>
-  block(`DECLARE
-  deadline timestamptz := clock_timestamp() + interval '40 milliseconds';
-BEGIN
-  LOOP
-    BEGIN
-      ${lock};
-      RETURN;
-    EXCEPTION WHEN lock_not_available THEN
-      IF clock_timestamp() > deadline THEN RAISE; END IF;
-    END;
-    PERFORM pg_catalog.pg_sleep(0.0005);
-  END LOOP;
-END`)
 
 const timed = <A, E>(bench: Bench, took: Ref.Ref<number>, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
   Effect.gen(function* () {

@@ -1,5 +1,6 @@
 /** What a change will do, step by step, before anything is done. */
 import * as Action from "./Action.js"
+import * as Attempt from "./Attempt.js"
 import { nameOf, type Key } from "./Catalog.js"
 import * as Change from "./Change.js"
 import type * as Index from "./Index.js"
@@ -9,6 +10,7 @@ import * as Name from "./Name.js"
 import type * as Rebuild from "./Rebuild.js"
 import { label } from "./Sql.js"
 import * as Target from "./Target.js"
+import * as Try from "./Try.js"
 
 /** One step of a plan: a transaction of its own, or statements that cannot be in one. */
 export interface PlannedStep {
@@ -20,7 +22,7 @@ export interface PlannedStep {
    * the original's.
    */
   readonly when: "always" | "contended" | "if out of order"
-  /** The transaction, statement by statement; without BEGIN and COMMIT what cannot be in one. */
+  /** The transaction of one try, statement by statement, its limits among them; without BEGIN and COMMIT what cannot be in one. */
   readonly sql: ReadonlyArray<string>
   /** The strongest lock on each table, in the order in which they are taken; ACCESS SHARE is left out. */
   readonly locks: ReadonlyArray<{ readonly relation: string; readonly mode: Lock.Mode }>
@@ -28,15 +30,23 @@ export interface PlannedStep {
   readonly blocks: string
 }
 
-/** The steps that build the index of a key. */
-export const indexSteps = (key: Key, steps: ReadonlyArray<Index.IndexStep>): ReadonlyArray<PlannedStep> =>
-  steps.map((step) => planned(key, step, "always"))
+/** The steps that build the index of a key. `cap` as in {@link steps}. */
+export const indexSteps = (
+  key: Key,
+  steps: ReadonlyArray<Index.IndexStep>,
+  cap: number
+): ReadonlyArray<PlannedStep> => steps.map((step) => planned(key, step, "always", cap))
 
-/** The steps that are left of one change, from what is to be done next. */
-export const steps = ({ change, current, does, todo }: Rebuild.Next): ReadonlyArray<PlannedStep> => {
+/** The steps that are left of one change, from what is to be done next. `cap`: the longest that a try asks for locks, in milliseconds. */
+export const steps = (
+  { change, current, does, todo }: Rebuild.Next,
+  cap: number
+): ReadonlyArray<PlannedStep> => {
   const { key, original, target } = change
   const settling = Change.needsSettling(original) ? [Change.settle(change)] : []
-  const always = (all: ReadonlyArray<Change.Step>) => all.map((step) => planned(key, step, "always"))
+  const taken = (when: PlannedStep["when"]) => (all: ReadonlyArray<Change.Step>) =>
+    all.map((step) => planned(key, step, when, cap))
+  const always = taken("always")
   if (does === "settle") return always(settling)
   const triggers = [
     Change.switchTriggers(change, "delete", key.name, Name.aside(key.name)),
@@ -47,8 +57,7 @@ export const steps = ({ change, current, does, todo }: Rebuild.Next): ReadonlyAr
   if (Target.equals(Target.of(key), target)) return drop
   const add = todo.add.map((place) => Change.add(change, place))
   const order = [Change.keepOrder(change, "referenced"), Change.keepOrder(change, "referencing")]
-  const ifOutOfOrder = (all: ReadonlyArray<Change.Step>) =>
-    all.map((step) => planned(key, step, "if out of order"))
+  const ifOutOfOrder = taken("if out of order")
   const contended = Change.isSelfReference(key)
     ? []
     : [
@@ -68,7 +77,7 @@ export const steps = ({ change, current, does, todo }: Rebuild.Next): ReadonlyAr
     ...always(todo.validate.map(({ at, name }) => Change.validate(change, at, name))),
     ...(todo.attach ? [...always([Change.attach(change)]), ...ifOutOfOrder(order)] : []),
     ...always([Change.swap(change, current)]),
-    ...contended.map((step) => planned(key, step, "contended")),
+    ...taken("contended")(contended),
     ...always(settling)
   ]
 }
@@ -109,23 +118,20 @@ const durations: { readonly [Name in Change.StepName]?: string } = {
   validate: ", while the rows are checked"
 }
 
-const planned = (key: Key, step: Change.Step, when: PlannedStep["when"]): PlannedStep => {
-  const lockable = step.locks.filter(({ table }) => Lock.isLockable(table))
-  const tables = lockable.map(({ table }) => table)
-  const mode = step.locks[0]?.mode ?? "ACCESS EXCLUSIVE"
-  const lock =
-    step.name === "validate" || tables.length === 0 || step.outsideTransaction === true
-      ? []
-      : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE"), ...Lock.statements(lockable)]
-  return {
-    constraint: nameOf(key),
-    step: step.name,
-    when,
-    sql:
-      step.outsideTransaction === true ? step.statements : ["BEGIN", ...lock, ...step.statements, "COMMIT"],
-    locks: step.locks.flatMap(({ mode, table }) =>
-      Lock.withPartitions(table).map(({ name, schema }) => ({ relation: label(schema, name), mode }))
-    ),
-    blocks: `${Lock.blocks(mode)}${durations[step.name] ?? ", for milliseconds"}`
-  }
+const planned = (key: Key, step: Change.Step, when: PlannedStep["when"], cap: number): PlannedStep => ({
+  constraint: nameOf(key),
+  step: step.name,
+  when,
+  sql: statements(step, cap),
+  locks: step.locks.flatMap(({ mode, table }) =>
+    Lock.withPartitions(table).map(({ name, schema }) => ({ relation: label(schema, name), mode }))
+  ),
+  blocks: `${Lock.blocks(step.locks[0]?.mode ?? "ACCESS EXCLUSIVE")}${durations[step.name] ?? ", for milliseconds"}`
+})
+
+const statements = (step: Change.Step, cap: number): ReadonlyArray<string> => {
+  if (step.outsideTransaction === true) return step.statements
+  if (step.name === "validate") return Try.besideWrites(step)
+  const { body, prelude } = Try.transaction(step, "as-listed", { wait: cap, work: Attempt.bodyLimit })
+  return [...prelude, ...body]
 }

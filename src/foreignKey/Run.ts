@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import type * as Action from "./Action.js"
+import * as Attempt from "./Attempt.js"
 import * as Blocker from "./Blocker.js"
 import * as Catalog from "./Catalog.js"
 import type { StepName } from "./Change.js"
@@ -155,6 +156,14 @@ export interface RebuildResult {
 
 /** What {@link plan} found. */
 export interface PlanResult {
+  /** What the plan was made from; when it is run, the keys must still be so. */
+  readonly madeFrom: {
+    /** PostgreSQL's version, as `server_version` has it. */
+    readonly version: string
+    readonly database: string
+    /** When the catalogs were read (ISO 8601, by the server's clock). */
+    readonly at: string
+  }
   readonly steps: ReadonlyArray<Plan.PlannedStep>
   readonly unchanged: ReadonlyArray<string>
   readonly refused: ReadonlyArray<Rejected>
@@ -232,6 +241,9 @@ export const plan = (
       const tasks = yield* Selection.select(session, options, ledger, aimOf(options))
       const keys = yield* Catalog.read(session)
       const tables = yield* Consequence.facts(session, tablesOf(keys))
+      const madeFrom = yield* source(session)
+      // What `rebuild` would ask for without options of its own.
+      const cap = Attempt.cap(undefined, yield* Settings.deadlockTimeout(session))
       const steps: Array<Plan.PlannedStep> = []
       const unchanged: Array<string> = []
       const refused: Array<Rejected> = []
@@ -255,8 +267,8 @@ export const plan = (
               : Plan.recorded(key, ledger, task.record, steps)
           steps.push(
             ...recorded.before,
-            ...Plan.indexSteps(key, missing),
-            ...(next.right === undefined ? [] : Plan.steps(next.right)),
+            ...Plan.indexSteps(key, missing, cap),
+            ...(next.right === undefined ? [] : Plan.steps(next.right, cap)),
             ...recorded.after
           )
           const found = [
@@ -269,7 +281,7 @@ export const plan = (
           warnings.push(...found.map((warning) => ({ constraint, warning })))
         }
       }
-      return { steps, unchanged, refused, warnings }
+      return { madeFrom, steps, unchanged, refused, warnings }
     })
   )
 
@@ -336,6 +348,15 @@ const aimOf =
     target: { action: onDelete, columns: onDeleteColumns ?? [] },
     undoes: undefined
   })
+
+const source = (session: Session): Effect.Effect<PlanResult["madeFrom"], DatabaseError> =>
+  Effect.map(
+    session.query<PlanResult["madeFrom"]>(
+      `SELECT pg_catalog.current_setting('server_version') AS version, pg_catalog.current_database()::text AS database,
+        pg_catalog.to_char(pg_catalog.now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS at`
+    ),
+    ([row]) => row ?? { version: "unknown", database: "unknown", at: "unknown" }
+  )
 
 /** With the advisory lock that keeps other changes of this database out. */
 const alone = (

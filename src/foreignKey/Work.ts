@@ -7,7 +7,7 @@ import type * as Either from "effect/Either"
 import * as Random from "effect/Random"
 import * as Ref from "effect/Ref"
 import { DatabaseError } from "../DatabaseError.js"
-import type * as Attempt from "./Attempt.js"
+import * as Attempt from "./Attempt.js"
 import * as Catalog from "./Catalog.js"
 import * as Halfway from "./Halfway.js"
 import * as Index from "./Index.js"
@@ -217,11 +217,10 @@ const converge = (
     const session = yield* sessions.open("change foreign keys")
     const watcher = yield* sessions.open("change foreign keys (watcher)")
     const deadlockTimeout = yield* Settings.deadlockTimeout(session)
-    const lockTimeout = Duration.toMillis(Duration.decode(effort.lockTimeout ?? "250 millis"))
     const bench: Attempt.Bench = {
       session,
       watcher,
-      cap: Math.max(1, Math.floor(Math.min(lockTimeout, 0.6 * deadlockTimeout))),
+      cap: Attempt.cap(effort.lockTimeout, deadlockTimeout),
       ...kept,
       stillAlone: sessions.confirm,
       onWait: (wait) =>

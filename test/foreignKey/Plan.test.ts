@@ -2,7 +2,6 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Ref from "effect/Ref"
-import * as Catalog from "../../src/foreignKey/Catalog.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import * as Shape from "./Shape.js"
 import { application, comparable, database, heldBy, vectors } from "./support.js"
@@ -165,24 +164,6 @@ describe("a plan", () => {
       )
       const { steps } = yield* ForeignKey.plan({ selectors: {}, onDelete: "cascade" })
       assert.isAbove(steps.length, 0)
-    }).pipe(Effect.provide(database))
-  )
-
-  it.scopedLive("makes a script that does the whole change", () =>
-    Effect.gen(function* () {
-      const session = yield* application
-      for (const statement of Shape.create(Shape.numbered(plain, 1))) yield* session.query(statement)
-      const script = ForeignKey.planScript(yield* ForeignKey.plan({ selectors: {}, onDelete: "set-null" }))
-      // Everything but psql's own commands.
-      yield* session.query(script.replaceAll(/^\\.*$/gm, ""))
-      const [key] = yield* Catalog.read(session)
-      assert.deepInclude(key, {
-        onDelete: "set-null",
-        deferrable: true,
-        initiallyDeferred: false,
-        validated: true,
-        comment: "kept"
-      })
     }).pipe(Effect.provide(database))
   )
 })
