@@ -116,16 +116,18 @@ const rebuild = Command.make(
   "rebuild",
   { ...FkOptions.change, ...FkOptions.effort },
   ({ json, url, ...options }) =>
-    runCommand(
-      { json, url },
-      Effect.gen(function* () {
-        const result = yield* ForeignKey.rebuild({
-          ...(yield* FkOptions.target(options)),
-          ...FkOptions.effortOf(options),
-          onProgress: FkReport.progress(json)
+    Effect.flatMap(FkReport.reporter, ({ interrupted, onProgress }) =>
+      runCommand(
+        { json, url, interrupted },
+        Effect.gen(function* () {
+          const result = yield* ForeignKey.rebuild({
+            ...(yield* FkOptions.target(options)),
+            ...FkOptions.effortOf(options),
+            onProgress
+          })
+          yield* FkReport.result(json, result)
         })
-        yield* FkReport.result(json, result)
-      })
+      )
     )
 ).pipe(
   Command.withDescription(

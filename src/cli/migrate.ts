@@ -22,10 +22,14 @@ const options = { url: Connection.url, json: Connection.json, directory }
 /** The migrations of this package, next to `src` both here and in the built package. */
 export const ownDirectory = fileURLToPath(new URL("../../migrations", import.meta.url))
 
-const migrations = (given: Option.Option<string>, json: boolean): Migrator.Options => ({
+const migrations = (given: Option.Option<string>): Migrator.Options => ({
   loader: Migrator.fromDirectory(Option.getOrElse(given, () => ownDirectory)),
-  onProgress: (event) => (json ? Effect.void : Report.progress(describe(event)))
+  onProgress: (event) => Report.progress(describe(event))
 })
+
+const interrupted = Effect.succeed(
+  "interrupted: a migration that was running is rolled back, an online one is half done; run the same command again to go on"
+)
 
 const describe = (event: Migrator.Progress): string => {
   switch (event._tag) {
@@ -42,9 +46,9 @@ const describe = (event: Migrator.Progress): string => {
 
 const migrateUp = Command.make("migrate", options, ({ directory, json, url }) =>
   runCommand(
-    { json, url },
+    { json, url, interrupted },
     Effect.gen(function* () {
-      const result = yield* Migrator.run(migrations(directory, json))
+      const result = yield* Migrator.run(migrations(directory))
       const lines = [
         ...(result.applied.length === 0
           ? ["Nothing to do: every migration is applied."]
@@ -95,7 +99,7 @@ const status = Command.make("status", options, ({ directory, json, url }) =>
   runCommand(
     { json, url },
     Effect.gen(function* () {
-      const status = yield* Migrator.status(migrations(directory, json))
+      const status = yield* Migrator.status(migrations(directory))
       const upToDate = status.migrations.every(({ state }) => state === "applied")
       yield* Report.result(
         json,
@@ -118,7 +122,7 @@ const stamp = Command.make(
     runCommand(
       { json, url },
       Effect.gen(function* () {
-        const status = yield* Migrator.stamp({ ...migrations(directory, json), id })
+        const status = yield* Migrator.stamp({ ...migrations(directory), id })
         yield* Report.result(json, status, statusLines(status))
       })
     )
@@ -138,9 +142,9 @@ const down = Command.make(
   },
   ({ directory, json, to, url }) =>
     runCommand(
-      { json, url },
+      { json, url, interrupted },
       Effect.gen(function* () {
-        const { applied: undone, current } = yield* Migrator.down({ ...migrations(directory, json), to })
+        const { applied: undone, current } = yield* Migrator.down({ ...migrations(directory), to })
         yield* Report.result(json, { undone, current }, [
           ...(undone.length === 0
             ? ["Nothing to do."]

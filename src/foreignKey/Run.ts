@@ -27,6 +27,7 @@ import * as Settings from "./Settings.js"
 import * as Target from "./Target.js"
 import * as Undo from "./Undo.js"
 import * as Work from "./Work.js"
+import type { Working } from "./Working.js"
 
 /** A foreign key, as `fk list` prints it. */
 export interface ForeignKeyInfo {
@@ -101,6 +102,8 @@ export interface Effort {
    * A session that was ended with pg_terminate_backend ends the run. Default 5; 0 means never.
    */
   readonly reconnects?: number | undefined
+  /** How often to tell that a step still works which takes long, with `Working`. Default 10 seconds. */
+  readonly reportEvery?: Duration.DurationInput | undefined
   readonly onProgress?: ((event: Progress) => Effect.Effect<void>) | undefined
 }
 
@@ -187,6 +190,8 @@ export type Progress =
       readonly step: StepName
       readonly durationMs: number
     }
+  /** The step goes on, and takes long: `validate`, or the build of an index. */
+  | ({ readonly _tag: "Working"; readonly constraint: string; readonly step: StepName } & Working)
   /** The step has no locks yet; `blockers` hold them. */
   | {
       readonly _tag: "Waiting"
