@@ -19,6 +19,7 @@ import * as Database from "./Database.js"
 import type { DatabaseError } from "./DatabaseError.js"
 import type { Busy } from "./foreignKey/Exclusive.js"
 import type { Entry, LedgerUnreadable } from "./foreignKey/Ledger.js"
+import { Rehearsal } from "./foreignKey/Rehearsal.js"
 import * as Run from "./foreignKey/Run.js"
 import * as Script from "./foreignKey/Script.js"
 import type { NoMatch } from "./foreignKey/Selection.js"
@@ -97,7 +98,12 @@ export const plan = (
 export const rebuild = (
   options: Run.RebuildOptions
 ): Effect.Effect<Run.RebuildResult, DatabaseError | NoMatch | Busy, Database.Database> =>
-  withSessions((open) => Run.rebuild(open, options))
+  Effect.flatMap(Rehearsal, (tell) =>
+    Effect.zipRight(
+      tell(plan(options)),
+      withSessions((open) => Run.rebuild(open, options))
+    )
+  )
 
 /**
  * Gives foreign keys the action (and the columns of SET NULL and SET DEFAULT) that they had before their last change that the ledger has, finished or interrupted,

@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as ForeignKey from "../ForeignKey.js"
 import * as FkOptions from "./fkOptions.js"
+import * as FkPlan from "./fkPlan.js"
 import * as FkReport from "./fkReport.js"
 import * as Undo from "./fkUndo.js"
 import * as Purge from "./purge.js"
@@ -70,11 +71,12 @@ const plan = Command.make(
           orphanTimeout: Option.getOrUndefined(options.orphanTimeout)
         })
         // Whoever redirects the script has to see what it leaves out.
-        if (script) yield* Effect.forEach(result.refused.map(refusalLine), Report.progress, { discard: true })
+        if (script)
+          yield* Effect.forEach(result.refused.map(FkPlan.refusalLine), Report.progress, { discard: true })
         return yield* Report.result(
           json,
           result,
-          script ? [ForeignKey.planScript(result).trimEnd()] : planLines(result),
+          script ? [ForeignKey.planScript(result).trimEnd()] : FkPlan.lines(result),
           result.refused.length > 0 ? Report.exitCodes.refused : Report.exitCodes.done
         )
       })
@@ -84,33 +86,6 @@ const plan = Command.make(
     "Prints every statement that `rebuild` would run, its locks and what they block. Takes no lock above ACCESS SHARE itself."
   )
 )
-
-const conditions: { readonly [When in ForeignKey.PlannedStep["when"]]: string } = {
-  always: "",
-  contended: " (only if its tables are too busy for the swap)",
-  "if out of order": " (only if the new key's triggers would fire before the original's)"
-}
-
-const planLines = ({ refused, steps, unchanged, warnings }: ForeignKey.PlanResult) => [
-  ...steps.flatMap((step, index) => [
-    `${index + 1}. ${step.constraint}: ${step.step}${conditions[step.when]}`,
-    ...step.sql.map((statement) => `     ${abbreviate(statement)};`),
-    ...step.locks.map(({ mode, relation }) => `   locks ${relation} in ${mode} mode`),
-    `   ${step.blocks}`,
-    ""
-  ]),
-  ...unchanged.map((constraint) => `= ${constraint} has this action already`),
-  ...warnings.map(({ constraint, warning }) => `! ${constraint}: ${warning}`),
-  ...refused.map(refusalLine)
-]
-
-const refusalLine = ({ constraint, reason }: ForeignKey.Rejected) => `x ${constraint} is refused: ${reason}`
-
-/** The proofs are pages of PL/pgSQL: a person reads what is changed, and finds the whole text with --sql or --json. */
-const abbreviate = (statement: string): string => {
-  if (statement.startsWith("DO ")) return "DO ... (checks or restores catalog entries; --sql prints it whole)"
-  return statement.length > 200 ? `${statement.slice(0, 160)} ...` : statement
-}
 
 const rebuild = Command.make(
   "rebuild",
