@@ -98,6 +98,29 @@ export const layerConfigWith = (
   layerFrom(DatabaseConfig.fromEnvironment(settings))
 
 /**
+ * The same settings on another database of the server, reached as `directUrl` reaches this one. `onStatement` is told the text of each statement that the pool has had
+ * an answer to, those that control transactions left out.
+ */
+export const layerElsewhere = (
+  config: DatabaseConfig.DatabaseConfig,
+  database: string,
+  onStatement?: (text: string) => void
+): Layer.Layer<Provided, DatabaseError> => {
+  const endpoint = { ...config.directEndpoint, database }
+  return layerFrom(
+    Effect.succeed({
+      ...config,
+      endpoint,
+      directEndpoint: endpoint,
+      hasSessions: true,
+      pooler: "none" as const,
+      minConnections: 0
+    }),
+    onStatement
+  )
+}
+
+/**
  * Fails when it is built where no session can be opened: behind a transaction pooler without `directUrl`, or where `directUrl` leads nowhere. For a program
  * that listens, or takes advisory locks, later on. `Migrator.layer` needs no other word: it opens its own.
  */
@@ -109,11 +132,17 @@ export const layerSession: Layer.Layer<never, DatabaseError, Database> = Layer.e
 // internal
 // -----------------------------------------------------------------------------
 
-const layerFrom = <E>(config: Effect.Effect<DatabaseConfig.DatabaseConfig, E>) =>
-  Layer.scopedContext(Effect.flatMap(config, make)).pipe(Layer.provide(Reactivity.layer))
+const layerFrom = <E>(
+  config: Effect.Effect<DatabaseConfig.DatabaseConfig, E>,
+  onStatement?: (text: string) => void
+) =>
+  Layer.scopedContext(Effect.flatMap(config, (config) => make(config, onStatement))).pipe(
+    Layer.provide(Reactivity.layer)
+  )
 
 const make = Effect.fn("Database.make")(function* (
-  config: DatabaseConfig.DatabaseConfig
+  config: DatabaseConfig.DatabaseConfig,
+  onStatement: ((text: string) => void) | undefined
 ): Effect.fn.Return<Context.Context<Provided>, DatabaseError, Scope.Scope | Reactivity.Reactivity> {
   const pooled = config.pooler === "transaction"
   const timeouts = limitsOf(config)
@@ -144,7 +173,7 @@ const make = Effect.fn("Database.make")(function* (
   )
   const dial: DialOptions = {
     ...direct,
-    observe: observer(telemetry, config.slowStatement),
+    observe: observer(telemetry, config.slowStatement, onStatement),
     endpoint: config.endpoint,
     timeouts: pooled ? undefined : timeouts,
     prepare: config.prepare,
@@ -192,10 +221,12 @@ interface Parts {
 /** Measures each statement, and reports the slow ones: their text, never their parameters. */
 const observer = (
   telemetry: Telemetry.Telemetry,
-  slowStatement: Duration.Duration
+  slowStatement: Duration.Duration,
+  onStatement: ((text: string) => void) | undefined
 ): DialOptions["observe"] => {
   const limit = Duration.toMillis(slowStatement)
-  return ({ text }, millis, failure) => {
+  return ({ isControl, text }, millis, failure) => {
+    if (isControl !== true) onStatement?.(text)
     telemetry.operation(millis, operationOf(text), failure)
     return millis < limit
       ? undefined

@@ -19,6 +19,7 @@ import * as Database from "./Database.js"
 import type { DatabaseError } from "./DatabaseError.js"
 import type { Busy } from "./foreignKey/Exclusive.js"
 import type { Entry, LedgerUnreadable } from "./foreignKey/Ledger.js"
+import { Rehearsal } from "./foreignKey/Rehearsal.js"
 import * as Run from "./foreignKey/Run.js"
 import * as Script from "./foreignKey/Script.js"
 import type { NoMatch } from "./foreignKey/Selection.js"
@@ -77,8 +78,11 @@ export const check = (
 ): Effect.Effect<ReadonlyArray<Run.CheckedKey>, DatabaseError | NoMatch, Database.Database> =>
   withSessions((open) => Run.check(open, selectors))
 
-/** A plan as a script for psql, with the locks of each step beside it. */
-export const planScript = (plan: Run.PlanResult): string => Script.render(plan.steps)
+/**
+ * A plan as a script for psql, to be run by hand: the same statements and limits as {@link rebuild} uses, with the locks of each step beside them, what to do when a
+ * step fails, and as comments what is refused and warned of. Left out are the steps for tables that are too busy for the swap.
+ */
+export const planScript: (plan: Run.PlanResult) => string = Script.render
 
 /**
  * What {@link rebuild} would do: the statements and locks of every step, and what it would refuse. Takes no lock above ACCESS SHARE. Fails with
@@ -97,7 +101,12 @@ export const plan = (
 export const rebuild = (
   options: Run.RebuildOptions
 ): Effect.Effect<Run.RebuildResult, DatabaseError | NoMatch | Busy, Database.Database> =>
-  withSessions((open) => Run.rebuild(open, options))
+  Effect.flatMap(Rehearsal, (tell) =>
+    Effect.zipRight(
+      tell(plan(options)),
+      withSessions((open) => Run.rebuild(open, options))
+    )
+  )
 
 /**
  * Gives foreign keys the action (and the columns of SET NULL and SET DEFAULT) that they had before their last change that the ledger has, finished or interrupted,

@@ -14,13 +14,17 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
-import type { Database } from "./Database.js"
+import { Database, type Provided } from "./Database.js"
 import { type DatabaseError, reasonOf } from "./DatabaseError.js"
+import * as ForeignKeyLedger from "./foreignKey/Ledger.js"
+import * as SchemaDrift from "./migrator/Drift.js"
 import * as Ledger from "./migrator/Ledger.js"
 import { differs } from "./migrator/Loader.js"
 import * as Migration from "./migrator/Migration.js"
 import { MigratorError } from "./migrator/MigratorError.js"
 import * as MigratorLock from "./migrator/MigratorLock.js"
+import * as Scratch from "./migrator/Scratch.js"
+import * as Trial from "./migrator/Trial.js"
 import * as Transaction from "./Transaction.js"
 
 // -----------------------------------------------------------------------------
@@ -36,6 +40,8 @@ export {
   type Step
 } from "./migrator/Migration.js"
 export { isRefusal, MigratorError, type MigratorReason } from "./migrator/MigratorError.js"
+export type { Difference } from "./migrator/Drift.js"
+export type { Locked, Trial } from "./migrator/Trial.js"
 export { fromBabelGlob, fromGlob, type Loader } from "@effect/sql/Migrator"
 
 /** How migrations run. */
@@ -197,6 +203,90 @@ export const status = Effect.fn("Migrator.status")(function* <R = never>(
 })
 
 // -----------------------------------------------------------------------------
+// trying
+// -----------------------------------------------------------------------------
+
+/** A migration that is pending, and what it would do. */
+export interface PlannedMigration extends Trial.Trial {
+  readonly id: number
+  readonly name: string
+  /** Whether it manages its own transactions. */
+  readonly online: boolean
+}
+
+/** What {@link run} would do. */
+export interface Plan {
+  readonly current: number
+  readonly migrations: ReadonlyArray<PlannedMigration>
+}
+
+/** Where a schema is not what its migrations make. */
+export interface Drift {
+  readonly current: number
+  readonly differences: ReadonlyArray<SchemaDrift.Difference>
+}
+
+/**
+ * The statements and locks that {@link run} would take, without taking any above ACCESS SHARE: the applied migrations and then the pending ones are run on a temporary
+ * database of the same server, without rows. A migration whose statements follow from the rows that it finds shows less here. Fails with `NoScratchDatabase` if the role
+ * may not create a database, and with `Failed` if a migration does.
+ */
+export const plan = Effect.fn("Migrator.plan")(function* <R = never>(
+  options: Options<R>
+): Effect.fn.Return<Plan, Failure, R | Database | SqlClient.SqlClient> {
+  const all = yield* Migration.sources(options.loader)
+  const applied = yield* Effect.flatMap(Ledger.make(options.table ?? Ledger.defaultTable), ({ read }) => read)
+  const pending = yield* pendingOf(all, applied)
+  const current = applied.at(-1)?.id ?? 0
+  if (pending.length === 0) return { current, migrations: [] }
+  const live = yield* Database
+  const recorder = new Trial.Recorder()
+  const migrations = yield* onScratch(
+    recorder.onStatement,
+    Effect.gen(function* () {
+      yield* repeat(all, applied)
+      return yield* Effect.forEach(
+        pending,
+        Effect.fnUntraced(function* (source) {
+          const { online = false, up } = yield* source.load
+          let trial: Trial.Trial | undefined
+          const step = Trial.recorded(recorder, live, up, online, (found) => {
+            trial = found
+          })
+          yield* applyAgain(source, online, step)
+          return { id: source.id, name: source.name, online, ...(trial ?? nothing) }
+        })
+      )
+    })
+  )
+  return { current, migrations }
+})
+
+/**
+ * Compares the schema with what its migrations make of an empty database, up to the last that is applied: tables, columns, constraints, indexes, triggers, views,
+ * sequences, functions, types and policies, in the schemas in which the migrations make something. Locks nothing; a temporary database is created, as in {@link plan}.
+ */
+export const check = Effect.fn("Migrator.check")(function* <R = never>(
+  options: Options<R>
+): Effect.fn.Return<Drift, Failure, R | Database | SqlClient.SqlClient> {
+  const table = options.table ?? Ledger.defaultTable
+  const all = yield* Migration.sources(options.loader)
+  const applied = yield* Effect.flatMap(Ledger.make(table), ({ read }) => read)
+  yield* pendingOf(all, applied)
+  const objects = Effect.scoped(
+    Effect.gen(function* () {
+      const { session } = yield* Database
+      return yield* SchemaDrift.read(yield* session, [
+        ...[table, Ledger.defaultTable].map((name) => name.split(".").at(-1) ?? name).flatMap(Ledger.tables),
+        ForeignKeyLedger.defaultTable
+      ])
+    })
+  )
+  const expected = yield* onScratch(undefined, Effect.zipRight(repeat(all, applied), objects))
+  return { current: applied.at(-1)?.id ?? 0, differences: SchemaDrift.compare(expected, yield* objects) }
+})
+
+// -----------------------------------------------------------------------------
 // layers
 // -----------------------------------------------------------------------------
 
@@ -223,12 +313,58 @@ const exclusively = <A, E, R, R2>(
     })
   )
 
-const progress = <R>(options: Options<R>, event: Progress): Effect.Effect<void> =>
+const nothing: Trial.Trial = { statements: [], locks: null, foreignKeys: [] }
+
+/** Works on a temporary database instead of the live one. */
+const onScratch = <A, E>(
+  onStatement: ((text: string) => void) | undefined,
+  work: Effect.Effect<A, E, Provided>
+) =>
+  Effect.scoped(
+    Effect.flatMap(Scratch.make(onStatement), (layer) => Effect.provide(Effect.scoped(work), layer))
+  )
+
+/** Applies again, on a temporary database, what the live one has. */
+const repeat = (all: ReadonlyArray<Migration.Source>, applied: ReadonlyArray<Ledger.Applied>) =>
+  Effect.gen(function* () {
+    yield* Effect.flatMap(Ledger.make(Ledger.defaultTable), ({ create }) => create)
+    yield* Effect.forEach(
+      applied,
+      Effect.fnUntraced(function* ({ id, name }) {
+        const source = yield* sourceOf(all, id, name)
+        const { online = false, up } = yield* source.load
+        yield* applyAgain(source, online, up)
+      }),
+      { discard: true }
+    )
+  })
+
+const applyAgain = (source: Migration.Source, online: boolean, step: Migration.Step) =>
+  Effect.gen(function* () {
+    const ledger = yield* Ledger.make(Ledger.defaultTable)
+    yield* apply({}, source, online, "up", step, ledger.add(source))
+  }).pipe(
+    Effect.mapError(
+      (error) =>
+        new MigratorError({
+          reason: error.reason,
+          id: source.id,
+          name: source.name,
+          detail: `tried on an empty temporary database: ${error.detail}`,
+          cause: error.cause
+        })
+    )
+  )
+
+const progress = (options: Pick<Options, "onProgress">, event: Progress): Effect.Effect<void> =>
   options.onProgress?.(event) ?? Effect.void
 
+/** How a migration is run. */
+type Pacing = Pick<Options, "lockRetries" | "lockTimeout" | "onProgress">
+
 /** Runs one step of one migration, and its ledger entry with it. */
-const apply = Effect.fn("Migrator.apply")(function* <R>(
-  options: Options<R>,
+const apply = Effect.fn("Migrator.apply")(function* (
+  options: Pacing,
   { id, name }: Migration.Source,
   online: boolean,
   direction: "up" | "down",
@@ -271,8 +407,8 @@ const apply = Effect.fn("Migrator.apply")(function* <R>(
 })
 
 /** A try that could not get a lock gives way to the others, and comes back after a while. */
-const retryingLocks = <A, E, R, R2>(
-  options: Options<R2>,
+const retryingLocks = <A, E, R>(
+  options: Pacing,
   { id, name }: { readonly id: number; readonly name: string },
   effect: Effect.Effect<A, E, R>
 ) =>

@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as ForeignKey from "../ForeignKey.js"
 import * as FkOptions from "./fkOptions.js"
+import * as FkPlan from "./fkPlan.js"
 import * as FkReport from "./fkReport.js"
 import * as Undo from "./fkUndo.js"
 import * as Purge from "./purge.js"
@@ -43,7 +44,7 @@ const listLines = (keys: ReadonlyArray<ForeignKey.ForeignKeyInfo>) => [
 
 const script = Options.boolean("sql").pipe(
   Options.withDescription(
-    "Print a script for psql, with the locks of each step in comments, to be run by hand."
+    "Print a script for psql, to be run by hand: the locks of each step, what is refused and what to look out for are comments in it. Not with --json."
   )
 )
 
@@ -59,15 +60,23 @@ const plan = Command.make(
     runCommand(
       { json, url },
       Effect.gen(function* () {
+        if (json && script) {
+          return yield* new FkOptions.Contradiction({
+            message: "--sql and --json contradict each other: one prints a script, the other a document"
+          })
+        }
         const result = yield* ForeignKey.plan({
           ...(yield* FkOptions.target(options)),
           createIndexes: options.createIndexes,
           orphanTimeout: Option.getOrUndefined(options.orphanTimeout)
         })
-        yield* Report.result(
+        // Whoever redirects the script has to see what it leaves out.
+        if (script)
+          yield* Effect.forEach(result.refused.map(FkPlan.refusalLine), Report.progress, { discard: true })
+        return yield* Report.result(
           json,
           result,
-          script ? [ForeignKey.planScript(result).trimEnd()] : planLines(result),
+          script ? [ForeignKey.planScript(result).trimEnd()] : FkPlan.lines(result),
           result.refused.length > 0 ? Report.exitCodes.refused : Report.exitCodes.done
         )
       })
@@ -78,45 +87,22 @@ const plan = Command.make(
   )
 )
 
-const conditions: { readonly [When in ForeignKey.PlannedStep["when"]]: string } = {
-  always: "",
-  contended: " (only if its tables are too busy for the swap)",
-  "if out of order": " (only if the new key's triggers would fire before the original's)"
-}
-
-const planLines = ({ refused, steps, unchanged, warnings }: ForeignKey.PlanResult) => [
-  ...steps.flatMap((step, index) => [
-    `${index + 1}. ${step.constraint}: ${step.step}${conditions[step.when]}`,
-    ...step.sql.map((statement) => `     ${abbreviate(statement)};`),
-    ...step.locks.map(({ mode, relation }) => `   locks ${relation} in ${mode} mode`),
-    `   ${step.blocks}`,
-    ""
-  ]),
-  ...unchanged.map((constraint) => `= ${constraint} has this action already`),
-  ...warnings.map(({ constraint, warning }) => `! ${constraint}: ${warning}`),
-  ...refused.map(({ constraint, reason }) => `x ${constraint} is refused: ${reason}`)
-]
-
-/** The proofs are pages of PL/pgSQL: a person reads what is changed, and finds the whole text with --sql or --json. */
-const abbreviate = (statement: string): string => {
-  if (statement.startsWith("DO ")) return "DO ... (checks or restores catalog entries; --sql prints it whole)"
-  return statement.length > 200 ? `${statement.slice(0, 160)} ...` : statement
-}
-
 const rebuild = Command.make(
   "rebuild",
   { ...FkOptions.change, ...FkOptions.effort },
   ({ json, url, ...options }) =>
-    runCommand(
-      { json, url },
-      Effect.gen(function* () {
-        const result = yield* ForeignKey.rebuild({
-          ...(yield* FkOptions.target(options)),
-          ...FkOptions.effortOf(options),
-          onProgress: FkReport.progress(json)
+    Effect.flatMap(FkReport.reporter, ({ interrupted, onProgress }) =>
+      runCommand(
+        { json, url, interrupted },
+        Effect.gen(function* () {
+          const result = yield* ForeignKey.rebuild({
+            ...(yield* FkOptions.target(options)),
+            ...FkOptions.effortOf(options),
+            onProgress
+          })
+          yield* FkReport.result(json, result)
         })
-        yield* FkReport.result(json, result)
-      })
+      )
     )
 ).pipe(
   Command.withDescription(

@@ -71,6 +71,9 @@ export interface Selected {
 /** Nothing, or two contradicting things, were selected. */
 class UnclearSelection extends Data.TaggedError("UnclearSelection")<{ readonly message: string }> {}
 
+/** Two options that exclude each other. */
+export class Contradiction extends Data.TaggedError("Contradiction")<{ readonly message: string }> {}
+
 /** A change of every key must be asked for in so many words. */
 export const selectors = ({
   all,
@@ -146,7 +149,7 @@ export const target = (
 ) =>
   Effect.gen(function* () {
     if (options.noLedger && Option.isSome(options.ledgerTable)) {
-      return yield* new UnclearSelection({ message: "--ledger and --no-ledger contradict each other" })
+      return yield* new Contradiction({ message: "--ledger and --no-ledger contradict each other" })
     }
     return {
       selectors: yield* selectors(selectedOf(options)),
@@ -220,8 +223,22 @@ const reconnects = count(
   "How often, for each key, to go on by itself after the connection was lost, default 5. 0: never."
 )
 
+const reportEvery = duration(
+  "report-every",
+  'How often to say that a step still works which takes long, default "10 seconds".'
+)
+
 /** How hard to try. */
-export const effort = { createIndexes, lockTimeout, budget, swapTries, settlePatience, patience, reconnects }
+export const effort = {
+  createIndexes,
+  lockTimeout,
+  budget,
+  swapTries,
+  settlePatience,
+  patience,
+  reconnects,
+  reportEvery
+}
 
 /** What {@link effort} means to `ForeignKey`. */
 export const effortOf = (options: {
@@ -232,6 +249,7 @@ export const effortOf = (options: {
   readonly settlePatience: Option.Option<Duration.Duration>
   readonly patience: Option.Option<Duration.Duration>
   readonly reconnects: Option.Option<number>
+  readonly reportEvery: Option.Option<Duration.Duration>
 }) => ({
   createIndexes: options.createIndexes,
   lockTimeout: Option.getOrUndefined(options.lockTimeout),
@@ -239,7 +257,8 @@ export const effortOf = (options: {
   swapTries: Option.getOrUndefined(options.swapTries),
   settlePatience: Option.getOrUndefined(options.settlePatience),
   patience: Option.getOrUndefined(options.patience),
-  reconnects: Option.getOrUndefined(options.reconnects)
+  reconnects: Option.getOrUndefined(options.reconnects),
+  reportEvery: Option.getOrUndefined(options.reportEvery)
 })
 
 /** How long a plan may count. */

@@ -1,13 +1,25 @@
 /** What `fk rebuild` and `fk undo` print. */
 import * as Effect from "effect/Effect"
+import * as Ref from "effect/Ref"
 import * as ForeignKey from "../ForeignKey.js"
 import * as Report from "./Report.js"
 
-/** Tells a person what happens, unless a program reads. */
-export const progress =
-  (json: boolean) =>
-  (event: ForeignKey.Progress): Effect.Effect<void> =>
-    json ? Effect.void : Report.progress(describe(event))
+/** Tells what happens, on standard error, and keeps in mind how far it is. */
+export interface Reporter {
+  readonly onProgress: (event: ForeignKey.Progress) => Effect.Effect<void>
+  /** What an interruption leaves, and what to do then. */
+  readonly interrupted: Effect.Effect<string>
+}
+
+/** A reporter of one run. */
+export const reporter: Effect.Effect<Reporter> = Effect.map(Ref.make<At | undefined>(undefined), (at) => ({
+  onProgress: (event) =>
+    Effect.zipRight(
+      Ref.update(at, (at) => follow(at, event)),
+      Report.progress(describe(event))
+    ),
+  interrupted: Effect.map(Ref.get(at), remains)
+}))
 
 /** Prints the result, and ends with what became of the keys. */
 export const result = (
@@ -41,6 +53,62 @@ const rebuildLines = ({ failed, rebuilt, refused, unchanged }: ForeignKey.Rebuil
   ...failed.map(({ constraint, reason }) => `x ${constraint} failed: ${reason}`)
 ]
 
+/** Where a run is: at a key, with the steps of the change that this run has begun and done. */
+interface At {
+  readonly constraint: string
+  readonly begun: ReadonlyArray<string>
+  readonly done: ReadonlyArray<string>
+}
+
+const follow = (at: At | undefined, event: ForeignKey.Progress): At | undefined => {
+  switch (event._tag) {
+    case "Started":
+      return { constraint: event.constraint, begun: [], done: [] }
+    case "Finished":
+      return undefined
+    case "StepStarted":
+      return at && { ...at, begun: [...at.begun, event.step] }
+    case "StepDone":
+      return at && { ...at, done: [...at.done, event.step] }
+    default:
+      return at
+  }
+}
+
+/** What the steps of one transaction each have left. A step that was begun and is not done has happened or not: only the server knows. */
+const remains = (at: At | undefined): string => {
+  const again = "run the same command again to go on from there"
+  if (at === undefined) return `interrupted between two foreign keys; ${again}`
+  const { begun, constraint, done } = at
+  const isAny = (steps: ReadonlyArray<string>, ...names: ReadonlyArray<string>) =>
+    names.some((name) => steps.includes(name))
+  const state =
+    isAny(done, "swap", "drop-original") || isAny(begun, "settle")
+      ? "it has its new action; what is left is its mode, its comment or its record"
+      : isAny(begun, "switch-names", "switch-delete", "switch-update", "drop-original")
+        ? "both its original and the new key are there, one of them under a temporary name, and protect the data"
+        : isAny(begun, "swap")
+          ? "its original or the new key has its name, whichever the server has committed, and protects the data"
+          : isAny(begun, "add", "order", "validate", "attach", "drop-temporary")
+            ? "its original is as it was and protects the data, and a new key may be beside it under a temporary name"
+            : isAny(begun, "index", "index-whole", "index-attach", "index-drop", "reindex")
+              ? "it is as it was; an index that was being built may be there and not be valid"
+              : "this run has not changed it"
+  const last = begun.at(-1)
+  return `interrupted while ${constraint} was being changed${last === undefined ? "" : ` (step ${last})`}: ${state}; ${again}, or \`fk plan\` to see what is left`
+}
+
+const outcomes = {
+  rebuilt: "done",
+  unchanged: "unchanged, it has this action already",
+  refused: "refused",
+  failed: "failed"
+} as const
+
+/** `(building index: scanning table, 43 %)`. */
+const phase = ({ phase, share }: ForeignKey.Progress & { readonly _tag: "Working" }) =>
+  phase === null ? "" : ` (${phase}${share === null ? "" : `, ${Math.floor(100 * share)} %`})`
+
 const describe = (event: ForeignKey.Progress): string => {
   switch (event._tag) {
     case "Started":
@@ -51,6 +119,8 @@ const describe = (event: ForeignKey.Progress): string => {
       return `${event.constraint}: ${event.step} ...`
     case "StepDone":
       return `${event.constraint}: ${event.step} done in ${Report.duration(event.durationMs)}`
+    case "Working":
+      return `${event.constraint}: ${event.step} works since ${Report.duration(event.elapsedMs)}${phase(event)} ...`
     case "Waiting":
       return `${event.constraint}: ${event.step} waits for locks (${event.tries} tries, ${Report.duration(event.elapsedMs)})${event.blockers
         .map((blocker) => `\n  held by ${ForeignKey.describeBlocker(blocker)}`)
@@ -62,6 +132,6 @@ const describe = (event: ForeignKey.Progress): string => {
     case "Overlap":
       return `${event.constraint}: until the swap, deletes follow ${event.live}`
     case "Finished":
-      return `${event.constraint}: done`
+      return `${event.constraint}: ${outcomes[event.outcome]}`
   }
 }

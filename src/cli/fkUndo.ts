@@ -20,20 +20,22 @@ const undo = Command.make(
   "undo",
   { ...connection, ...selectorOptions, changes, allowRowMovement, ledgerTable, ...effort },
   ({ json, url, ...options }) =>
-    runCommand(
-      { json, url },
-      Effect.gen(function* () {
-        const selected = FkOptions.selectedOf(options)
-        const result = yield* ForeignKey.undo({
-          selectors: options.changes.length > 0 ? selected : yield* FkOptions.selectors(selected),
-          changes: options.changes.length > 0 ? options.changes : undefined,
-          allowRowMovement: options.allowRowMovement,
-          ledger: Option.getOrUndefined(options.ledgerTable),
-          ...FkOptions.effortOf(options),
-          onProgress: FkReport.progress(json)
+    Effect.flatMap(FkReport.reporter, ({ interrupted, onProgress }) =>
+      runCommand(
+        { json, url, interrupted },
+        Effect.gen(function* () {
+          const selected = FkOptions.selectedOf(options)
+          const result = yield* ForeignKey.undo({
+            selectors: options.changes.length > 0 ? selected : yield* FkOptions.selectors(selected),
+            changes: options.changes.length > 0 ? options.changes : undefined,
+            allowRowMovement: options.allowRowMovement,
+            ledger: Option.getOrUndefined(options.ledgerTable),
+            ...FkOptions.effortOf(options),
+            onProgress
+          })
+          yield* FkReport.result(json, result)
         })
-        yield* FkReport.result(json, result)
-      })
+      )
     )
 ).pipe(
   Command.withDescription(

@@ -7,6 +7,7 @@ import { fileURLToPath } from "node:url"
 import * as ForeignKey from "../ForeignKey.js"
 import * as Migrator from "../Migrator.js"
 import * as Connection from "./Connection.js"
+import * as FkPlan from "./fkPlan.js"
 import { runCommand } from "./runCommand.js"
 import * as Report from "./Report.js"
 
@@ -22,10 +23,14 @@ const options = { url: Connection.url, json: Connection.json, directory }
 /** The migrations of this package, next to `src` both here and in the built package. */
 export const ownDirectory = fileURLToPath(new URL("../../migrations", import.meta.url))
 
-const migrations = (given: Option.Option<string>, json: boolean): Migrator.Options => ({
+const migrations = (given: Option.Option<string>): Migrator.Options => ({
   loader: Migrator.fromDirectory(Option.getOrElse(given, () => ownDirectory)),
-  onProgress: (event) => (json ? Effect.void : Report.progress(describe(event)))
+  onProgress: (event) => Report.progress(describe(event))
 })
+
+const interrupted = Effect.succeed(
+  "interrupted: a migration that was running is rolled back, an online one is half done; run the same command again to go on"
+)
 
 const describe = (event: Migrator.Progress): string => {
   switch (event._tag) {
@@ -42,9 +47,9 @@ const describe = (event: Migrator.Progress): string => {
 
 const migrateUp = Command.make("migrate", options, ({ directory, json, url }) =>
   runCommand(
-    { json, url },
+    { json, url, interrupted },
     Effect.gen(function* () {
-      const result = yield* Migrator.run(migrations(directory, json))
+      const result = yield* Migrator.run(migrations(directory))
       const lines = [
         ...(result.applied.length === 0
           ? ["Nothing to do: every migration is applied."]
@@ -95,7 +100,7 @@ const status = Command.make("status", options, ({ directory, json, url }) =>
   runCommand(
     { json, url },
     Effect.gen(function* () {
-      const status = yield* Migrator.status(migrations(directory, json))
+      const status = yield* Migrator.status(migrations(directory))
       const upToDate = status.migrations.every(({ state }) => state === "applied")
       yield* Report.result(
         json,
@@ -118,7 +123,7 @@ const stamp = Command.make(
     runCommand(
       { json, url },
       Effect.gen(function* () {
-        const status = yield* Migrator.stamp({ ...migrations(directory, json), id })
+        const status = yield* Migrator.stamp({ ...migrations(directory), id })
         yield* Report.result(json, status, statusLines(status))
       })
     )
@@ -138,9 +143,9 @@ const down = Command.make(
   },
   ({ directory, json, to, url }) =>
     runCommand(
-      { json, url },
+      { json, url, interrupted },
       Effect.gen(function* () {
-        const { applied: undone, current } = yield* Migrator.down({ ...migrations(directory, json), to })
+        const { applied: undone, current } = yield* Migrator.down({ ...migrations(directory), to })
         yield* Report.result(json, { undone, current }, [
           ...(undone.length === 0
             ? ["Nothing to do."]
@@ -153,5 +158,75 @@ const down = Command.make(
     )
 ).pipe(Command.withDescription("Undoes every migration above an id, the latest first."))
 
+const plan = Command.make("plan", options, ({ directory, json, url }) =>
+  runCommand(
+    { json, url },
+    Effect.gen(function* () {
+      const result = yield* Migrator.plan(migrations(directory))
+      const isRefused = result.migrations.some(({ foreignKeys }) =>
+        foreignKeys.some(({ refused }) => refused.length > 0)
+      )
+      yield* Report.result(
+        json,
+        result,
+        planLines(result),
+        isRefused ? Report.exitCodes.refused : Report.exitCodes.done
+      )
+    })
+  )
+).pipe(
+  Command.withDescription(
+    "Prints the statements and locks of what is pending, and takes none: it runs the migrations on a temporary database of the same server, without rows."
+  )
+)
+
+const planLines = ({ current, migrations }: Migrator.Plan): ReadonlyArray<string> => [
+  ...(migrations.length === 0 ? ["Nothing to do: every migration is applied."] : []),
+  ...migrations.flatMap(({ foreignKeys, id, locks, name, online, statements }) => [
+    `${id}_${name}${online ? " (online: not in one transaction, so its locks are those of each statement)" : ""}`,
+    ...statements.map((statement) => `     ${FkPlan.abbreviate(statement.trim().replaceAll(/\s+/g, " "))};`),
+    ...(locks ?? []).map(({ mode, relation }) => `   locks ${relation} in ${mode} mode`),
+    ...foreignKeys.flatMap(FkPlan.lines),
+    ""
+  ]),
+  `Current migration: ${current}.`
+]
+
+const check = Command.make("check", options, ({ directory, json, url }) =>
+  runCommand(
+    { json, url },
+    Effect.gen(function* () {
+      const result = yield* Migrator.check(migrations(directory))
+      yield* Report.result(
+        json,
+        result,
+        checkLines(result),
+        result.differences.length === 0 ? Report.exitCodes.done : Report.exitCodes.refused
+      )
+    })
+  )
+).pipe(
+  Command.withDescription(
+    "Compares the schema with what the applied migrations make of an empty, temporary database. Exits with 3 when they differ."
+  )
+)
+
+const checkLines = ({ current, differences }: Migrator.Drift): ReadonlyArray<string> => [
+  ...(differences.length === 0
+    ? ["The schema is what its migrations make."]
+    : differences.flatMap(({ actual, expected, kind, name }) =>
+        expected === null
+          ? [`! ${kind} ${name} is there, and no migration makes it`]
+          : actual === null
+            ? [`! ${kind} ${name} is missing: ${expected}`]
+            : [
+                `! ${kind} ${name} is not what the migrations make`,
+                `    expected: ${expected}`,
+                `    found:    ${actual}`
+              ]
+      )),
+  `Current migration: ${current}.`
+]
+
 /** `migrate` and what belongs to it. */
-export const command = migrateUp.pipe(Command.withSubcommands([status, stamp, down]))
+export const command = migrateUp.pipe(Command.withSubcommands([status, plan, check, stamp, down]))

@@ -74,7 +74,15 @@ const options = {
 /** `purge`. */
 export const command = Command.make("purge", options, ({ dryRun, json, url, ...options }) =>
   runCommand(
-    { json, url },
+    {
+      json,
+      url,
+      interrupted: Effect.succeed(
+        dryRun
+          ? "interrupted; nothing was deleted"
+          : "interrupted: the batches that were committed are deleted, and the row itself last; run the same command again to go on"
+      )
+    },
     (dryRun
       ? Effect.flatMap(Purge.plan(options), (plan) =>
           Report.result(

@@ -15,6 +15,7 @@ import * as Report from "./Report.js"
  */
 export const runCommand = <A, E>(
   {
+    interrupted = Effect.succeed("interrupted; run the same command again"),
     json,
     url,
     way = "direct"
@@ -22,10 +23,17 @@ export const runCommand = <A, E>(
     readonly json: boolean
     readonly url: Option.Option<Redacted.Redacted>
     readonly way?: Connection.Way
+    /** What to say when the command is stopped by Ctrl-C or SIGTERM: what it leaves, and what to do. */
+    readonly interrupted?: Effect.Effect<string>
   },
   work: Effect.Effect<A, E, Provided | FileSystem>
 ) =>
   Effect.suspend(() => Effect.provide(work, Connection.layer(url, process.env, way))).pipe(
+    Effect.onInterrupt(() =>
+      Effect.flatMap(interrupted, (message) =>
+        Effect.ignore(Report.failure(json, { reason: "Interrupted", message }, Report.exitCodes.failed))
+      )
+    ),
     Effect.catchAllCause((cause) => {
       const failure = Cause.failureOption(cause)
       if (Option.isSome(failure) && failure.value instanceof Report.Exited) return Effect.fail(failure.value)
@@ -56,4 +64,9 @@ const explain = (
 }
 
 /** Errors whose cause is what was typed. */
-const usageErrors: ReadonlySet<string> = new Set(["InvalidSettings", "NoMatch", "UnclearSelection"])
+const usageErrors: ReadonlySet<string> = new Set([
+  "Contradiction",
+  "InvalidSettings",
+  "NoMatch",
+  "UnclearSelection"
+])

@@ -21,11 +21,10 @@ import { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Blocker from "./Blocker.js"
 import * as Courtesy from "./Courtesy.js"
-import type { Relation } from "./Catalog.js"
 import type { Step, StepName } from "./Change.js"
 import * as Fidelity from "./Fidelity.js"
 import * as Lock from "./Lock.js"
-import { block, literal } from "./Sql.js"
+import * as Try from "./Try.js"
 
 /** The sessions and limits of one change. */
 export interface Bench {
@@ -33,12 +32,7 @@ export interface Bench {
   readonly session: Session
   /** Watches while {@link session} waits. */
   readonly watcher: Session
-  /** The longest that one try asks for locks, in milliseconds. */
-  readonly cap: number
-  /** The longest that others wait because of one try, in milliseconds: while it asks for its locks and while it has them. COMMIT alone is not in it. */
-  readonly limit: number
-  /** Milliseconds after which a wait for locks that nobody waits behind ends: longer than the server lets autovacuum stand in the way. */
-  readonly eviction: number
+  readonly limits: Try.Limits
   /** Milliseconds that may still be spent on getting locks; validation does not count. */
   readonly budget: Ref.Ref<number>
   /** The longest time so far for which others had to wait for us, in milliseconds. */
@@ -97,11 +91,8 @@ export class Unfaithful extends Data.TaggedError("Unfaithful")<{
   }
 }
 
-/** How one try asks for the locks of a step. */
-type Way = "as-listed" | "reversed" | "spin"
-
 /** The ways in turn: each has a load under which it starves, so none is used alone. */
-const ways: ReadonlyArray<Way> = ["reversed", "as-listed", "spin"]
+const ways: ReadonlyArray<Try.Way> = ["reversed", "as-listed", "spin"]
 
 /** With all its locks, a step took longer than others may be made to wait, each time; it was rolled back. */
 export class StepTooSlow extends Data.TaggedError("StepTooSlow")<{
@@ -141,7 +132,7 @@ export const run = (
           bench.session.processId,
           bench.watcher.processId
         ])
-        const holders = yield* Blocker.old(present, 2 * bench.cap, sightings)
+        const holders = yield* Blocker.old(present, 2 * bench.limits.wait, sightings)
         const seen = yield* Ref.updateAndGet(courtesy, (seen) => Courtesy.look(seen, holders))
         if (holders.length === 0)
           return yield* attempt(bench, step, tries, patience(bench, tries, slow), options)
@@ -167,13 +158,7 @@ export const runBesideWrites = (
 > =>
   Effect.gen(function* () {
     yield* bench.stillAlone
-    const statements = [
-      "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
-      `SET LOCAL lock_timeout = '${bench.eviction + 500}ms'`,
-      "SET LOCAL statement_timeout = 0",
-      ...step.statements,
-      "COMMIT"
-    ]
+    const statements = Try.besideWrites(step, bench.limits)
     yield* repeatedly(bench, step, undefined, () =>
       Effect.gen(function* () {
         const blockers = yield* Ref.make<Seen>([])
@@ -220,7 +205,7 @@ export const runOutsideTransaction = (
     // The server's own limit is for when nobody is there any more to count.
     const wait = Math.max(1, Math.ceil(yield* Ref.get(bench.budget)))
     const statements = Effect.forEach(
-      ["SET statement_timeout = 0", `SET lock_timeout = '${wait}ms'`, ...step.statements],
+      [...Try.outsideTransaction.before(wait), ...step.statements],
       (statement) => watched(bench, blockers, "500 millis", bench.session.query(statement)),
       { discard: true }
     )
@@ -239,9 +224,7 @@ export const runOutsideTransaction = (
         ): Effect.Effect<never, DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile> =>
           isLostTry(error) ? ended(error) : otherwise(step, error)
       ),
-      Effect.ensuring(
-        Effect.ignore(bench.session.query("SET statement_timeout = '30s'; SET lock_timeout = '5s'"))
-      )
+      Effect.ensuring(Effect.ignore(bench.session.query(Try.outsideTransaction.after.join("; "))))
     )
   })
 
@@ -303,7 +286,7 @@ const repeatedly = <E>(
       if (result._tag === "Won") return undefined
       if (result._tag !== "Asked") tries += 1
       if (result._tag === "Slow") slow += 1
-      if (slow === slowTries) return yield* new StepTooSlow({ step: step.name, limit: bench.limit })
+      if (slow === slowTries) return yield* new StepTooSlow({ step: step.name, limit: bench.limits.limit })
       if (result.blockers.length > 0) blockers = result.blockers
       yield* Effect.sleep(Duration.millis(5 + (yield* Random.next) * Math.min(500, 15 * 1.15 ** tries)))
       const now = yield* Clock.currentTimeMillis
@@ -321,8 +304,8 @@ const repeatedly = <E>(
  * How long to ask for locks. Longer and longer up to the cap: under load short tries win, beside slower transactions longer ones do. A step whose work was too slow gets
  * more of its time for that.
  */
-const patience = ({ cap, limit }: Bench, tries: number, slow: number) =>
-  Math.max(1, Math.round(Math.min(cap, 30 * 2 ** Math.floor(tries / 6), slow > 0 ? limit / 4 : Infinity)))
+const patience = ({ limits: { limit, wait } }: Bench, tries: number, slow: number) =>
+  Math.max(1, Math.round(Math.min(wait, 30 * 2 ** Math.floor(tries / 6), slow > 0 ? limit / 4 : Infinity)))
 
 const attempt = (
   bench: Bench,
@@ -336,25 +319,8 @@ const attempt = (
       step.locks.length === 1 || isShared(step) || !step.locks.every(({ table }) => Lock.isLockable(table))
         ? "as-listed"
         : (ways[tries % ways.length] ?? "as-listed")
-    const tables = step.locks.map((lock) => lock.table).filter(Lock.isLockable)
-    const prelude = [
-      "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
-      // Autovacuum gives way after the server's deadlock_timeout, once for each table.
-      `SET LOCAL lock_timeout = '${bench.eviction}ms'`,
-      `SET LOCAL statement_timeout = '${2 * bench.eviction + 1000}ms'`,
-      ...(tables.length === 0 ? [] : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE")]),
-      `SET LOCAL statement_timeout = '${patience}ms'`
-    ]
-    const body = [
-      // A step that changes indexes gets its locks from its one statement, for which no work is left then.
-      ...(tables.length === 0
-        ? step.statements
-        : [
-            lockStatement(step, tables, way),
-            ...step.statements.flatMap((statement) => [untilDeadline(bench.limit), statement])
-          ]),
-      "COMMIT"
-    ]
+    const isLocked = Try.tablesOf(step).length > 0
+    const { body, prelude } = Try.transaction(step, way, { ...bench.limits, wait: patience })
     const blockers = yield* Ref.make<Seen>([])
     const ask = watched(bench, blockers, "5 millis", bench.session.query(prelude.join(";\n")))
     const work = timed(
@@ -364,7 +330,7 @@ const attempt = (
       Effect.as(won),
       // The locks have an error of their own, so it was the statements.
       Effect.catchIf(
-        ({ reason }) => reason._tag === "StatementTimeout" && tables.length > 0,
+        ({ reason }) => reason._tag === "StatementTimeout" && isLocked,
         (error) => Effect.as(rollback(bench.session, error), { _tag: "Slow" as const, blockers: [] })
       )
     )
@@ -379,56 +345,12 @@ const attempt = (
 /** So often a step may be too slow: something else may have kept the server busy. */
 const slowTries = 5
 
-/**
- * Gives the next statement what is left of the time, in milliseconds, since the server got the text that it is part of: then it began to ask for the locks.
- * What is done after the deadline is cancelled at once; when all is done, to commit late makes others wait less than to begin again.
- */
-const untilDeadline = (limit: number) =>
-  `SELECT pg_catalog.set_config('statement_timeout', greatest(1, ${limit} - extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000)::int::text, true)`
-
 /** Only a session that still lives can and need be rolled back. */
 const rollback = (session: Session, error: DatabaseError) =>
   error.fate === "keep" ? session.query("ROLLBACK") : Effect.void
 
 /** A step that does not ask for ACCESS EXCLUSIVE has one good order only: the referenced table first. */
 const isShared = (step: Step) => step.locks.every((lock) => lock.mode !== "ACCESS EXCLUSIVE")
-
-/**
- * Takes all locks of a step in one statement, because the cap holds for the sum of the waits and statement_timeout for each statement. That they are not to be had is an
- * error of its own, to tell it from statements that take too long.
- */
-const lockStatement = ({ locks }: Step, tables: ReadonlyArray<Relation>, way: Way): string => {
-  const exclusive = locks.filter(({ mode }) => mode === "ACCESS EXCLUSIVE").map(({ table }) => table)
-  const statements =
-    way === "spin"
-      ? [
-          Lock.statement(tables, "SHARE ROW EXCLUSIVE"),
-          spin(Lock.statement(exclusive, "ACCESS EXCLUSIVE", true))
-        ]
-      : Lock.statements(way === "reversed" ? locks.toReversed() : locks)
-  return block(`DECLARE
-  deadline timestamptz;
-BEGIN
-  ${statements.join(";\n  ")};
-EXCEPTION WHEN query_canceled OR lock_not_available THEN
-  RAISE EXCEPTION USING ERRCODE = ${literal(noLocksCode)}, MESSAGE = 'the locks were not to be had';
-END`)
-}
-
-/** SQLSTATE of our own: the time to ask for locks is over, or somebody waited for us in a circle. */
-const noLocksCode = "FKG03"
-
-/** Asks again and again without ever queueing, for 40 ms: an upgrade that waits would make an application the victim at once (rule R1). */
-const spin = (lock: string) => `deadline := clock_timestamp() + interval '40 milliseconds';
-  LOOP
-    BEGIN
-      ${lock};
-      EXIT;
-    EXCEPTION WHEN lock_not_available THEN
-      IF clock_timestamp() > deadline THEN RAISE; END IF;
-    END;
-    PERFORM pg_catalog.pg_sleep(0.0005);
-  END LOOP`
 
 const timed = <A, E>(bench: Bench, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
   Effect.gen(function* () {
@@ -519,9 +441,9 @@ const otherwise = (
     ? new ChangedMeanwhile({ step: step.name, cause: error })
     : Effect.fail(error)
 
-/** No locks in time (by {@link noLocksCode}), lock timeout and NOWAIT (55P03), the cap or the watcher's cancel (57014), and a deadlock in which we are the victim (40P01). */
+/** No locks in time (by {@link Try.noLocksCode}), lock timeout and NOWAIT (55P03), the cap or the watcher's cancel (57014), and a deadlock in which we are the victim (40P01). */
 export const isLostTry = (error: DatabaseError): boolean =>
-  (error.reason._tag === "ServerError" && error.reason.code === noLocksCode) ||
+  (error.reason._tag === "ServerError" && error.reason.code === Try.noLocksCode) ||
   error.reason._tag === "LockTimeout" ||
   error.reason._tag === "StatementTimeout" ||
   error.reason._tag === "StatementCancelled" ||

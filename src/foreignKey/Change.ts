@@ -196,6 +196,7 @@ export const swap = (change: Change, current: Fidelity.Vector): Step => {
     name: "swap",
     locks: both(change, "ACCESS EXCLUSIVE"),
     statements: [
+      // Its triggers may have exchanged names since (see keepOrder), and get those of the original below.
       Tree.guard(Fidelity.requireUnchanged(referencing.oid, key.name, current, "no names")),
       dropConstraint(referencing, key.name),
       renameConstraint(referencing, Name.temporary(key.name), key.name),

@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
+import { block } from "./Sql.js"
 
 /** Another process is changing foreign keys of this database. */
 export class Busy extends Data.TaggedError("Busy")<{
@@ -21,6 +22,14 @@ export class Busy extends Data.TaggedError("Busy")<{
 
 /** Two words of our own: "pgdb" and "fkey". Advisory locks belong to one database. */
 const key = "1885824098, 1718314361"
+
+/** A statement that takes the lock for the session it runs in, or fails at once. */
+export const takeOrFail = (): string =>
+  block(`BEGIN
+  IF NOT pg_catalog.pg_try_advisory_lock(${key}) THEN
+    RAISE EXCEPTION 'foreign keys of this database are being changed by another process';
+  END IF;
+END`)
 
 /**
  * Takes the lock, asking again at random intervals for up to `patience`. Never by a waiting request: a transaction that waits holds a snapshot,

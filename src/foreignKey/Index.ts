@@ -11,7 +11,7 @@ import type { Session } from "../driver/Session.js"
 import * as Attempt from "./Attempt.js"
 import { type Key, nameOf, type Relation } from "./Catalog.js"
 import type { Step } from "./Change.js"
-import { Unstable } from "./Rebuild.js"
+import { reported, Unstable } from "./Rebuild.js"
 import { identifier, identifiers, qualified } from "./Sql.js"
 
 /** One step of a build. */
@@ -36,7 +36,12 @@ export const schemas = (session: Session, key: Key): Effect.Effect<ReadonlyArray
   )
 
 /** Builds the index where it is missing. `onBuilt` is told the name of each index that was built. */
-export const build = (bench: Attempt.Bench, key: Key, onBuilt: (index: string) => Effect.Effect<void>) =>
+export const build = (
+  bench: Attempt.Bench,
+  key: Key,
+  task: Parameters<typeof reported>[0],
+  onBuilt: (index: string) => Effect.Effect<void>
+) =>
   Effect.gen(function* () {
     // As in a change: each round makes progress or finds that somebody else did.
     const rounds = 100 + 10 * key.referencing.partitions.length
@@ -44,11 +49,15 @@ export const build = (bench: Attempt.Bench, key: Key, onBuilt: (index: string) =
       const [step] = yield* missing(bench.session, key)
       if (step === undefined) return undefined
       yield* Effect.zipRight(
-        step.outsideTransaction === true
-          ? Attempt.runOutsideTransaction(bench, step).pipe(
-              Effect.tapErrorTag("LockBudgetExhausted", () => tidy(bench, key))
-            )
-          : Attempt.run(bench, step),
+        reported(
+          task,
+          step,
+          step.outsideTransaction === true
+            ? Attempt.runOutsideTransaction(bench, step).pipe(
+                Effect.tapErrorTag("LockBudgetExhausted", () => tidy(bench, key))
+              )
+            : Attempt.run(bench, step)
+        ),
         step.name === "index" || step.name === "index-whole" ? onBuilt(step.index) : Effect.void
       ).pipe(Effect.catchTags({ ChangedMeanwhile: () => Effect.void, TriesExhausted: () => Effect.void }))
     }

@@ -9,6 +9,7 @@ import * as Name from "./Name.js"
 import type * as Rebuild from "./Rebuild.js"
 import { label } from "./Sql.js"
 import * as Target from "./Target.js"
+import * as Try from "./Try.js"
 
 /** One step of a plan: a transaction of its own, or statements that cannot be in one. */
 export interface PlannedStep {
@@ -20,7 +21,7 @@ export interface PlannedStep {
    * the original's.
    */
   readonly when: "always" | "contended" | "if out of order"
-  /** The transaction, statement by statement; without BEGIN and COMMIT what cannot be in one. */
+  /** The transaction of one try, statement by statement, its limits among them; without BEGIN and COMMIT what cannot be in one. */
   readonly sql: ReadonlyArray<string>
   /** The strongest lock on each table, in the order in which they are taken; ACCESS SHARE is left out. */
   readonly locks: ReadonlyArray<{ readonly relation: string; readonly mode: Lock.Mode }>
@@ -29,17 +30,25 @@ export interface PlannedStep {
 }
 
 /** The steps that build the index of a key. */
-export const indexSteps = (key: Key, steps: ReadonlyArray<Index.IndexStep>): ReadonlyArray<PlannedStep> =>
-  steps.map((step) => planned(key, step, "always"))
+export const indexSteps = (
+  key: Key,
+  steps: ReadonlyArray<Index.IndexStep>,
+  limits: Try.Limits
+): ReadonlyArray<PlannedStep> => steps.map((step) => planned(key, step, "always", limits))
 
 /** The steps that are left of one change, from what is to be done next. */
-export const steps = ({ change, current, does, todo }: Rebuild.Next): ReadonlyArray<PlannedStep> => {
+export const steps = (
+  { change, current, does, todo }: Rebuild.Next,
+  limits: Try.Limits
+): ReadonlyArray<PlannedStep> => {
   const { key, original, target } = change
   const isSettling = does === "settle"
   const settling = Change.needsSettling(original)
     ? [Change.settle(change, isSettling ? current : undefined)]
     : []
-  const always = (all: ReadonlyArray<Change.Step>) => all.map((step) => planned(key, step, "always"))
+  const taken = (when: PlannedStep["when"]) => (all: ReadonlyArray<Change.Step>) =>
+    all.map((step) => planned(key, step, when, limits))
+  const always = taken("always")
   if (isSettling) return always(settling)
   const triggers = [
     Change.switchTriggers(change, "delete", key.name, Name.aside(key.name)),
@@ -50,8 +59,7 @@ export const steps = ({ change, current, does, todo }: Rebuild.Next): ReadonlyAr
   if (Target.equals(Target.of(key), target)) return drop
   const add = todo.add.map((place) => Change.add(change, place))
   const order = [Change.keepOrder(change, "referenced"), Change.keepOrder(change, "referencing")]
-  const ifOutOfOrder = (all: ReadonlyArray<Change.Step>) =>
-    all.map((step) => planned(key, step, "if out of order"))
+  const ifOutOfOrder = taken("if out of order")
   const contended = Change.isSelfReference(key)
     ? []
     : [
@@ -72,7 +80,7 @@ export const steps = ({ change, current, does, todo }: Rebuild.Next): ReadonlyAr
     ...always(todo.validate.map(({ at, name }) => Change.validate(change, at, name))),
     ...(todo.attach ? [...always([Change.attach(change)]), ...ifOutOfOrder(order)] : []),
     ...always([Change.swap(change, current)]),
-    ...contended.map((step) => planned(key, step, "contended")),
+    ...taken("contended")(contended),
     ...always(settling)
   ]
 }
@@ -113,23 +121,25 @@ const durations: { readonly [Name in Change.StepName]?: string } = {
   validate: ", while the rows are checked"
 }
 
-const planned = (key: Key, step: Change.Step, when: PlannedStep["when"]): PlannedStep => {
-  const lockable = step.locks.filter(({ table }) => Lock.isLockable(table))
-  const tables = lockable.map(({ table }) => table)
-  const mode = step.locks[0]?.mode ?? "ACCESS EXCLUSIVE"
-  const lock =
-    step.name === "validate" || tables.length === 0 || step.outsideTransaction === true
-      ? []
-      : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE"), ...Lock.statements(lockable)]
-  return {
-    constraint: nameOf(key),
-    step: step.name,
-    when,
-    sql:
-      step.outsideTransaction === true ? step.statements : ["BEGIN", ...lock, ...step.statements, "COMMIT"],
-    locks: step.locks.flatMap(({ mode, table }) =>
-      Lock.withPartitions(table).map(({ name, schema }) => ({ relation: label(schema, name), mode }))
-    ),
-    blocks: `${Lock.blocks(mode)}${durations[step.name] ?? ", for milliseconds, at most the lock timeout"}`
-  }
+const planned = (
+  key: Key,
+  step: Change.Step,
+  when: PlannedStep["when"],
+  limits: Try.Limits
+): PlannedStep => ({
+  constraint: nameOf(key),
+  step: step.name,
+  when,
+  sql: statements(step, limits),
+  locks: step.locks.flatMap(({ mode, table }) =>
+    Lock.withPartitions(table).map(({ name, schema }) => ({ relation: label(schema, name), mode }))
+  ),
+  blocks: `${Lock.blocks(step.locks[0]?.mode ?? "ACCESS EXCLUSIVE")}${durations[step.name] ?? ", for milliseconds, at most the lock timeout"}`
+})
+
+const statements = (step: Change.Step, limits: Try.Limits): ReadonlyArray<string> => {
+  if (step.outsideTransaction === true) return step.statements
+  if (step.name === "validate") return Try.besideWrites(step, limits)
+  const { body, prelude } = Try.transaction(step, "as-listed", limits)
+  return [...prelude, ...body]
 }

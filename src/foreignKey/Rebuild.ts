@@ -112,6 +112,8 @@ export interface Task extends Aim {
     run: "begins" | "done",
     elapsedMillis: number
   ) => Effect.Effect<void>
+  /** Runs a step, and tells of it while it works. */
+  readonly telling: <A, E>(step: Change.StepName, effect: Effect.Effect<A, E>) => Effect.Effect<A, E>
   /** Which action deletes carry out from now until the swap, while both keys are there. */
   readonly onOverlap: (live: Action.Action) => Effect.Effect<void>
 }
@@ -483,11 +485,16 @@ const lateRoles = (session: Session, key: Catalog.Key, at: Catalog.Relation) =>
     )
     .pipe(Effect.map(([row]) => JSON.parse(row?.roles ?? "[]") as ReadonlyArray<Fidelity.Role>))
 
-const reported = <A, E>(task: Task, step: Change.Step, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+/** Runs a step, and tells when it begins, that it works, and when it is done. */
+export const reported = <A, E>(
+  task: Pick<Task, "onStep" | "telling">,
+  step: Pick<Change.Step, "name">,
+  effect: Effect.Effect<A, E>
+): Effect.Effect<A, E> =>
   Effect.gen(function* () {
     const start = yield* Clock.currentTimeMillis
     yield* task.onStep(step.name, "begins", 0)
-    const result = yield* effect
+    const result = yield* task.telling(step.name, effect)
     yield* task.onStep(step.name, "done", (yield* Clock.currentTimeMillis) - start)
     return result
   })

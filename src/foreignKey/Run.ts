@@ -26,8 +26,10 @@ import * as Selectors from "./Selectors.js"
 import * as Sessions from "./Sessions.js"
 import * as Settings from "./Settings.js"
 import * as Target from "./Target.js"
+import * as Try from "./Try.js"
 import * as Undo from "./Undo.js"
 import * as Work from "./Work.js"
+import type { Working } from "./Working.js"
 
 /** A foreign key, as `fk list` prints it. */
 export interface ForeignKeyInfo {
@@ -105,6 +107,8 @@ export interface Effort {
    * A session that was ended with pg_terminate_backend ends the run. Default 5; 0 means never.
    */
   readonly reconnects?: number | undefined
+  /** How often to tell that a step still works which takes long, with `Working`. Default 10 seconds. */
+  readonly reportEvery?: Duration.DurationInput | undefined
   readonly onProgress?: ((event: Progress) => Effect.Effect<void>) | undefined
 }
 
@@ -160,6 +164,14 @@ export interface RebuildResult {
 
 /** What {@link plan} found. */
 export interface PlanResult {
+  /** What the plan was made from; when it is run, the keys must still be so. */
+  readonly madeFrom: {
+    /** PostgreSQL's version, as `server_version` has it. */
+    readonly version: string
+    readonly database: string
+    /** When the catalogs were read (ISO 8601, by the server's clock). */
+    readonly at: string
+  }
   readonly steps: ReadonlyArray<Plan.PlannedStep>
   readonly unchanged: ReadonlyArray<string>
   readonly refused: ReadonlyArray<Rejected>
@@ -183,6 +195,8 @@ export type Progress =
       readonly step: StepName
       readonly durationMs: number
     }
+  /** The step goes on, and takes long: `validate`, or the build of an index. */
+  | ({ readonly _tag: "Working"; readonly constraint: string; readonly step: StepName } & Working)
   /** The step has no locks yet; `blockers` hold them. */
   | {
       readonly _tag: "Waiting"
@@ -254,6 +268,9 @@ export const plan = (
           : { ...key, onDelete: target.action, onDeleteColumns: target.columns }
       })
       const built = new Set(options.createIndexes === true ? changing.keys() : [])
+      const madeFrom = yield* source(session)
+      // What `rebuild` would ask for without options of its own.
+      const limits = Try.limits(undefined, yield* Settings.deadlockTimeout(session))
       const steps: Array<Plan.PlannedStep> = []
       const unchanged: Array<string> = []
       const refused: Array<Rejected> = []
@@ -277,8 +294,8 @@ export const plan = (
               : Plan.recorded(key, ledger, task.record, steps)
           steps.push(
             ...recorded.before,
-            ...Plan.indexSteps(key, missing),
-            ...(next.right === undefined ? [] : Plan.steps(next.right)),
+            ...Plan.indexSteps(key, missing, limits),
+            ...(next.right === undefined ? [] : Plan.steps(next.right, limits)),
             ...recorded.after
           )
           const found = [
@@ -292,7 +309,7 @@ export const plan = (
           warnings.push(...found.map((warning) => ({ constraint, warning })))
         }
       }
-      return { steps, unchanged, refused, warnings }
+      return { madeFrom, steps, unchanged, refused, warnings }
     })
   )
 
@@ -362,6 +379,15 @@ const aimOf =
     target: { action: onDelete, columns: [...new Set(onDeleteColumns)] },
     undoes: undefined
   })
+
+const source = (session: Session): Effect.Effect<PlanResult["madeFrom"], DatabaseError> =>
+  Effect.map(
+    session.query<PlanResult["madeFrom"]>(
+      `SELECT pg_catalog.current_setting('server_version') AS version, pg_catalog.current_database()::text AS database,
+        pg_catalog.to_char(pg_catalog.now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS at`
+    ),
+    ([row]) => row ?? { version: "unknown", database: "unknown", at: "unknown" }
+  )
 
 /** With the advisory lock that keeps other changes of this database out. */
 const alone = (

@@ -1,35 +1,91 @@
 /** A plan as a script for psql, for those who run every statement by hand. */
+import * as Exclusive from "./Exclusive.js"
 import type { PlannedStep } from "./Plan.js"
+import type { PlanResult } from "./Run.js"
+import * as Settings from "./Settings.js"
+import { block } from "./Sql.js"
+import * as Try from "./Try.js"
 
 /**
- * The steps that a change always takes, each with its locks and what they block. A step that cannot get its locks fails at once and changes nothing: run it again
- * until it succeeds, then go on with the next.
+ * The steps that a change takes, each with its locks and what they block. The steps that put triggers in order are among them, because they change nothing where the
+ * order is right; those for tables that are too busy for the swap are not, because they take its place.
  */
-export const render = (steps: ReadonlyArray<PlannedStep>): string =>
+export const render = ({ madeFrom, refused, steps, unchanged, warnings }: PlanResult): string =>
   [
+    ...comment(
+      `Foreign keys of database ${madeFrom.database}, PostgreSQL ${madeFrom.version}, as they were at ${madeFrom.at}.`,
+      ...instructions
+    ),
+    ...comment(
+      ...unchanged.map((constraint) => `= ${constraint} has this action already`),
+      ...warnings.map(({ constraint, warning }) => `! ${constraint}: ${warning}`),
+      ...refused.map(({ constraint, reason }) => `x ${constraint} is refused: ${reason}`)
+    ),
+    "",
     "\\set ON_ERROR_STOP on",
-    "SET search_path = pg_catalog;",
-    "SET standard_conforming_strings = on;",
-    "SET statement_timeout = 0;",
-    ...steps.filter(({ when }) => when === "always").map(section)
+    "SET client_encoding = 'UTF8';",
+    `${Settings.script()};`,
+    `${Exclusive.takeOrFail()};`,
+    ...steps.filter(({ when }) => when !== "contended").map(section)
   ].join("\n") + "\n"
 
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
 
-const section = ({ blocks, constraint, locks, sql, step }: PlannedStep) => {
-  const [begin = "", ...rest] = sql
-  const limit = `SET LOCAL lock_timeout = '${step === "validate" ? "2s" : "250ms"}'`
-  const statements = begin === "BEGIN" ? [begin, limit, ...rest] : sql
-  return [
-    "",
-    `-- ${oneLine(constraint)}: ${step}`,
-    ...locks.map(({ mode, relation }) => `--   ${mode} on ${oneLine(relation)}`),
-    `--   blocks ${blocks}`,
-    ...statements.map((statement) => `${statement};`)
-  ].join("\n")
-}
+const instructions = [
+  "",
+  "Run it with psql -X -f, or step by step in one session. Not with --single-transaction: every step is a transaction of its own.",
+  "A step asks for its locks for a moment only, so that nobody has to wait for it for long. If it fails because of a timeout or a",
+  "deadlock, nothing of it is done: ROLLBACK, and run that step again until it succeeds, before you go on with the next.",
+  "If psql has ended, or a step says that the foreign key was changed meanwhile, make a new script: it has the steps that are left.",
+  "A step that has succeeded is not to be run again. The original protects the data all the while.",
+  "`fk rebuild` does the same, repeats its steps by itself, and has another way for tables that are too busy for a swap.",
+  ""
+]
+
+const comment = (...lines: ReadonlyArray<string>) => lines.map((line) => `-- ${oneLine(line)}`.trimEnd())
 
 /** A name with a line break in it would end the comment. */
 const oneLine = (text: string) => text.replaceAll(/\s+/g, " ")
+
+const notes: { readonly [When in PlannedStep["when"]]: string } = {
+  always: "",
+  contended: "",
+  "if out of order": " (changes nothing if the original's triggers fire before the new key's)"
+}
+
+const section = (planned: PlannedStep) =>
+  [
+    "",
+    ...comment(`${planned.constraint}: ${planned.step}${notes[planned.when]}`),
+    ...planned.locks.flatMap(({ mode, relation }) => comment(`  ${mode} on ${relation}`)),
+    ...comment(`  blocks ${planned.blocks}`),
+    ...statements(planned).map((statement) => `${statement};`)
+  ].join("\n")
+
+const statements = ({ sql, step }: PlannedStep): ReadonlyArray<string> => {
+  if (sql[0]?.startsWith("BEGIN") !== true) {
+    return [...Try.outsideTransaction.before(0), ...sql, ...Try.outsideTransaction.after]
+  }
+  return step === "settle"
+    ? [...Try.outsideTransaction.before(0), afterOldTransactions, ...Try.outsideTransaction.after, ...sql]
+    : sql
+}
+
+/** Waits, a minute at most, for the transactions that may have deferred the original by name (see `Change.settle`). It holds no lock meanwhile. */
+const afterOldTransactions = block(`DECLARE
+  deadline timestamptz := clock_timestamp() + interval '1 minute';
+  old text[] := ARRAY(
+    SELECT l.virtualtransaction FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+    WHERE l.locktype = 'virtualxid' AND l.granted AND l.virtualxid = l.virtualtransaction
+      AND a.datname = pg_catalog.current_database() AND a.usesysid IS NOT NULL
+      AND coalesce(a.backend_type, 'client backend') = 'client backend' AND l.pid <> pg_catalog.pg_backend_pid()
+  );
+BEGIN
+  WHILE clock_timestamp() < deadline AND EXISTS (
+    SELECT FROM pg_catalog.pg_locks l WHERE l.locktype = 'virtualxid' AND l.granted AND l.virtualtransaction = ANY (old)
+  ) LOOP
+    PERFORM pg_catalog.pg_sleep(0.1);
+  END LOOP;
+END`)

@@ -3,6 +3,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
+import { block, literal } from "./Sql.js"
 
 /**
  * Makes a session ours. Names resolve in pg_catalog only. The roles', database's and server's own limits are lifted where a change has to
@@ -10,24 +11,7 @@ import type { Session } from "../driver/Session.js"
  */
 export const prepare = (session: Session, purpose: string): Effect.Effect<void, DatabaseError> =>
   session
-    .query(
-      `SELECT pg_catalog.set_config(s.name, s.value, false)
-      FROM (VALUES
-        ('search_path', 'pg_catalog'),
-        ('application_name', $1),
-        ('statement_timeout', '30s'),
-        ('lock_timeout', '5s'),
-        ('idle_in_transaction_session_timeout', '60s'),
-        ('idle_session_timeout', '0'),
-        ('transaction_timeout', '0'),
-        ('standard_conforming_strings', 'on'),
-        ('client_min_messages', 'warning'),
-        ('default_transaction_isolation', 'read committed'),
-        ('default_transaction_read_only', 'off')
-      ) AS s (name, value)
-      JOIN pg_catalog.pg_settings known ON known.name = s.name`,
-      [`promptgrimoire-db: ${purpose}`]
-    )
+    .query(`SELECT ${assign([["application_name", `promptgrimoire-db: ${purpose}`], ...settings])}`)
     .pipe(Effect.zipRight(noticeLostClients(session)))
 
 /** Unknown before 14, and refused where the operating system does not tell a server that its client is gone. */
@@ -46,6 +30,9 @@ const noticeLostClients = (session: Session): Effect.Effect<void, DatabaseError>
 export const asLoginRole = (session: Session): Effect.Effect<void, DatabaseError> =>
   Effect.asVoid(session.query("SET ROLE NONE"))
 
+/** The same for a session of psql: a statement without rows, which would be printed. */
+export const script = (): string => block(`BEGIN PERFORM ${assign(settings)}; END`)
+
 /** Opens a session and makes it ours. */
 export const prepared = (
   open: Effect.Effect<Session, DatabaseError, Scope.Scope>,
@@ -60,3 +47,26 @@ export const deadlockTimeout = (session: Session): Effect.Effect<number, Databas
       "SELECT setting AS milliseconds FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout'"
     )
     .pipe(Effect.map((rows) => Number(rows[0]?.milliseconds ?? 1000)))
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+const settings = [
+  ["search_path", "pg_catalog"],
+  ["statement_timeout", "30s"],
+  ["lock_timeout", "5s"],
+  ["idle_in_transaction_session_timeout", "60s"],
+  ["idle_session_timeout", "0"],
+  ["transaction_timeout", "0"],
+  ["standard_conforming_strings", "on"],
+  ["client_min_messages", "warning"],
+  ["default_transaction_isolation", "read committed"],
+  ["default_transaction_read_only", "off"]
+] as const
+
+/** Assigns those that the server's version has. */
+const assign = (values: ReadonlyArray<readonly [name: string, value: string]>) =>
+  `pg_catalog.set_config(s.name, s.value, false)
+  FROM (VALUES ${values.map(([name, value]) => `(${literal(name)}, ${literal(value)})`).join(", ")}) AS s (name, value)
+  JOIN pg_catalog.pg_settings known ON known.name = s.name`

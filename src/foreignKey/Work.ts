@@ -7,8 +7,9 @@ import type * as Either from "effect/Either"
 import * as Random from "effect/Random"
 import * as Ref from "effect/Ref"
 import { DatabaseError } from "../DatabaseError.js"
-import type * as Attempt from "./Attempt.js"
+import * as Attempt from "./Attempt.js"
 import * as Catalog from "./Catalog.js"
+import type { StepName } from "./Change.js"
 import * as Halfway from "./Halfway.js"
 import * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
@@ -19,6 +20,8 @@ import type * as Selectors from "./Selectors.js"
 import * as Sessions from "./Sessions.js"
 import * as Settings from "./Settings.js"
 import * as Target from "./Target.js"
+import * as Try from "./Try.js"
+import * as Working from "./Working.js"
 
 /** What the keys of one run share. */
 export interface Run {
@@ -220,14 +223,10 @@ const converge = (
     const watcher = yield* sessions.open("change foreign keys (watcher)")
     yield* Settings.asLoginRole(watcher)
     const deadlockTimeout = yield* Settings.deadlockTimeout(session)
-    const lockTimeout = Duration.toMillis(Duration.decode(effort.lockTimeout ?? "250 millis"))
     const bench: Attempt.Bench = {
       session,
       watcher,
-      // What is left of the limit is for the work, which takes some milliseconds.
-      cap: Math.max(1, Math.floor(Math.min(0.8 * lockTimeout, 0.6 * deadlockTimeout))),
-      limit: lockTimeout,
-      eviction: deadlockTimeout + 500,
+      limits: Try.limits(effort.lockTimeout, deadlockTimeout),
       ...kept,
       stillAlone: sessions.confirm,
       onWait: (wait) =>
@@ -240,19 +239,33 @@ const converge = (
           blockers: wait.blockers
         })
     }
-    if (effort.createIndexes === true) {
-      yield* Index.build(bench, key, (index) => emit({ _tag: "IndexBuilt", constraint, index }))
-    }
-    return yield* Rebuild.converge(bench, {
-      ...task,
-      swapTries: effort.swapTries ?? 60,
-      settlePatience: Duration.toMillis(Duration.decode(effort.settlePatience ?? "1 minute")),
-      onStep: (step, run, durationMs) =>
+    const telling = {
+      onStep: (step: StepName, run: "begins" | "done", durationMs: number) =>
         emit(
           run === "begins"
             ? { _tag: "StepStarted", constraint, step }
             : { _tag: "StepDone", constraint, step, durationMs }
         ),
+      telling: <A, E>(step: StepName, effect: Effect.Effect<A, E>) =>
+        Working.telling(
+          {
+            session,
+            watcher,
+            every: effort.reportEvery ?? "10 seconds",
+            onWorking: (working) => emit({ _tag: "Working", constraint, step, ...working })
+          },
+          step,
+          effect
+        )
+    }
+    if (effort.createIndexes === true) {
+      yield* Index.build(bench, key, telling, (index) => emit({ _tag: "IndexBuilt", constraint, index }))
+    }
+    return yield* Rebuild.converge(bench, {
+      ...task,
+      swapTries: effort.swapTries ?? 60,
+      settlePatience: Duration.toMillis(Duration.decode(effort.settlePatience ?? "1 minute")),
+      ...telling,
       onOverlap: (live) => emit({ _tag: "Overlap", constraint, live })
     })
   })

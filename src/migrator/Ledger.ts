@@ -6,6 +6,9 @@ import { MigratorError } from "./MigratorError.js"
 /** The table of `@effect/sql`'s Migrator. */
 export const defaultTable = "effect_sql_migrations"
 
+/** The tables of a ledger, by the name of its first. */
+export const tables = (table: string): ReadonlyArray<string> => [table, `${table}_checksums`]
+
 /** A migration that the database says was applied. */
 export interface Applied {
   readonly id: number

@@ -13,6 +13,7 @@ import * as Data from "effect/Data"
  * - `Irreversible`: a migration that would have to be undone has no `down`.
  * - `NoSuchMigration`: the id that was asked for does not exist.
  * - `Ledger`: the ledger could not be read or written.
+ * - `NoScratchDatabase`: what is compared or planned is tried on a temporary database, and the role may not create one.
  */
 export type MigratorReason =
   | "Duplicate"
@@ -25,6 +26,7 @@ export type MigratorReason =
   | "Irreversible"
   | "NoSuchMigration"
   | "Ledger"
+  | "NoScratchDatabase"
 
 /** The migrator's error. It never reports success for what did not run. */
 export class MigratorError extends Data.TaggedError("MigratorError")<{

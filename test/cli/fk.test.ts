@@ -6,6 +6,7 @@ import type * as ForeignKey from "../../src/ForeignKey.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import { promptgrimoireDb } from "../support/command.js"
 import { loader } from "../support/migrations.js"
+import { adminSession, emptyDatabase } from "../support/server.js"
 
 const migrated = Effect.map(TestDatabase.make({ loader }), Redacted.value)
 
@@ -17,25 +18,6 @@ describe("promptgrimoire-db fk", () => {
       assert.strictEqual(listed.code, 0, listed.stderr)
       const keys = JSON.parse(listed.stdout)
       assert.strictEqual(keys.length, 3)
-      for (const field of [
-        "schema",
-        "table",
-        "name",
-        "columns",
-        "referencedSchema",
-        "referencedTable",
-        "referencedColumns",
-        "onDelete",
-        "onUpdate",
-        "match",
-        "deferrable",
-        "initiallyDeferred",
-        "validated",
-        "index",
-        "problems"
-      ]) {
-        assert.property(keys[0], field)
-      }
 
       const selection = ["--on-delete", "no-action", "--table", "class", "--url", url]
       const planned = yield* promptgrimoireDb(["fk", "plan", ...selection])
@@ -113,6 +95,122 @@ describe("promptgrimoire-db fk", () => {
         ])
         assert.strictEqual(code, 2, stdout + stderr)
         assert.include(stdout + stderr, text)
+      }
+    })
+  )
+
+  it.scopedLive("has a document of its own for each command, as described", () =>
+    Effect.gen(function* () {
+      const { name, url } = yield* emptyDatabase
+      const admin = yield* adminSession(name)
+      yield* admin.query(`
+        CREATE TABLE parent (id int PRIMARY KEY);
+        CREATE TABLE child (parent_id int CONSTRAINT fk REFERENCES parent);
+        CREATE TABLE done (parent_id int CONSTRAINT done REFERENCES parent ON DELETE CASCADE);
+        CREATE TABLE orphaned (parent_id int CONSTRAINT orphaned REFERENCES parent);
+        SET session_replication_role = replica; INSERT INTO orphaned VALUES (1); RESET session_replication_role;
+        CREATE TABLE hacked (parent_id int CONSTRAINT hacked REFERENCES parent);
+        UPDATE pg_constraint SET confdeltype = 'n' WHERE conname = 'hacked'`)
+      const run = (...args: ReadonlyArray<string>) =>
+        Effect.map(promptgrimoireDb(["fk", ...args, "--url", Redacted.value(url)]), (ended) => ({
+          ...ended,
+          document: (): unknown => JSON.parse(ended.stdout)
+        }))
+      const change = ["--on-delete", "cascade", "--all"]
+      const [planned, script, both, checked] = yield* Effect.all(
+        [
+          run("plan", ...change, "--json"),
+          run("plan", ...change, "--sql"),
+          run("plan", ...change, "--sql", "--json"),
+          run("check", "--json")
+        ],
+        { concurrency: 2 }
+      )
+
+      assert.strictEqual(planned.code, 3, planned.stderr)
+      const plan = planned.document() as ForeignKey.PlanResult
+      assert.sameMembers(Object.keys(plan), ["madeFrom", "steps", "unchanged", "refused", "warnings"])
+      assert.sameMembers(Object.keys(plan.madeFrom), ["version", "database", "at"])
+      for (const step of plan.steps) {
+        assert.sameMembers(Object.keys(step), ["constraint", "step", "when", "sql", "locks", "blocks"])
+        for (const lock of step.locks) assert.sameMembers(Object.keys(lock), ["relation", "mode"])
+      }
+      assert.deepStrictEqual(plan.unchanged, ["public.done.done"])
+      assert.deepStrictEqual(
+        plan.refused.map(({ code, constraint }) => [code, constraint]),
+        [["catalog-disagrees", "public.hacked.hacked"]]
+      )
+      assert.sameMembers(Object.keys(plan.refused[0] ?? {}), ["constraint", "code", "reason"])
+      for (const warning of plan.warnings) assert.sameMembers(Object.keys(warning), ["constraint", "warning"])
+      assert.isNotEmpty(plan.warnings)
+
+      assert.strictEqual(script.code, 3)
+      assert.match(script.stderr, /^x public\.hacked\.hacked is refused: .+\n$/)
+      assert.match(script.stdout, /^-- x public\.hacked\.hacked is refused: /m)
+      assert.match(script.stdout, /^-- Foreign keys of database /)
+      assert.deepStrictEqual(both.code, 2)
+      assert.include(both.stdout, "--sql and --json contradict each other")
+
+      assert.strictEqual(checked.code, 3, checked.stderr)
+      assert.deepStrictEqual(
+        (checked.document() as ReadonlyArray<ForeignKey.CheckedKey>).map(({ constraint }) => constraint),
+        ["public.hacked.hacked"]
+      )
+
+      // A key that fails counts for more than one that is refused.
+      const failed = yield* run("rebuild", ...change, "--json")
+      assert.strictEqual(failed.code, 1, failed.stderr)
+      const result = failed.document() as ForeignKey.RebuildResult
+      assert.sameMembers(Object.keys(result), ["rebuilt", "unchanged", "refused", "failed"])
+      assert.sameMembers(Object.keys(result.rebuilt[0] ?? {}), [
+        "constraint",
+        "durationMs",
+        "longestLockMs",
+        "previous"
+      ])
+      assert.deepStrictEqual(
+        [result.rebuilt, result.refused, result.failed].map((keys) =>
+          keys.map(({ constraint }) => constraint)
+        ),
+        [["public.child.fk"], ["public.hacked.hacked"], ["public.orphaned.orphaned"]]
+      )
+      assert.strictEqual(result.failed[0]?.code, "RowsViolate")
+      assert.deepStrictEqual(result.unchanged, ["public.done.done"])
+      for (const line of [
+        "child.fk: done",
+        "done.done: unchanged",
+        "hacked.hacked: refused",
+        "orphaned.orphaned: failed"
+      ])
+        assert.match(failed.stderr, new RegExp(`public\\.${line}`))
+
+      const [refused, everything] = yield* Effect.all(
+        [run("rebuild", "--on-delete", "cascade", "--table", "hacked"), run("list", "--json")],
+        { concurrency: 2 }
+      )
+      assert.strictEqual(refused.code, 3, refused.stderr)
+      assert.match(refused.stdout, /^x public\.hacked\.hacked is refused: /m)
+      assert.strictEqual(everything.code, 0)
+      for (const key of everything.document() as ReadonlyArray<ForeignKey.ForeignKeyInfo>) {
+        assert.sameMembers(Object.keys(key), [
+          "schema",
+          "table",
+          "name",
+          "columns",
+          "referencedSchema",
+          "referencedTable",
+          "referencedColumns",
+          "onDelete",
+          "onDeleteColumns",
+          "onUpdate",
+          "match",
+          "deferrable",
+          "initiallyDeferred",
+          "validated",
+          "enforced",
+          "index",
+          "problems"
+        ])
       }
     })
   )

@@ -51,15 +51,40 @@ export const promptgrimoireDb = (
     env: { DATABASE_URL: undefined, DATABASE_DIRECT_URL: undefined, ...options.env }
   })
 
-/** Runs this repository's command and kills it with SIGKILL when its standard error says something; it may also end before. */
-export const killedAt = (marker: string, args: ReadonlyArray<string>): Effect.Effect<void> =>
+/**
+ * Runs this repository's command, and does something, once, when its standard error matches; the command goes on meanwhile. What is done gets a way to send it a
+ * signal.
+ */
+export const whenItSays = (
+  marker: RegExp,
+  args: ReadonlyArray<string>,
+  act: (signal: (name: NodeJS.Signals) => void) => void
+): Effect.Effect<Ended> =>
   Effect.async((resume) => {
-    const child = spawn(process.execPath, [...fromSources, ...args], { stdio: ["ignore", "ignore", "pipe"] })
-    let text = ""
-    child.stderr.setEncoding("utf8").on("data", (chunk: string) => {
-      text += chunk
-      if (text.includes(marker)) child.kill("SIGKILL")
+    const child = spawn(process.execPath, [...fromSources, ...args], {
+      env: { ...process.env, DATABASE_URL: undefined, DATABASE_DIRECT_URL: undefined },
+      stdio: ["ignore", "pipe", "pipe"]
     })
-    child.on("close", () => resume(Effect.void))
+    let stdout = ""
+    let stderr = ""
+    let isDone = false
+    child.stdout.setEncoding("utf8").on("data", (text: string) => (stdout += text))
+    child.stderr.setEncoding("utf8").on("data", (chunk: string) => {
+      stderr += chunk
+      if (!isDone && marker.test(stderr)) {
+        isDone = true
+        act((name) => child.kill(name))
+      }
+    })
+    child.on("error", (error) => resume(Effect.die(error)))
+    child.on("close", (code) => resume(Effect.succeed({ code, stdout, stderr })))
     return Effect.sync(() => child.kill("SIGKILL"))
   })
+
+/** Runs this repository's command and kills it with SIGKILL when its standard error says something; it may also end before. */
+export const killedAt = (marker: string, args: ReadonlyArray<string>): Effect.Effect<void> =>
+  Effect.asVoid(
+    whenItSays(new RegExp(marker), args, (signal) => {
+      signal("SIGKILL")
+    })
+  )
