@@ -42,18 +42,14 @@ const ways = [
 ] as const
 
 /** Changes all keys of the database. */
-export const rebuild = (
+const rebuild = (
   onDelete: ForeignKey.Action,
   swapTries: number,
   onProgress?: ForeignKey.RebuildOptions["onProgress"]
 ) => ForeignKey.rebuild({ selectors: {}, onDelete, swapTries, onProgress })
 
 /** The change is done, nothing of ours is left, the key is what an uninterrupted change makes of it, and the ledger says how it was before. */
-export const converges = Effect.fnUntraced(function* (
-  session: Session,
-  swapTries: number,
-  reference: unknown
-) {
+const converges = Effect.fnUntraced(function* (session: Session, swapTries: number, reference: unknown) {
   const result = yield* rebuild("cascade", swapTries)
   assert.deepStrictEqual([result.refused, result.failed], [[], []])
   assert.deepStrictEqual(comparable(yield* vectors(session)), reference)
@@ -72,7 +68,7 @@ const recorded = (from: ForeignKey.Action, to: ForeignKey.Action) =>
   })
 
 /** A database with the key, and what its vector is after an uninterrupted change. */
-export const prepared = Effect.fnUntraced(function* (tables: string, swapTries: number) {
+const prepared = Effect.fnUntraced(function* (tables: string, swapTries: number) {
   const session = yield* application
   yield* session.query(tables)
   const original = comparable(yield* vectors(session))

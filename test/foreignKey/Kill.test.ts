@@ -2,13 +2,12 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
-import { spawn } from "node:child_process"
-import { fileURLToPath } from "node:url"
 import * as Database from "../../src/Database.js"
 import type { Session } from "../../src/driver/Session.js"
 import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { emptyDatabase } from "../support/server.js"
+import * as Program from "./Program.js"
 import { application, comparable, vectors } from "./support.js"
 
 const tables = `
@@ -97,7 +96,7 @@ describe("a change converges when run again", () => {
             yield* session.query("SELECT pg_advisory_lock(42)")
             for (let at = 1; ; at++) {
               yield* arm(session, at)
-              const process_ = yield* start([Redacted.value(url), String(swapTries)])
+              const process_ = yield* Program.start([Redacted.value(url), String(swapTries)])
               const stands = yield* standing(session, process_.ended)
               process_.kill()
               yield* arm(session, 0)
@@ -179,19 +178,3 @@ describe("a change converges when run again", () => {
     { timeout: 300_000 }
   )
 })
-
-const start = (args: ReadonlyArray<string>) =>
-  Effect.acquireRelease(
-    Effect.sync(() => {
-      const child = spawn(
-        process.execPath,
-        ["--import", "tsx", fileURLToPath(new URL("program.ts", import.meta.url)), ...args],
-        { stdio: "ignore" }
-      )
-      return {
-        ended: Effect.sync(() => child.exitCode !== null || child.signalCode !== null),
-        kill: () => child.kill("SIGKILL")
-      }
-    }),
-    (child) => Effect.sync(child.kill)
-  )

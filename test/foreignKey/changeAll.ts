@@ -1,4 +1,4 @@
-/** A process of its own that changes every key to CASCADE, for tests that kill it: `program.ts URL SWAP_TRIES`. */
+/** A process of its own that changes every key to CASCADE, for tests that kill it: `changeAll.ts URL SWAP_TRIES`. */
 import * as Effect from "effect/Effect"
 import * as Database from "../../src/Database.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
