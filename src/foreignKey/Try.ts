@@ -129,4 +129,6 @@ const spin = (lock: string) => `deadline := clock_timestamp() + interval '40 mil
  * What is done after the deadline is cancelled at once; when all is done, to commit late makes others wait less than to begin again.
  */
 const untilDeadline = (limit: number) =>
-  `SELECT pg_catalog.set_config('statement_timeout', greatest(1, ${limit} - extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000)::int::text, true)`
+  block(
+    `BEGIN PERFORM pg_catalog.set_config('statement_timeout', greatest(1, ${limit} - extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000)::int::text, true); END`
+  )
