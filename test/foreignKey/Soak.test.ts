@@ -5,67 +5,107 @@ import * as ForeignKey from "../../src/ForeignKey.js"
 import { application, comparable, database, vectors } from "./support.js"
 import * as Traffic from "./Traffic.js"
 
-const orphans =
-  "SELECT count(*)::int AS n FROM child WHERE NOT EXISTS (SELECT FROM parent WHERE id = parent_id)"
-
 /** The machine that runs tests may be busy with others; what is asserted is that nobody waits for a scan or a lost try of our cap. */
 const bearable = 1_000
 
+const ways = [
+  ["in one transaction", 60],
+  ["table by table", 0]
+] as const
+
+/** Changes the key with these applications beside it, and looks at what they and it went through. */
+const soak = (
+  cut: Traffic.Cut,
+  swapTries: number,
+  actions: ReadonlyArray<ForeignKey.Action>,
+  mode?: string
+) =>
+  Effect.gen(function* () {
+    const session = yield* application
+    yield* session.query(Traffic.tables(cut, mode))
+    const { report, result } = yield* Traffic.beside(
+      Effect.forEach(actions, (onDelete) =>
+        ForeignKey.rebuild({ selectors: {}, onDelete, swapTries, allowRowMovement: true })
+      )
+    )
+    for (const { failed, rebuilt, refused } of result) {
+      assert.deepStrictEqual([failed, refused, rebuilt.length], [[], [], 1])
+      assert.isBelow(rebuilt[0]?.longestLockMs ?? Infinity, bearable)
+    }
+    assert.deepStrictEqual(report.errors, [])
+    assert.isBelow(report.longestMillis, bearable)
+    assert.isAbove(report.done, 100)
+    assert.deepStrictEqual(yield* session.query(Traffic.orphans), [{ n: 0 }])
+  }).pipe(Effect.provide(database))
+
 describe("applications", () => {
   for (const cut of ["neither", "child", "parent", "both"] as const) {
-    for (const [way, swapTries] of [
-      ["in one transaction", 60],
-      ["table by table", 0]
-    ] as const) {
+    for (const [way, swapTries] of ways) {
       it.scopedLive(
         `neither fail nor deadlock nor wait long while a key is changed there and back, ${way}, partitioned: ${cut}`,
-        () =>
-          Effect.gen(function* () {
-            const session = yield* application
-            yield* session.query(Traffic.tables(cut))
-            const { report, result } = yield* Traffic.beside(
-              Effect.forEach(["cascade", "no-action", "cascade", "restrict"] as const, (onDelete) =>
-                ForeignKey.rebuild({ selectors: {}, onDelete, swapTries, allowRowMovement: true })
-              )
-            )
-            for (const { failed, rebuilt, refused } of result) {
-              assert.deepStrictEqual([failed, refused, rebuilt.length], [[], [], 1])
-              assert.isBelow(rebuilt[0]?.longestLockMs ?? Infinity, bearable)
-            }
-            assert.deepStrictEqual(report.errors, [])
-            assert.isBelow(report.longestMillis, bearable)
-            assert.isAbove(report.done, 100)
-            assert.deepStrictEqual(yield* session.query(orphans), [{ n: 0 }])
-          }).pipe(Effect.provide(database)),
+        () => soak(cut, swapTries, ["cascade", "no-action", "cascade", "restrict"]),
         { timeout: 120_000 }
       )
     }
   }
 
-  it.scopedLive("see the original's name in every error, also in the middle of a change", () =>
-    Effect.gen(function* () {
-      const session = yield* application
-      yield* session.query(Traffic.tables())
-      const names = new Set<string | undefined>()
-      const probe = Effect.gen(function* () {
-        for (const statement of [
-          "INSERT INTO child (parent_id) VALUES (-1)",
-          "UPDATE child SET parent_id = -1 WHERE id = 1",
-          "DELETE FROM parent WHERE id = 1"
-        ]) {
-          const error = yield* Effect.flip(session.query(`BEGIN; ${statement}; COMMIT`)).pipe(
-            Effect.tap(session.query("ROLLBACK")),
-            Effect.catchAll(() => Effect.as(session.query("ROLLBACK"), undefined))
-          )
-          if (error !== undefined && "constraint" in error.reason) names.add(error.reason.constraint)
-        }
-      })
-      for (const onDelete of ["restrict", "no-action"] as const) {
-        yield* ForeignKey.rebuild({ selectors: {}, onDelete, onProgress: () => Effect.orDie(probe) })
-      }
-      assert.deepStrictEqual([...names], ["fk"])
-    }).pipe(Effect.provide(database))
+  it.scopedLive(
+    "neither fail nor deadlock nor wait long while a key is changed that points to its own table",
+    () => soak("one table", 60, ["cascade", "no-action", "cascade", "restrict"])
   )
+
+  for (const [way, swapTries] of ways) {
+    it.scopedLive(
+      `neither fail nor deadlock nor wait long while a key is changed that is checked at commit, ${way}`,
+      () => soak("neither", swapTries, ["cascade", "no-action"], "DEFERRABLE INITIALLY DEFERRED")
+    )
+  }
+
+  for (const cut of ["neither", "child", "parent", "both"] as const) {
+    for (const [way, swapTries] of ways) {
+      it.scopedLive(
+        `see the original's name in every error, also in the middle of a change, ${way}, partitioned: ${cut}`,
+        () =>
+          Effect.gen(function* () {
+            const session = yield* application
+            yield* session.query(Traffic.tables(cut))
+            const probe = (names: Set<string | undefined>) =>
+              Effect.gen(function* () {
+                for (const statement of [
+                  "INSERT INTO child (parent_id) VALUES (-1)",
+                  "UPDATE child SET parent_id = -1 WHERE id = 1",
+                  "DELETE FROM parent WHERE id = 1"
+                ]) {
+                  const error = yield* Effect.flip(session.query(`BEGIN; ${statement}; COMMIT`)).pipe(
+                    Effect.tap(session.query("ROLLBACK")),
+                    Effect.catchAll(() => Effect.as(session.query("ROLLBACK"), undefined))
+                  )
+                  if (error !== undefined && "constraint" in error.reason) {
+                    names.add(error.reason.constraint)
+                  }
+                }
+              })
+            const originals = new Set<string | undefined>()
+            yield* probe(originals)
+            const names = new Set<string | undefined>()
+            // From one action that raises an error to another the steps that lock one table each cannot do that (see the documentation).
+            const raising = swapTries === 0 ? [] : (["no-action"] as const)
+            for (const onDelete of ["cascade", "restrict", ...raising] as const) {
+              const { rebuilt } = yield* ForeignKey.rebuild({
+                selectors: {},
+                onDelete,
+                swapTries,
+                allowRowMovement: true,
+                onProgress: () => Effect.orDie(probe(names))
+              })
+              assert.strictEqual(rebuilt.length, 1)
+            }
+            assert.deepStrictEqual(names, originals)
+            assert.include([...originals], "fk")
+          }).pipe(Effect.provide(database))
+      )
+    }
+  }
 
   it.scopedLive("keep the old behaviour during a change even if the new triggers' names sort first", () =>
     Effect.gen(function* () {

@@ -65,13 +65,6 @@ describe("applications", () => {
             { while: ({ reason }) => reason._tag === "DeadlockDetected" }
           )
         )
-        console.log(
-          control.report,
-          limit,
-          report,
-          usual.report,
-          result.map((r) => r.rebuilt)
-        )
         assert.isBelow(report.longestWaitMillis, limit)
         assert.isAbove(usual.report.longestWaitMillis, limit)
         assert.isBelow(report.longestMillis, usual.report.longestMillis)

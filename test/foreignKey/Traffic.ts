@@ -9,8 +9,8 @@ import type { Session } from "../../src/driver/Session.js"
 import type { DatabaseError } from "../../src/DatabaseError.js"
 import { application } from "./support.js"
 
-/** Which of the two tables are partitioned. */
-export type Cut = "neither" | "child" | "parent" | "both"
+/** Which of the two tables are partitioned; or that both are one table, whose key points to itself. */
+export type Cut = "neither" | "child" | "parent" | "both" | "one table"
 
 const cut = (table: "child" | "parent", which: Cut) =>
   which === "both" || which === table
@@ -24,7 +24,8 @@ const cut = (table: "child" | "parent", which: Cut) =>
     : ["", ""]
 
 /** Parents 1 to 900 have children and stay; those from 10000 on come and go. */
-export const tables = (which: Cut = "neither") => {
+export const tables = (which: Cut = "neither", mode = "DEFERRABLE") => {
+  if (which === "one table") return oneTable(mode)
   const [parentCut, parentParts] = cut("parent", which)
   const [childCut, childParts] = cut("child", which)
   return `
@@ -32,7 +33,7 @@ export const tables = (which: Cut = "neither") => {
   ${parentParts}
   CREATE TABLE child (
     id bigserial PRIMARY KEY,
-    parent_id bigint NOT NULL CONSTRAINT fk REFERENCES parent ON UPDATE CASCADE DEFERRABLE
+    parent_id bigint NOT NULL CONSTRAINT fk REFERENCES parent ON UPDATE CASCADE ${mode}
   )${childCut};
   ${childParts}
   CREATE INDEX ON child (parent_id);
@@ -41,17 +42,54 @@ export const tables = (which: Cut = "neither") => {
   INSERT INTO child (parent_id) SELECT 1 + n % 900 FROM generate_series(1, 20000) AS n`
 }
 
+/** The applications are the same: to them it is two tables. */
+const oneTable = (mode: string) => `
+  CREATE SEQUENCE child_id_seq START 1000000000;
+  CREATE TABLE node (
+    id bigint PRIMARY KEY DEFAULT nextval('child_id_seq'),
+    n int NOT NULL DEFAULT 0,
+    parent_id bigint CONSTRAINT fk REFERENCES node ON UPDATE CASCADE ${mode}
+  );
+  CREATE INDEX ON node (parent_id);
+  CREATE VIEW parent AS SELECT id, n FROM node;
+  CREATE VIEW child AS SELECT id, parent_id FROM node;
+  CREATE SEQUENCE passing START 100000;
+  INSERT INTO node (id) SELECT generate_series(1, 1000);
+  INSERT INTO node (id, parent_id) SELECT 10000 + n, 1 + n % 900 FROM generate_series(1, 20000) AS n`
+
+/** Rows whose parent does not exist. */
+export const orphans =
+  "SELECT count(*)::int AS n FROM child WHERE parent_id IS NOT NULL AND NOT EXISTS (SELECT FROM parent WHERE id = parent_id)"
+
 /** The key let a row in that it forbids. */
 class Accepted extends Data.TaggedError("Accepted")<{ readonly message: string }> {}
 
-/** One piece of work; `others` waits until the other loops have done so many. */
-type Work = (
-  session: Session,
-  others: (works: number) => Effect.Effect<void, DatabaseError>
-) => Effect.Effect<unknown, DatabaseError | Accepted>
+/** What a piece of work knows of the others. */
+interface Others {
+  /** Waits until the other loops have done so many. */
+  readonly done: (works: number) => Effect.Effect<void, DatabaseError>
+  /** The constraints that an error may name: those of before the change. */
+  readonly names: ReadonlyArray<string>
+}
+
+/** One piece of work. */
+type Work = (session: Session, others: Others) => Effect.Effect<unknown, DatabaseError | Accepted>
 
 const some = Effect.map(Random.nextIntBetween(1, 901), (id) => [id])
 
+/** A parent with a child, of which nobody else knows. */
+const family = (s: Session) =>
+  s
+    .query<{ readonly id: string }>("INSERT INTO parent (id) VALUES (nextval('passing')) RETURNING id")
+    .pipe(Effect.tap(([row]) => s.query("INSERT INTO child (parent_id) VALUES ($1)", [row?.id])))
+
+const clear = (s: Session, id: string | undefined) =>
+  Effect.zipRight(
+    s.query("DELETE FROM child WHERE parent_id = $1", [id]),
+    s.query("DELETE FROM parent WHERE id = $1", [id])
+  )
+
+/** Up to 14 an UPDATE that moves a row of a partitioned parent carries out ON DELETE, so there no key of one is updated. */
 const works: ReadonlyArray<readonly [string, Work]> = [
   [
     "inserts children",
@@ -115,6 +153,44 @@ const works: ReadonlyArray<readonly [string, Work]> = [
       )
   ],
   [
+    "deletes parents that have a child",
+    (s, { names }) =>
+      Effect.gen(function* () {
+        const [row] = yield* family(s)
+        const children = s.query("SELECT FROM child WHERE parent_id = $1", [row?.id])
+        const isDeleted = yield* s.query("DELETE FROM parent WHERE id = $1", [row?.id]).pipe(
+          Effect.as(true),
+          Effect.catchIf(
+            ({ reason }) => "constraint" in reason && names.includes(reason.constraint ?? ""),
+            () => Effect.succeed(false)
+          )
+        )
+        if (isDeleted !== ((yield* children).length === 0)) {
+          return yield* new Accepted({ message: "the child was left behind, or deleted without its parent" })
+        }
+        return isDeleted ? undefined : yield* clear(s, row?.id)
+      })
+  ],
+  [
+    "updates parents' own keys",
+    (s) =>
+      Effect.gen(function* () {
+        const [row] = yield* family(s)
+        const [moved] = yield* s.query<{ readonly id: string }>(
+          `UPDATE parent SET id = nextval('passing') WHERE id = $1
+            AND (current_setting('server_version_num')::int >= 150000
+              OR NOT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = 'parent'::regclass))
+          RETURNING id`,
+          [row?.id]
+        )
+        const id = moved?.id ?? row?.id
+        if ((yield* s.query("SELECT FROM child WHERE parent_id = $1", [id])).length === 0) {
+          return yield* new Accepted({ message: "the child did not follow its parent" })
+        }
+        return yield* clear(s, id)
+      })
+  ],
+  [
     "joins",
     (s) =>
       Effect.flatMap(some, (id) =>
@@ -146,7 +222,7 @@ const works: ReadonlyArray<readonly [string, Work]> = [
             Effect.replicateEffect(s.query("SELECT count(*) FROM child WHERE id <= 20000"), 100)
           )
         ),
-        others(1_000)
+        others.done(1_000)
       )
   ]
 ]
@@ -200,6 +276,10 @@ export const beside = <A, E, R>(change: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const stop = yield* Ref.make(false)
     const total = yield* Ref.make(0)
+    const watcher = yield* application
+    const names = (yield* watcher.query<{ readonly name: string }>(
+      "SELECT DISTINCT conname::text AS name FROM pg_constraint WHERE contype = 'f'"
+    )).map(({ name }) => name)
     const running = yield* Effect.forEach(works, ([name, work]) =>
       Effect.fork(
         Effect.gen(function* () {
@@ -215,7 +295,7 @@ export const beside = <A, E, R>(change: Effect.Effect<A, E, R>) =>
             }
           })
           while (!(yield* Ref.get(stop))) {
-            yield* work(session, others).pipe(
+            yield* work(session, { done: others, names }).pipe(
               Effect.catchAll((error) => Effect.sync(() => errors.push(`${name}: ${error.message}`)))
             )
             yield* Ref.update(total, (n) => n + 1)
@@ -224,7 +304,6 @@ export const beside = <A, E, R>(change: Effect.Effect<A, E, R>) =>
         })
       )
     )
-    const watcher = yield* application
     const watching = yield* Effect.fork(
       Effect.gen(function* () {
         let longest = 0
