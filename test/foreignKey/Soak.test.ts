@@ -100,7 +100,7 @@ describe("applications", () => {
               })
               assert.strictEqual(rebuilt.length, 1)
             }
-            assert.sameMembers([...names], [...originals])
+            assert.deepStrictEqual(names, originals)
             assert.include([...originals], "fk")
           }).pipe(Effect.provide(database))
       )
