@@ -98,7 +98,6 @@ export interface Refusal {
     | "catalog-disagrees"
     | "blocked"
     | "unclear-outcome"
-    | "foreign-table"
   /** What is wrong and what to do, for people. */
   readonly reason: string
 }
@@ -384,9 +383,6 @@ const refusalsOf = (graph: PurgeGraph.Graph): ReadonlyArray<Refusal> => {
   }
   for (const node of graph.nodes) {
     need(node, ["usage", "select", "delete"])
-    if (node.table.kind === "f") {
-      found.push({ code: "foreign-table", reason: `${nameOfTable(node)} is a foreign table` })
-    }
   }
   for (const { child, kind } of graph.edges) {
     if (kind !== "cascade" && !PurgeGraph.isReached(graph, child)) need(child, ["usage", "select"])
@@ -402,7 +398,13 @@ const planOf = (graph: PurgeGraph.Graph, counts: PurgeClosure.Counts, table: str
   const rowsOf = new Map(graph.nodes.map((node, index) => [node, counts.rows[index] ?? 0]))
   for (const [index, edge] of graph.edges.entries()) {
     const constraint = nameOf(edge.key)
-    const { going, staying } = counts.references[index] ?? { going: 0, staying: 0 }
+    const { dangling, going, staying } = counts.references[index] ?? { dangling: 0, going: 0, staying: 0 }
+    if (dangling > 0) {
+      refused.push({
+        code: "blocked",
+        reason: `${dangling} ${dangling === 1 ? "row refers" : "rows refer"} by ${constraint} (SET DEFAULT) to rows that would be deleted, and by default to rows that are not there or would be deleted too: remove them first, or change the key`
+      })
+    }
     if (edge.kind === "block") {
       if (staying > 0) {
         refused.push({
@@ -469,9 +471,11 @@ const planOf = (graph: PurgeGraph.Graph, counts: PurgeClosure.Counts, table: str
   }
 }
 
-const describe = ({ key }: PurgeGraph.Edge) =>
+const describe = ({ child, columns, key }: PurgeGraph.Edge) =>
   key.onDelete === "set-null"
-    ? "SET NULL of a column that is NOT NULL"
+    ? columns.some((column) => child.rights.notNull.includes(column))
+      ? "SET NULL of a column that is NOT NULL"
+      : "SET NULL of some columns of a MATCH FULL key"
     : key.onDelete === "restrict"
       ? "RESTRICT"
       : "NO ACTION"

@@ -21,8 +21,12 @@ export const isRoot = (key: RootKey, alias: string): string =>
 export interface Counts {
   /** Rows to delete of each node. */
   readonly rows: ReadonlyArray<number>
-  /** For each edge that is no cascade: rows that refer to a deleted row and stay, and those that go too. */
-  readonly references: ReadonlyArray<{ readonly staying: number; readonly going: number }>
+  /** For each edge that is no cascade: rows that refer to a deleted row and stay, and those that go too. Of those that stay, how many would get a default that refers to no row. */
+  readonly references: ReadonlyArray<{
+    readonly staying: number
+    readonly going: number
+    readonly dangling: number
+  }>
 }
 
 /** Counts what one DELETE would delete and change, in one statement that locks the tables ACCESS SHARE. */
@@ -121,8 +125,31 @@ const countEdge = (graph: PurgeGraph.Graph, edge: PurgeGraph.Edge) =>
   edge.kind === "cascade"
     ? "SELECT NULL::jsonb"
     : `SELECT pg_catalog.jsonb_build_object(
-        'staying', count(*) FILTER (WHERE NOT x.going), 'going', count(*) FILTER (WHERE x.going)
-      ) FROM reach r CROSS JOIN LATERAL (${below(edge, `(${member(graph, edge)}) AS going`)}) x`
+        'staying', count(*) FILTER (WHERE NOT x.going), 'going', count(*) FILTER (WHERE x.going),
+        'dangling', count(*) FILTER (WHERE NOT x.going AND x.dangling)
+      ) FROM reach r CROSS JOIN LATERAL (${below(edge, `(${member(graph, edge)}) AS going, (${dangles(edge)}) AS dangling`)}) x`
+
+/** Whether the row `c` would refer to no row that stays, once SET DEFAULT has set its columns. Only the server knows what a default gives that is not constant. */
+const dangles = ({ child, columns, key, kind, operators }: PurgeGraph.Edge) => {
+  const values = key.columns.map((column) =>
+    columns.includes(column) ? child.defaults[column] : `c.${identifier(column)}`
+  )
+  if (kind !== "set-default" || values.includes(undefined)) return "false"
+  const isNull = values.map((value) => `(${value}) IS NULL`)
+  const conditions = values.map(
+    (value, index) =>
+      `d.${identifier(key.referencedColumns[index] ?? "")} OPERATOR(${operators[index] ?? "pg_catalog.="}) (${value})`
+  )
+  const isMissing = `NOT EXISTS (
+    SELECT FROM ${rowsOf(key.referenced)} d
+    WHERE ${conditions.join(" AND ")} AND NOT EXISTS (
+      SELECT FROM reach x WHERE x.rel = d.tableoid::oid::int8 AND x.place = d.ctid::text
+    )
+  )`
+  return key.match === "full"
+    ? `NOT (${isNull.join(" AND ")}) AND (${isNull.join(" OR ")} OR ${isMissing})`
+    : `NOT (${isNull.join(" OR ")}) AND ${isMissing}`
+}
 
 /** Whether the row `c` of a key's referencing table goes too. */
 const member = (graph: PurgeGraph.Graph, { child }: PurgeGraph.Edge) => {

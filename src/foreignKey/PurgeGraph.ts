@@ -26,6 +26,8 @@ export interface Node {
   readonly relations: ReadonlyArray<number>
   /** A unique key without nulls; a row's place and version where the table has none. */
   readonly identity: ReadonlyArray<Part>
+  /** The defaults of its columns, as SQL; those that are not constant are left out. */
+  readonly defaults: { readonly [column: string]: string }
   /** What the current role may not do, and what makes rows invisible to it or undeletable. */
   readonly rights: Rights
 }
@@ -162,13 +164,15 @@ export const read = (session: Session, root: number): Effect.Effect<Graph, Datab
 // internal
 // -----------------------------------------------------------------------------
 
-/** SET NULL on a column that is NOT NULL forbids the delete of a row that is referred to. */
-const kindOf = ({ onDelete }: Catalog.Key, columns: ReadonlyArray<string>, { rights }: Node): Edge["kind"] =>
-  onDelete === "no-action" ||
-  onDelete === "restrict" ||
-  (onDelete === "set-null" && columns.some((column) => rights.notNull.includes(column)))
+/** SET NULL forbids the delete of a row that is referred to where it cannot be carried out: a column is NOT NULL, or MATCH FULL has no references that are null in part. */
+const kindOf = (key: Catalog.Key, columns: ReadonlyArray<string>, { rights }: Node): Edge["kind"] =>
+  key.onDelete === "no-action" ||
+  key.onDelete === "restrict" ||
+  (key.onDelete === "set-null" &&
+    (columns.some((column) => rights.notNull.includes(column)) ||
+      (key.match === "full" && columns.length < key.columns.length)))
     ? "block"
-    : onDelete
+    : key.onDelete
 
 /** A row version: its slot can be used again for another row, which then has another xmin. */
 const place: ReadonlyArray<Part> = [
@@ -237,6 +241,16 @@ SELECT jsonb_build_object(
       )
     ORDER BY i.indisprimary DESC, i.indexrelid
     LIMIT 1
+  ),
+  'defaults', (
+    SELECT coalesce(jsonb_object_agg(
+      a.attname, coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid), 'NULL') || '::' || pg_catalog.format_type(a.atttypid, a.atttypmod)
+    ), '{}')
+    FROM pg_catalog.pg_attribute a
+    JOIN pg_catalog.pg_type y ON y.oid = a.atttypid AND y.typtype <> 'd'
+    LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attidentity = ''
+      AND (d.oid IS NULL OR d.adbin::text LIKE '{CONST %')
   ),
   'rights', jsonb_build_object(
     'usage', has_schema_privilege(t.relnamespace, 'USAGE'),

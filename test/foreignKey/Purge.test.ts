@@ -5,10 +5,12 @@ import * as Redacted from "effect/Redacted"
 import { spawn } from "node:child_process"
 import * as Database from "../../src/Database.js"
 import type { Session } from "../../src/driver/Session.js"
+import * as Catalog from "../../src/foreignKey/Catalog.js"
 import * as Purge from "../../src/Purge.js"
 import { repository } from "../support/command.js"
 import { eventually } from "../support/eventually.js"
 import { adminSession, emptyDatabase } from "../support/server.js"
+import { disable } from "./PurgeGraphs.js"
 import { application, database } from "./support.js"
 
 /** Courses with posts, which have replies by two ways and likes; a log of which transaction deleted how many rows. */
@@ -369,6 +371,140 @@ describe("a purge", () => {
         assert.sameDeepMembers([...rows], [...plan.rows])
       }).pipe(Effect.provide(database))
   )
+})
+
+/** A key of `note` to `course`, what it does with the notes of course 1, and whether that is what is planned as an update. */
+const actions: ReadonlyArray<
+  readonly [name: string, sql: string, updates: number, since?: number, warning?: string]
+> = [
+  [
+    "SET DEFAULT",
+    "ALTER TABLE note ALTER course_id SET DEFAULT 3, DROP CONSTRAINT note_course, ADD CONSTRAINT note_course FOREIGN KEY (course_id) REFERENCES course ON DELETE SET DEFAULT",
+    30,
+    130_000,
+    "30 rows get their default by public.note.note_course"
+  ],
+  [
+    "SET DEFAULT without one",
+    "ALTER TABLE note DROP CONSTRAINT note_course, ADD CONSTRAINT note_course FOREIGN KEY (course_id) REFERENCES course ON DELETE SET DEFAULT",
+    30
+  ],
+  [
+    "SET NULL of one column of a composite key",
+    `ALTER TABLE course ADD term int NOT NULL DEFAULT 7, ADD UNIQUE (id, term); ALTER TABLE note ADD term int NOT NULL DEFAULT 7, DROP CONSTRAINT note_course,
+      ADD CONSTRAINT note_course FOREIGN KEY (course_id, term) REFERENCES course (id, term) ON DELETE SET NULL (course_id)`,
+    30,
+    150_000
+  ],
+  [
+    "SET DEFAULT of one column of a composite key",
+    `ALTER TABLE course ADD term int NOT NULL DEFAULT 7, ADD UNIQUE (id, term); ALTER TABLE note ADD term int NOT NULL DEFAULT 7, ALTER course_id SET DEFAULT 2, DROP CONSTRAINT note_course,
+      ADD CONSTRAINT note_course FOREIGN KEY (course_id, term) REFERENCES course (id, term) ON DELETE SET DEFAULT (course_id)`,
+    30,
+    150_000
+  ],
+  [
+    "SET NULL with MATCH FULL",
+    `ALTER TABLE course ADD term int NOT NULL DEFAULT 7, ADD UNIQUE (id, term); ALTER TABLE note ADD term int DEFAULT 7, DROP CONSTRAINT note_course,
+      ADD CONSTRAINT note_course FOREIGN KEY (course_id, term) REFERENCES course (id, term) MATCH FULL ON DELETE SET NULL`,
+    30
+  ],
+  [
+    "triggers that are disabled",
+    disable("note_course"),
+    0,
+    130_000,
+    "the triggers of public.note.note_course are disabled: rows that refer by it stay"
+  ]
+]
+
+describe("a purge beside a key with", () => {
+  for (const [name, sql, updates, since = 130_000, warning] of actions) {
+    it.scopedLive(`${name} leaves what the single DELETE leaves, and counts it before`, () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        // An older server has no such key.
+        if ((yield* Catalog.serverVersion(session)) < since) return
+        yield* session.query(`${tables}; ${sql}; DELETE FROM post WHERE id > 30`)
+        const wanted = yield* expected(session)
+        const plan = yield* Purge.plan(course)
+        assert.deepStrictEqual(
+          [plan.refused, plan.updates.map(({ rows }) => rows)],
+          [[], updates === 0 ? [] : [updates]]
+        )
+        if (warning !== undefined) assert.isTrue(plan.warnings.some((text) => text.startsWith(warning)))
+        yield* Purge.run({ ...course, batch: 20 })
+        assert.deepStrictEqual(yield* contents(session), wanted)
+      }).pipe(Effect.provide(database))
+    )
+  }
+})
+
+/** Ways to be refused, by code. Rights and row security have a test of their own: they need another role. */
+const refusals: ReadonlyArray<
+  readonly [
+    why: string,
+    code: Exclude<Purge.Refusal["code"], "privileges" | "row-security">,
+    sql: string,
+    reason: RegExp,
+    since?: number
+  ]
+> = [
+  [
+    "the columns are no key",
+    "not-a-key",
+    "ALTER TABLE post DROP CONSTRAINT post_course; ALTER TABLE course DROP CONSTRAINT course_pkey CASCADE",
+    /^id is no primary or unique key of public\.course: .*\(code\)$/
+  ],
+  [
+    "a key does something else than it says",
+    "catalog-disagrees",
+    "UPDATE pg_constraint SET confdeltype = 'n' WHERE conname = 'like_post'",
+    /^what public\.like\.like_post does on a delete cannot be foreseen: /
+  ],
+  [
+    "a MATCH FULL key would be null in part",
+    "blocked",
+    `ALTER TABLE course ADD term int NOT NULL DEFAULT 7, ADD UNIQUE (id, term); ALTER TABLE note ADD term int DEFAULT 7, DROP CONSTRAINT note_course,
+      ADD CONSTRAINT note_course FOREIGN KEY (course_id, term) REFERENCES course (id, term) MATCH FULL ON DELETE SET NULL (course_id)`,
+    /^30 rows refer by public\.note\.note_course \(SET NULL of some columns of a MATCH FULL key\)/,
+    150_000
+  ],
+  [
+    "rows would get a default that refers to a row that goes",
+    "blocked",
+    "ALTER TABLE note ALTER course_id SET DEFAULT 1, DROP CONSTRAINT note_course, ADD CONSTRAINT note_course FOREIGN KEY (course_id) REFERENCES course ON DELETE SET DEFAULT",
+    /^30 rows refer by public\.note\.note_course \(SET DEFAULT\) to rows that would be deleted, and by default to /
+  ],
+  [
+    "two keys act on the same column",
+    "unclear-outcome",
+    "ALTER TABLE note ADD CONSTRAINT also FOREIGN KEY (course_id) REFERENCES course ON DELETE CASCADE",
+    /^public\.note\.note_course sets columns that public\.note\.also also uses: /
+  ]
+]
+
+describe("a purge is refused as", () => {
+  for (const [why, code, sql, reason, since = 130_000] of refusals) {
+    it.scopedLive(`${code} where ${why}, by the plan and before anything is deleted`, () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        // An older server has no such key.
+        if ((yield* Catalog.serverVersion(session)) < since) return
+        yield* session.query(`${tables}; ${sql}`)
+        const before = yield* contents(session)
+        const { refused } = yield* Purge.plan(course)
+        assert.deepStrictEqual(
+          refused.map((refusal) => refusal.code),
+          [code]
+        )
+        assert.match(refused[0]?.reason ?? "", reason)
+        const error = yield* Effect.flip(Purge.run(course))
+        assert.strictEqual(error._tag, "Refused")
+        assert.deepStrictEqual(yield* contents(session), before)
+      }).pipe(Effect.provide(database))
+    )
+  }
 })
 
 /** A process of its own that purges in batches so small that it takes a while. */
