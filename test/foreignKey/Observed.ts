@@ -81,8 +81,10 @@ export const areThose = (
   )
 }
 
-/** The engine asks for the same locks in more than one way. */
-const isFrame = (statement: string) => /^(BEGIN$|LOCK TABLE )/.test(statement)
+/** The engine sends it beforehand, or asks for the same locks in more than one way. */
+const isFrame = (statement: string) =>
+  /^(BEGIN|SET LOCAL (lock|statement)_timeout|LOCK TABLE )/.test(statement) ||
+  statement.includes("the locks were not to be had")
 
 // -----------------------------------------------------------------------------
 // internal

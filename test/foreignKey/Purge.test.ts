@@ -514,8 +514,7 @@ const start = (url: string) =>
       const program = `
         import * as Effect from "effect/Effect"
         import * as Database from "./src/Database.ts"
-        import * as Catalog from "../../src/foreignKey/Catalog.js"
-import * as Purge from "./src/Purge.ts"
+        import * as Purge from "./src/Purge.ts"
         await Effect.runPromise(Purge.run({ ...${JSON.stringify(course)}, batch: 3 }).pipe(
           Effect.provide(Database.layer({ url: process.env.PURGE_URL, minConnections: 0 }))
         ))`
