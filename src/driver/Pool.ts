@@ -59,8 +59,8 @@ export class Held extends Context.Reference<Held>()("promptgrimoire-db/driver/He
 }) {}
 
 /**
- * A pool of backends. `tarn` does the pooling: it keeps minimum and maximum, hands a free connection to whoever waits
- * longest, closes what is idle for too long. What is added here is the discipline around it: a connection is lent only if it
+ * A pool of backends. `tarn` does the pooling: it keeps to the maximum and hands a free connection to whoever waits
+ * longest. What is added here is the discipline around it: a connection is lent only if it
  * is open, young enough, outside any transaction and, after a pause, proven alive; a caller's wait is not tied to the one
  * dial that it caused, and leaves nothing behind when it is interrupted.
  */
@@ -242,8 +242,6 @@ export const make = Effect.fn("Pool.make")(function* (
     acquireTimeoutMillis: Duration.toMillis(options.acquireTimeout),
     createTimeoutMillis: maxTimer,
     destroyTimeoutMillis: 5000,
-    idleTimeoutMillis: Math.min(Duration.toMillis(options.idleTimeout), maxTimer),
-    reapIntervalMillis: housekeepingMillis,
     createRetryIntervalMillis: 50,
     propagateCreateError: false
   })
@@ -407,10 +405,21 @@ export const make = Effect.fn("Pool.make")(function* (
     }
   }
 
+  const idleMillis = Duration.toMillis(options.idleTimeout)
+
+  /** Closes what was idle for too long, down to the minimum. */
+  const evictIdle = (now: number) => {
+    const spare = Math.max(leases.open - options.min, 0)
+    const idle = [...live].flatMap(([backend, lease]) =>
+      now - lease.idleSince >= idleMillis && leases.isFree(backend) ? [backend] : []
+    )
+    for (const backend of idle.slice(0, spare)) retire(backend)
+  }
+
   /** Renews connections, closes those that were idle for too long, and opens new ones up to the minimum. */
   const housekeeping = Effect.suspend(() => {
     renew(unsafeNow())
-    leases.check()
+    evictIdle(unsafeNow())
     for (const opened of leases.topUp()) opened.catch(ignore)
     const isNews = dialFailure !== undefined && !reported
     reported = dialFailure !== undefined
