@@ -189,29 +189,30 @@ interface Listener {
   readonly end: () => void
 }
 
-/** A listener that is this many events behind loses them, and is told so. */
+/** A listener that is this many events behind loses those that follow, and is told so at once. */
 const maxQueued = 10_000
 
 const makeListener = (channel: string, mailbox: Mailbox.Mailbox<NotificationEvent>): Listener => {
-  let overflowed = false
   const queued = () => {
     const size = mailbox.unsafeSize()
     return size._tag === "Some" ? size.value : 0
   }
+  let overflowed = false
+  /** Whether the queue ends in the gap of an overflow: what is lost until that is taken belongs to it. */
+  const isLosing = () => overflowed && queued() > 0
   const gap = (reason: "reconnected" | "overflow") => {
-    mailbox.unsafeOffer({ _tag: "Gap", channel, reason })
+    if (!isLosing()) mailbox.unsafeOffer({ _tag: "Gap", channel, reason })
+    overflowed ||= reason === "overflow"
   }
   return {
     channel,
     gap,
     offer: (event) => {
-      if (queued() >= maxQueued) {
-        overflowed = true
-        return
-      }
-      if (overflowed) gap("overflow")
+      if (isLosing()) return
       overflowed = false
-      mailbox.unsafeOffer(event)
+      // Not with the next event: the one that is lost here can be the last for a long time.
+      if (queued() >= maxQueued) gap("overflow")
+      else mailbox.unsafeOffer(event)
     },
     end: () => {
       mailbox.unsafeDone(Exit.void)
