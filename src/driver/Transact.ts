@@ -271,16 +271,18 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
             return now.run(when)
           })
         }
-        // It runs outside the transaction that it waits for.
-        return Effect.map(Effect.context<R>(), (context) =>
-          level.hooks.add({
+        // It runs outside the transaction that it waits for, and without its connection.
+        return Effect.map(Effect.context<R>(), (context) => {
+          const held = Context.get(context, Held).filter((line) => line !== level.root.backend)
+          const outside = Context.omit(CurrentLevel, SqlClient.TransactionConnection)(context)
+          return level.hooks.add({
             when,
             effect: Effect.mapInputContext(
               effect,
-              () => Context.omit(CurrentLevel, SqlClient.TransactionConnection)(context) as Context.Context<R>
+              () => Context.add(outside, Held, held) as unknown as Context.Context<R>
             )
           })
-        )
+        })
       })
   }
 }

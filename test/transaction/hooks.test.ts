@@ -1,9 +1,12 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as SqlClient from "@effect/sql/SqlClient"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import type * as Database from "../../src/Database.js"
+import * as Fiber from "effect/Fiber"
+import * as Database from "../../src/Database.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import * as Transaction from "../../src/Transaction.js"
+import { eventually } from "../support/eventually.js"
 
 const withTable = (
   name: string,
@@ -108,5 +111,35 @@ describe("Transaction.afterCommit and afterRollback", () => {
       yield* Transaction.afterRollback(Effect.sync(() => log.push("never")))
       assert.deepStrictEqual(log, ["at once"])
     })
+  )
+
+  it.live(
+    "get a connection of their own in their turn, although the transaction's went to whoever waited",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const { stats } = yield* Database.Database
+        const ran: Array<string> = []
+        const inside = yield* Deferred.make<void>()
+        const waiter = yield* Effect.fork(Effect.zipRight(Deferred.await(inside), sql`SELECT pg_sleep(0.3)`))
+        yield* Transaction.run(
+          Effect.gen(function* () {
+            yield* Transaction.afterCommit(
+              eventually(
+                "the other one has the connection",
+                Effect.map(stats, ({ busy, waiting }) => busy === 1 && waiting === 0)
+              )
+            )
+            yield* Transaction.afterCommit(Effect.map(sql`SELECT 1`, () => ran.push("hook")))
+            yield* Deferred.succeed(inside, undefined)
+            yield* eventually(
+              "somebody waits",
+              Effect.map(stats, ({ waiting }) => waiting === 1)
+            )
+          })
+        )
+        yield* Fiber.join(waiter)
+        assert.deepStrictEqual(ran, ["hook"])
+      }).pipe(Effect.provide(TestDatabase.layer({ settings: { maxConnections: 1 } })))
   )
 })
