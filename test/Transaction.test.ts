@@ -1,3 +1,5 @@
+import * as Reactivity from "@effect/experimental/Reactivity"
+import * as PgClient from "@effect/sql-pg/PgClient"
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as SqlResolver from "@effect/sql/SqlResolver"
@@ -746,6 +748,29 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
         }).pipe(Effect.provide(databaseLayer({ maxConnections: 1 })))
       )
     })
+
+    it.effect("is not for the statements of another client, which are refused", () =>
+      Effect.gen(function* () {
+        const { url } = yield* TestServer
+        const sql = yield* SqlClient.SqlClient
+        const stock = yield* PgClient.make({ url })
+        const { ids, insert } = yield* makeTable
+        const refused = yield* Transaction.run(
+          Effect.gen(function* () {
+            yield* insert(1)
+            return yield* Effect.all([
+              Effect.flip(stock`SELECT 1`),
+              Effect.flip(Stream.runDrain(stock`SELECT 1`.stream)),
+              Effect.flip(Effect.sandbox(stock.withTransaction(Effect.void)))
+            ])
+          })
+        )
+        for (const error of refused) assert.include(String(error), "not of this database")
+        assert.deepStrictEqual(yield* ids, [1])
+        // Outside it is its own.
+        assert.deepStrictEqual(yield* stock`SELECT 1 AS n`, yield* sql`SELECT 1 AS n`)
+      }).pipe(Effect.scoped, Effect.provide(Reactivity.layer))
+    )
 
     it.effect("is joined by the batches of a resolver", () =>
       Effect.gen(function* () {

@@ -1,4 +1,5 @@
 import * as SqlClient from "@effect/sql/SqlClient"
+import type { Connection } from "@effect/sql/SqlConnection"
 import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Context from "effect/Context"
@@ -89,8 +90,16 @@ export const rollbackMessage = "Database session error, rolling back transaction
 /** Transactions over a pool. Two calls make two sets of transactions that never see each other. */
 export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Transactions => {
   const CurrentLevel = Context.GenericTag<Level>(`promptgrimoire-db/Transaction/${id}`)
-  /** Under this a connection of ours, and of no other client, keeps its level. */
+  /** Under this what the library's own tag holds keeps its level, if it is one of ours. */
   const levelOf = Symbol(CurrentLevel.key)
+  /**
+   * What the library's own tag holds in a transaction: a resolver carries it from a request to its batch. Another client would take it for a connection of its
+   * own, and run its statements in a database that they are not meant for, so that it runs none.
+   */
+  const carrierOf = (level: Level): readonly [Connection, number] => [
+    { ...foreignConnection, [levelOf]: level } as Connection,
+    level.depth
+  ]
 
   const makeLevel = (root: Root, depth: number, limits: Limits): Level => {
     const turns = new Turns()
@@ -104,7 +113,6 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       (text, source) => guarded(root.backend.copyIn(text, beside(level, source)))
     )
     const level: Level = { root, depth, limits, turns, connection, hooks: new Hooks(), ended: false }
-    Object.assign(connection, { [levelOf]: level })
     return level
   }
 
@@ -113,7 +121,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
     const busy: Level = { ...level, turns: new Turns(), connection: busyConnection, refused: busyError }
     return source.pipe(
       Effect.provideService(CurrentLevel, busy),
-      Effect.provideService(SqlClient.TransactionConnection, [busy.connection, busy.depth])
+      Effect.provideService(SqlClient.TransactionConnection, carrierOf(busy))
     )
   }
 
@@ -122,7 +130,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       // One copy of the context, where adding to it one by one would make three.
       const services = new Map(context.unsafeMap)
       services.set(CurrentLevel.key, level)
-      services.set(SqlClient.TransactionConnection.key, [level.connection, level.depth])
+      services.set(SqlClient.TransactionConnection.key, carrierOf(level))
       // Tells the pool, should the body ask for another connection, that it has this one already.
       if (level.depth === 0) services.set(Held.key, [...Context.get(context, Held), level.root.backend])
       return Context.unsafeMake<R>(services)
@@ -327,10 +335,25 @@ const busyError = new DatabaseError({
   }
 })
 
-const busyConnection = makeConnection(
-  () => Effect.fail(busyError),
-  () => Stream.fail(busyError),
-  () => Effect.fail(busyError)
+/** A connection that runs nothing, and says why. */
+const refusing = (error: DatabaseError): CopyConnection =>
+  makeConnection(
+    () => Effect.fail(error),
+    () => Stream.fail(error),
+    () => Effect.fail(error)
+  )
+
+const busyConnection = refusing(busyError)
+
+const foreignConnection = refusing(
+  new DatabaseError({
+    operation: "execute",
+    reason: {
+      _tag: "InvalidRequest",
+      problem:
+        "a client of @effect/sql that is not of this database was used inside a transaction of this database, and would have run on its connection: use it outside the transaction"
+    }
+  })
 )
 
 interface Savepoint {
