@@ -220,7 +220,6 @@ const assemble = Effect.fnUntraced(function* (
   const transactions = Transact.make(pool, Crypto.randomUUID(), {
     spanAttributes,
     limits: timeouts,
-    commitMillis: answerMillis(config.statementTimeout),
     session: config.pooler === "transaction" ? sessionLimits(timeouts) : [],
     telemetry,
     decisions

@@ -346,6 +346,43 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
         })
       )
 
+      it.effect(
+        "which may take as long as the transaction's own limit allows, also when the settings allow less",
+        () =>
+          Effect.gen(function* () {
+            const sql = yield* SqlClient.SqlClient
+            const { ids, insert, name } = yield* makeTable
+            yield* sql.unsafe(`
+              CREATE FUNCTION check_${name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(5.5); RETURN NULL; END $$;
+              CREATE CONSTRAINT TRIGGER late AFTER INSERT ON ${name} DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW EXECUTE FUNCTION check_${name}()
+            `)
+            yield* Transaction.run(insert(1), { statementTimeout: "20 seconds" })
+            assert.deepStrictEqual(yield* ids, [1])
+          }).pipe(
+            Effect.provide(databaseLayer({ statementTimeout: "200 millis", lockTimeout: "100 millis" }))
+          )
+      )
+
+      it.effect("which is lost in another database: this one's hooks run", () =>
+        Effect.gen(function* () {
+          const ran: Array<string> = []
+          const lost = new DatabaseError({
+            operation: "commit",
+            reason: { _tag: "CommitOutcomeUnknown", transactionId: undefined, systemCode: undefined }
+          })
+          yield* Effect.exit(
+            Transaction.run(
+              Effect.zipRight(
+                Transaction.afterRollback(Effect.sync(() => ran.push("rolled back"))),
+                Effect.fail(lost)
+              )
+            )
+          )
+          assert.deepStrictEqual(ran, ["rolled back"])
+        })
+      )
+
       it.effect("which cannot be sent because the connection is lost: it is certainly not committed", () =>
         Effect.gen(function* () {
           const { ids, insert } = yield* makeTable

@@ -75,8 +75,6 @@ export interface Transactions {
 export interface TransactionDefaults {
   readonly spanAttributes: Readonly<Record<string, unknown>>
   readonly limits: { readonly statementTimeout: Duration.Duration; readonly lockTimeout: Duration.Duration }
-  /** How long COMMIT may take before the connection is given up: it cannot be interrupted. */
-  readonly commitMillis: number | undefined
   /** SET LOCAL statements that follow BEGIN. */
   readonly session: ReadonlyArray<string>
   readonly telemetry: Telemetry
@@ -165,8 +163,8 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           attempt,
           decisions: defaults.decisions,
           savepoints: 0,
-          commitMillis: defaults.commitMillis,
-          transactionId: undefined
+          transactionId: undefined,
+          isUnknown: false
         }
         const limits = { ...defaults.limits, ...limitsOf(options) }
         backend.expectsReadOnly = options.readOnly === true
@@ -185,7 +183,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           }),
           Effect.ensuring(pool.release(backend)),
           Effect.onExit((exit) => {
-            const outcome = outcomeOf(exit)
+            const outcome = Exit.isSuccess(exit) ? "committed" : root.isUnknown ? "unknown" : "rolled back"
             defaults.telemetry.transaction(outcome)
             if (attempt.again) defaults.telemetry.retried()
             // Nobody knows whether what waits for the end may run after a COMMIT whose outcome is unknown.
@@ -305,12 +303,12 @@ interface Root {
   readonly options: TransactionOptions<never>
   readonly attempt: Attempt
   readonly decisions: Decisions
-  /** How long COMMIT may take before the connection is given up. */
-  readonly commitMillis: number | undefined
   /** How many savepoints there were: their names are never used twice. */
   savepoints: number
   /** The server's id of a resolvable transaction. */
   transactionId: string | undefined
+  /** Whether COMMIT was sent and nobody knows what became of it. */
+  isUnknown: boolean
 }
 
 /** A transaction or a savepoint: its statements and its nested levels take turns. */
@@ -387,14 +385,6 @@ const transactionIdOf = (response: Response): string | undefined => {
   return row?.id
 }
 
-const outcomeOf = (exit: Exit.Exit<unknown, unknown>): "committed" | "rolled back" | "unknown" => {
-  if (Exit.isSuccess(exit)) return "committed"
-  const unknown = [...Cause.failures(exit.cause)].some(
-    (error) => DatabaseError.is(error) && error.reason._tag === "CommitOutcomeUnknown"
-  )
-  return unknown ? "unknown" : "rolled back"
-}
-
 /** The limits among options, without those that are left out. */
 const limitsOf = ({ lockTimeout, statementTimeout }: Limits): Limits => ({
   ...(statementTimeout === undefined ? {} : { statementTimeout }),
@@ -450,7 +440,12 @@ const commit = (root: Root): Effect.Effect<void, DatabaseError> =>
     const { backend } = root
     if (isOver(root)) return Effect.fail(endedError)
     const first = backend.abortedBy
-    const request: Request = { text: "COMMIT", phase: "commit", timeoutMillis: root.commitMillis }
+    // It cannot be interrupted, so that it has the transaction's limit also where a program set another one that is not known.
+    const request: Request = {
+      text: "COMMIT",
+      phase: "commit",
+      timeoutMillis: backend.answerMillis ?? Number.POSITIVE_INFINITY
+    }
     return Effect.suspend(() => {
       const sent = backend.isOpen
       return Effect.mapError(backend.run(request), (error) => commitError(root, error, sent))
@@ -475,19 +470,20 @@ const commitMessage = ({ reason }: DatabaseError): string =>
     : "Database session error, the transaction was not committed"
 
 /** A COMMIT that never left failed for good; the outcome of one that the server may have got is not known. */
-const commitError = (root: Root, error: DatabaseError, sent: boolean): DatabaseError =>
-  root.decisions.error({
+const commitError = (root: Root, error: DatabaseError, sent: boolean): DatabaseError => {
+  root.isUnknown = sent && isUnknown(error.reason)
+  return root.decisions.error({
     operation: "commit",
-    reason:
-      sent && isUnknown(error.reason)
-        ? {
-            _tag: "CommitOutcomeUnknown",
-            transactionId: root.transactionId,
-            systemCode: error.reason._tag === "ConnectionLost" ? error.reason.systemCode : undefined
-          }
-        : error.reason,
+    reason: root.isUnknown
+      ? {
+          _tag: "CommitOutcomeUnknown",
+          transactionId: root.transactionId,
+          systemCode: error.reason._tag === "ConnectionLost" ? error.reason.systemCode : undefined
+        }
+      : error.reason,
     cause: error
   })
+}
 
 const isUnknown = (reason: Reason): boolean => {
   switch (reason._tag) {
