@@ -289,7 +289,7 @@ export const make = Effect.fn("Pool.make")(function* (
       return refused === undefined ? wait(restore, context, started, mine) : Effect.fail(refused)
     })
 
-  /** Why a caller must not even wait: too many do, or whoever could give it a connection waits for one, too. */
+  /** Why a caller must not even wait: too many do for whom there is neither a free connection nor room for one, or whoever could give it a connection waits for one, too. */
   const refusal = (mine: ReadonlyArray<Lease>): DatabaseError | undefined => {
     const everybodyWaits =
       mine.length > 0 &&
@@ -301,7 +301,7 @@ export const make = Effect.fn("Pool.make")(function* (
           holders: [...live.values()].map(({ holder }) => nameOf(holder)),
           pool: state()
         }
-      : leases.numPendingAcquires() >= options.maxWaiting
+      : leases.numPendingAcquires() >= options.maxWaiting + options.max - leases.numUsed()
         ? { _tag: "Overloaded", pool: state() }
         : undefined
     if (reason === undefined) return undefined
