@@ -55,7 +55,7 @@ export const makeClient = (
       withTransaction: <A, E, R>(effect: Effect.Effect<A, E, R>) => transactions.transact(effect),
       reactive: reactivity.stream,
       reactiveMailbox: reactivity.query,
-      json: (value: unknown) => pgJson(value, undefined, undefined),
+      json: (value: unknown) => pgJson(jsonText(value), undefined, undefined),
       listen: (channel: string) => listen(notifications, channel),
       notify: (channel: string, payload: string) =>
         Effect.suspend(() => {
@@ -74,6 +74,19 @@ export const makeClient = (
 
 /** The custom fragment that `PgClient.makeCompiler` knows as JSON. */
 const pgJson = Statement.custom("PgJson")
+
+/**
+ * A value as the text of JSON: an array, a string or a number would be sent as what it is in SQL. What JSON cannot express is left for the driver to refuse, and
+ * null is SQL's.
+ */
+const jsonText = (value: unknown): unknown => {
+  if (value === null || value === undefined) return null
+  try {
+    return JSON.stringify(value) ?? null
+  } catch {
+    return value
+  }
+}
 
 const describeConfig = ({ endpoint, ...config }: DatabaseConfig): PgClient.PgClientConfig => ({
   host: endpoint.host,
