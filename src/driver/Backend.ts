@@ -614,7 +614,7 @@ const invalidRequest = (operation: string, problem: string): Effect.Effect<never
  * Whether a text can be a prepared statement, as PREPARE defines it (a COPY would hang in the extended protocol). A text
  * without parameters may hold several statements, which cannot.
  */
-const isPreparable = ({ text, values }: Request): boolean =>
+export const isPreparable = ({ text, values }: Request): boolean =>
   preparable.test(text) && ((values !== undefined && values.length > 0) || !text.includes(";"))
 
 const preparable = /^\s*(select|insert|update|delete|merge|with|values)\b/i

@@ -6,7 +6,14 @@ import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { DatabaseError } from "../DatabaseError.js"
-import { controlMillis, type Line, type PortalHandle, type Request, type Response } from "./Backend.js"
+import {
+  controlMillis,
+  isPreparable,
+  type Line,
+  type PortalHandle,
+  type Request,
+  type Response
+} from "./Backend.js"
 import type { CopyIn } from "./Copy.js"
 import * as Pool from "./Pool.js"
 import { Turns } from "./Turns.js"
@@ -166,10 +173,11 @@ const rollbackRest = (backend: Line): Effect.Effect<void> =>
 
 const isInTransaction = (backend: Line) => backend.isOpen && backend.transactionStatus !== "I"
 
-/** Outside a transaction a stale plan is prepared anew, once. */
+/** Outside a transaction a stale plan is prepared anew, once. Another text than a prepared statement's may have done something before it failed so. */
 const runFresh = (backend: Line, request: Request): Effect.Effect<Response, DatabaseError> =>
   Effect.catchAll(backend.run(request), (error) => {
-    const isStale = error.reason._tag === "StalePreparedStatement" && request.prepare === true
+    const isStale =
+      error.reason._tag === "StalePreparedStatement" && request.prepare === true && isPreparable(request)
     return isStale ? backend.run({ ...request, prepare: false }) : Effect.fail(error)
   })
 
