@@ -217,16 +217,18 @@ const assemble = Effect.fnUntraced(function* (
     "server.port": config.endpoint.port
   }
   const timeouts = limitsOf(config)
+  const limits = config.pooler === "transaction" ? sessionLimits(timeouts) : []
+  const begin = ["BEGIN", ...limits].join(";")
   const transactions = Transact.make(pool, Crypto.randomUUID(), {
     spanAttributes,
     limits: timeouts,
-    session: config.pooler === "transaction" ? sessionLimits(timeouts) : [],
+    session: limits,
     telemetry,
     decisions
   })
-  const outside = autocommit(pool)
+  const outside = autocommit(pool, begin)
   const traced = traceAs(spanAttributes)
-  const client = yield* makeClient({ config, pool, transactions, notifications, spanAttributes })
+  const client = yield* makeClient({ begin, config, pool, transactions, notifications, spanAttributes })
   return Context.make(Database, {
     config,
     stats: pool.state,

@@ -20,6 +20,8 @@ import type { Transactions } from "./Transact.js"
 export interface ClientParts {
   readonly config: DatabaseConfig
   readonly pool: Pool
+  /** What begins a transaction with the limits of the settings. */
+  readonly begin: string
   readonly transactions: Transactions
   readonly notifications: NotificationHub
   readonly spanAttributes: Readonly<Record<string, unknown>>
@@ -33,9 +35,9 @@ export const makeClient = (
   parts: ClientParts
 ): Effect.Effect<PgClient.PgClient, never, Reactivity.Reactivity> =>
   Effect.gen(function* () {
-    const { config, notifications, pool, spanAttributes, transactions } = parts
+    const { begin, config, notifications, pool, spanAttributes, transactions } = parts
     const reactivity = yield* Reactivity.Reactivity
-    const outside = autocommit(pool)
+    const outside = autocommit(pool, begin)
     const connectionIn = (context: Context.Context<never>) => transactions.connectionIn(context) ?? outside
     const acquirer = Effect.map(Effect.context<never>(), connectionIn)
     const statements = traced(Statement.make(acquirer, PgClient.makeCompiler(), [], undefined), {
@@ -51,7 +53,7 @@ export const makeClient = (
         return client
       },
       withoutTransforms: () => client,
-      reserve: reserved(pool),
+      reserve: reserved(pool, begin),
       withTransaction: <A, E, R>(effect: Effect.Effect<A, E, R>) => transactions.transact(effect),
       reactive: reactivity.stream,
       reactiveMailbox: reactivity.query,

@@ -3,6 +3,7 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
 import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import * as Database from "../../src/Database.js"
@@ -37,6 +38,10 @@ describe("F26: behind a transaction pooler", () => {
         yield* Transaction.run(shown("statement_timeout"), { statementTimeout: "2 seconds" }),
         "2s"
       )
+      const streamed = (sql: SqlClient.SqlClient) =>
+        sql<{ value: string }>`SELECT current_setting('statement_timeout') AS value`.stream
+      const own = yield* Stream.runHead(Stream.unwrap(Effect.map(SqlClient.SqlClient, streamed)))
+      assert.deepStrictEqual(own, Option.some({ value: "7s" }))
       assert.strictEqual(yield* shown("statement_timeout"), "0")
     }).pipe(
       Effect.provide(
