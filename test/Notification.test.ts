@@ -140,6 +140,20 @@ describe("Notification", () => {
   )
 
   listening(
+    "comes back after the eighth loss as soon as after the first",
+    Effect.gen(function* () {
+      const sql = yield* PgClient.PgClient
+      const mailbox = yield* Notification.subscribe("news")
+      for (let losses = 0; losses < 8; losses++) {
+        const started = performance.now()
+        yield* sql`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()`
+        assert.deepStrictEqual(yield* payloads(mailbox, 1), ["Gap"])
+        assert.isBelow(performance.now() - started, 1000)
+      }
+    })
+  )
+
+  listening(
     "tells a listener that is too slow for a burst of the gap at once, not with what comes next, and then delivers again",
     Effect.gen(function* () {
       const sql = yield* PgClient.PgClient

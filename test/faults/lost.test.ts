@@ -2,6 +2,7 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, describe } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -11,6 +12,7 @@ import * as Stream from "effect/Stream"
 import { Client } from "pg"
 import * as Database from "../../src/Database.js"
 import { DatabaseError } from "../../src/DatabaseError.js"
+import * as NotificationHub from "../../src/driver/NotificationHub.js"
 import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as Notification from "../../src/Notification.js"
 import * as Transaction from "../../src/Transaction.js"
@@ -102,6 +104,57 @@ describe("A lost connection", () => {
       assert.isTrue(rows.every(({ n }) => n === 1))
     }),
     120_000
+  )
+
+  check(
+    "F16: a LISTEN connection that dies in silence is found by its heartbeat: the listener is told of the gap and gets the next NOTIFY",
+    Effect.gen(function* () {
+      const { database, proxy, sql } = yield* makeRig({ validateAfterIdle: 0 })
+      const hub = yield* NotificationHub.make(database.session, {
+        every: "200 millis",
+        patience: "300 millis"
+      })
+      const mailbox = yield* hub.subscribe("news")
+      const alive = yield* proxy.when(Proxy.statement(/^SELECT 1$/), Proxy.pass)
+      yield* alive.reached
+      yield* proxy.freeze
+      const { millis, value } = yield* timed(mailbox.take)
+      yield* report("F16 (frozen)", { "gap after (ms)": millis.toFixed(0) })
+      assert.deepStrictEqual(value, { _tag: "Gap", channel: "news", reason: "reconnected" })
+      assert.isBelow(millis, 5000)
+      yield* sql.notify("news", "after")
+      assert.include(yield* mailbox.take, { payload: "after" })
+    })
+  )
+
+  check(
+    "F16: who begins to listen while the connection is being opened again is told that it listens when it does",
+    Effect.gen(function* () {
+      const { database, proxy, sql } = yield* makeRig()
+      const log: Array<string> = []
+      const first = yield* database.notifications.subscribe("first")
+      const acknowledge = yield* Deferred.make<void>()
+      const again = yield* proxy.when(
+        Proxy.statement(/LISTEN "first"/),
+        Proxy.hold(Deferred.await(acknowledge))
+      )
+      yield* proxy.cutAll("reset")
+      yield* again.reached
+      const joining = yield* Effect.fork(
+        Effect.tap(database.notifications.subscribe("second"), () =>
+          Effect.sync(() => log.push("second listens"))
+        )
+      )
+      yield* Effect.repeatN(Effect.yieldNow(), 100)
+      log.push("first listens")
+      yield* Deferred.succeed(acknowledge, undefined)
+      const second = yield* Fiber.join(joining)
+      assert.deepStrictEqual(log, ["first listens", "second listens"])
+      yield* sql.notify("second", "news")
+      // It was not there when the first connection was, so that it has no gap.
+      assert.include(yield* second.take, { payload: "news" })
+      assert.include(yield* first.take, { _tag: "Gap" })
+    })
   )
 
   check(
