@@ -26,6 +26,7 @@ import type { CopyIn } from "./driver/Copy.js"
 import * as Health from "./driver/Health.js"
 import * as NotificationHub from "./driver/NotificationHub.js"
 import * as Pool from "./driver/Pool.js"
+import * as Pooler from "./driver/Pooler.js"
 import { traceAs } from "./driver/Traced.js"
 import * as Session from "./driver/Session.js"
 import { operationOf } from "./driver/Summaries.js"
@@ -164,11 +165,8 @@ const make = Effect.fn("Database.make")(function* (
     leakWarning: config.leakWarning,
     telemetry
   })
-  if (!pooled && (yield* isBehindPooler(pool))) {
-    yield* Effect.logWarning(
-      'There is a connection pooler between this program and PostgreSQL. If it pools transactions, set pooler to "transaction" and directUrl to the server: timeouts, LISTEN and advisory locks of a session do not work through it'
-    )
-  }
+  const problem = Pooler.disagreement(config.pooler, yield* Pooler.isBehindPooler(pool))
+  if (problem !== undefined) yield* Effect.logWarning(problem)
   const session = config.hasSessions
     ? Session.open(direct)
     : Effect.fail(decisions.error({ operation: "session", reason: { _tag: "SessionUnavailable" } }))
@@ -234,7 +232,7 @@ const assemble = Effect.fnUntraced(function* (
     stats: pool.state,
     events: pool.events,
     health: Health.check(pool, dial),
-    isBehindPooler: isBehindPooler(pool),
+    isBehindPooler: Pooler.isBehindPooler(pool),
     session,
     notifications,
     transact: transactions.transact,
@@ -249,15 +247,6 @@ const assemble = Effect.fnUntraced(function* (
     derive: (wrap) => Effect.flatMap(wrap(pool), (wrapped) => assemble({ ...parts, pool: wrapped }))
   }).pipe(Context.add(PgClient.PgClient, client), Context.add(SqlClient.SqlClient, client))
 })
-
-/** A pooler makes up the process id that it tells a client, so the backend's own is another one. */
-const isBehindPooler = (pool: Pool.Pool) =>
-  Pool.use(pool, (backend) =>
-    Effect.map(backend.run({ text: "SELECT pg_catalog.pg_backend_pid() AS pid" }), (response) => {
-      const [row] = "rows" in response ? response.rows : []
-      return row?.pid !== backend.processId
-    })
-  )
 
 /** Behind a transaction pooler a limit can be set for one transaction only. */
 const sessionLimits = (timeouts: { readonly [Name in keyof Limits]: Duration.Duration }) => [

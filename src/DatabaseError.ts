@@ -633,7 +633,8 @@ const adviceFor: { readonly [Problem in ConnectProblem]: string } = {
     "What answers there does not speak PostgreSQL's protocol: check the port of the url."
 }
 
-const describePool = (pool: PoolState) =>
+/** What a pool's connections do, in words. */
+export const describePool = (pool: PoolState): string =>
   `${pool.busy} of ${pool.max} connections busy, ${pool.idle} idle, ${pool.waiting} waiting`
 
 /** One line that says what happened, without any value. */
