@@ -364,6 +364,14 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
           )
       )
 
+      it.effect("with the longest limit that PostgreSQL has, which no timer of Node can hold", () =>
+        Effect.gen(function* () {
+          const { ids, insert } = yield* makeTable
+          yield* Transaction.run(insert(1), { statementTimeout: Duration.millis(2 ** 31 - 1) })
+          assert.deepStrictEqual(yield* ids, [1])
+        })
+      )
+
       it.effect("which is lost in another database: this one's hooks run", () =>
         Effect.gen(function* () {
           const ran: Array<string> = []

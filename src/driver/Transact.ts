@@ -150,37 +150,54 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       )
     )
 
+  /**
+   * A connection on which BEGIN was answered. One can have died without anybody knowing, and it is BEGIN that finds out: nothing of the transaction can have run
+   * then, so that it begins on another one, once.
+   */
+  const beginOn = (
+    restore: Restore,
+    options: TransactionOptions<never>,
+    limits: Limits,
+    isLastTry: boolean
+  ): Effect.Effect<readonly [Line, Response], DatabaseError> =>
+    Effect.flatMap(pool.acquire(restore), (backend) => {
+      backend.expectsReadOnly = options.readOnly === true
+      backend.answerMillis = answerMillis(Duration.decode(limits.statementTimeout ?? Duration.infinity))
+      return restore(backend.run({ text: begin(options, defaults.session), isControl: true })).pipe(
+        Effect.map((response) => [backend, response] as const),
+        Effect.onError(() => Effect.zipRight(Effect.ignore(undoBegin(backend)), pool.release(backend))),
+        Effect.catchAll((error) =>
+          isLastTry || backend.isOpen || error.retry !== "unsent"
+            ? Effect.fail(error)
+            : Effect.zipRight(
+                Effect.logDebug("BEGIN found its connection dead; it is sent on another one", error),
+                beginOn(restore, options, limits, true)
+              )
+        )
+      )
+    })
+
   const outermost = <A, E, R>(
     effect: Effect.Effect<A, E, R>,
     options: TransactionOptions<E>,
     attempt: Attempt
   ) =>
-    Effect.uninterruptibleMask((restore) =>
-      Effect.flatMap(pool.acquire(restore), (backend) => {
+    Effect.uninterruptibleMask((restore) => {
+      const limits = { ...defaults.limits, ...limitsOf(options) }
+      return Effect.flatMap(beginOn(restore, options, limits, false), ([backend, response]) => {
         const root: Root = {
           backend,
           options,
           attempt,
           decisions: defaults.decisions,
           savepoints: 0,
-          transactionId: undefined,
+          transactionId: transactionIdOf(response),
           isUnknown: false
         }
-        const limits = { ...defaults.limits, ...limitsOf(options) }
-        backend.expectsReadOnly = options.readOnly === true
-        backend.answerMillis = answerMillis(Duration.decode(limits.statementTimeout ?? Duration.infinity))
         const level = makeLevel(root, 0, limits)
-        const begun = Effect.onError(
-          restore(backend.run({ text: begin(options, defaults.session), isControl: true })),
-          () => Effect.ignore(undoBegin(backend))
-        )
-        return begun.pipe(
-          Effect.flatMap((response) => {
-            root.transactionId = transactionIdOf(response)
-            return untilEnd(level, effect, restore, (exit): Effect.Effect<A, E | DatabaseError> =>
-              Exit.isSuccess(exit) ? Effect.as(commit(root), exit.value) : rollback(root, exit.cause, options)
-            )
-          }),
+        return untilEnd(level, effect, restore, (exit): Effect.Effect<A, E | DatabaseError> =>
+          Exit.isSuccess(exit) ? Effect.as(commit(root), exit.value) : rollback(root, exit.cause, options)
+        ).pipe(
           Effect.ensuring(pool.release(backend)),
           Effect.onExit((exit) => {
             const outcome = Exit.isSuccess(exit) ? "committed" : root.isUnknown ? "unknown" : "rolled back"
@@ -193,7 +210,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           })
         )
       })
-    )
+    })
 
   const nested = <A, E, R>(parent: Level, effect: Effect.Effect<A, E, R>, options: TransactionOptions<E>) =>
     Effect.uninterruptibleMask((restore) =>
@@ -306,7 +323,7 @@ interface Root {
   /** How many savepoints there were: their names are never used twice. */
   savepoints: number
   /** The server's id of a resolvable transaction. */
-  transactionId: string | undefined
+  readonly transactionId: string | undefined
   /** Whether COMMIT was sent and nobody knows what became of it. */
   isUnknown: boolean
 }

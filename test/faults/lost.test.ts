@@ -3,6 +3,7 @@ import { assert, describe } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -104,6 +105,59 @@ describe("A lost connection", () => {
       assert.isTrue(rows.every(({ n }) => n === 1))
     }),
     120_000
+  )
+
+  check(
+    "F19: a BEGIN that finds its connection dead is sent once more, on another one; its body runs once, or not at all when that one is dead, too",
+    Effect.gen(function* () {
+      const { proxy, sql, transact } = yield* makeRig({ maxConnections: 2, validateAfterIdle: "off" })
+      let bodies = 0
+      const work = transact(
+        Effect.map(sql`SELECT 1`, () => bodies++),
+        { isolation: "repeatable read", resolvable: true }
+      )
+      const isBegin = Proxy.statement(/^BEGIN/)
+      for (const action of [
+        Proxy.cutBefore("reset"),
+        Proxy.cutBefore("end"),
+        Proxy.cutAfter("reset"),
+        Proxy.cutAfter("end")
+      ]) {
+        for (const [times, expected] of [
+          [1, { result: "ok", sent: 2, bodies: 1 }],
+          [2, { result: "ConnectionLost", sent: 2, bodies: 0 }]
+        ] as const) {
+          bodies = 0
+          const sentBefore = (yield* proxy.trace).filter(isBegin).length
+          const moment = yield* proxy.when(isBegin, action, { times })
+          const result = yield* outcome(work)
+          assert.strictEqual(yield* moment.count, times)
+          yield* moment.off
+          const sent = (yield* proxy.trace).filter(isBegin).length - sentBefore
+          assert.deepStrictEqual({ result, sent, bodies }, expected)
+        }
+      }
+    })
+  )
+
+  check(
+    "F19: a BEGIN that is answered with the end of its session is sent once more; one that the server refuses is not",
+    Effect.gen(function* () {
+      const rig = yield* makeRig({ maxConnections: 1, validateAfterIdle: "off" })
+      const { admin, proxy, sql, transact } = rig
+      const pid = yield* processId(sql)
+      // The server's last word waits on the wire until BEGIN has been sent.
+      const begun = yield* proxy.when(Proxy.statement(/^BEGIN/), Proxy.pass)
+      const word = yield* proxy.when(Proxy.server("ErrorResponse", /57P01/), Proxy.hold(begun.reached))
+      yield* admin.query("SELECT pg_terminate_backend($1)", [pid])
+      yield* word.reached
+      assert.strictEqual(yield* outcome(transact(sql`SELECT 1`)), "ok")
+      assert.strictEqual(yield* begun.count, 1)
+      const before = (yield* proxy.trace).filter(Proxy.statement(/^BEGIN/)).length
+      const refused = yield* outcome(transact(sql`SELECT 1`, { statementTimeout: Duration.millis(2 ** 31) }))
+      assert.strictEqual(refused, "DataException")
+      assert.strictEqual((yield* proxy.trace).filter(Proxy.statement(/^BEGIN/)).length, before + 1)
+    })
   )
 
   check(
