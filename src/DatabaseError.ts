@@ -53,8 +53,11 @@ export interface Policy {
  */
 export type ErrorPolicy = (reason: Reason, standard: Policy) => Partial<Policy> | undefined
 
-/** The moment of a connection's life at which it was lost. */
-export type Phase = "dial" | "acquire" | "sent" | "commit"
+/**
+ * When an open connection was lost: before anything was sent that failed so (`acquire`), after a statement was sent, or after COMMIT was. One that was lost
+ * before it was open is a `ConnectFailed`, of the phase `dial`.
+ */
+export type Phase = "acquire" | "sent" | "commit"
 
 /** The fields of PostgreSQL's ErrorResponse message (documentation, chapter "Error and Notice Message Fields"). */
 export interface ServerFields {
@@ -102,6 +105,13 @@ export interface PoolState {
   readonly max: number
 }
 
+/** Who has had a connection for longest. */
+export interface Holder {
+  /** The span that took the connection, with those around it. */
+  readonly span: string
+  readonly heldMillis: number
+}
+
 /** What the server can answer, by the name that {@link classify} gives it. */
 export type ServerTag =
   | "SerializationFailure"
@@ -114,6 +124,7 @@ export type ServerTag =
   | "TransactionTimeout"
   | "IdleSessionTimeout"
   | "ServerShutdown"
+  | "ServerCrash"
   | "ServerStarting"
   | "DatabaseUnavailable"
   | "TooManyConnections"
@@ -151,6 +162,7 @@ export type Reason =
   /** No connection could be opened. `target` is host and port, never a user or a password. */
   | {
       readonly _tag: "ConnectFailed"
+      readonly phase: "dial"
       readonly problem: ConnectProblem
       readonly target: string
       /** The operating system's or TLS library's code, such as `ECONNREFUSED`. */
@@ -159,9 +171,14 @@ export type Reason =
   /** An open connection was lost. */
   | { readonly _tag: "ConnectionLost"; readonly phase: Phase; readonly systemCode: string | undefined }
   /** No connection became free within the acquire timeout (milliseconds). */
-  | { readonly _tag: "AcquireTimeout"; readonly timeoutMillis: number; readonly pool: PoolState }
+  | {
+      readonly _tag: "AcquireTimeout"
+      readonly timeoutMillis: number
+      readonly pool: PoolState
+      readonly oldestHolder: Holder | undefined
+    }
   /** The waiting queue of the pool is full. */
-  | { readonly _tag: "Overloaded"; readonly pool: PoolState }
+  | { readonly _tag: "Overloaded"; readonly pool: PoolState; readonly oldestHolder: Holder | undefined }
   /** The pool was closed. */
   | { readonly _tag: "PoolClosed" }
   /** A caller waited for a second connection while it held one, and so did whoever held the others. */
@@ -407,7 +424,7 @@ const byCode = new Map<string, ServerTag>([
   ["25P04", "TransactionTimeout"],
   ["57P05", "IdleSessionTimeout"],
   ["57P01", "ServerShutdown"],
-  ["57P02", "ServerShutdown"],
+  ["57P02", "ServerCrash"],
   ["57P03", "ServerStarting"],
   ["57P04", "DatabaseUnavailable"],
   ["3D000", "DatabaseUnavailable"],
@@ -475,6 +492,7 @@ const policies: { readonly [Tag in ReasonTag]: Policy } = {
   TransactionTimeout: { retry: "never", fate: "destroy" },
   IdleSessionTimeout: { retry: "unsent", fate: "destroy" },
   ServerShutdown: { retry: "unsent", fate: "invalidate" },
+  ServerCrash: { retry: "unsent", fate: "invalidate" },
   ServerStarting: { retry: "unsent", fate: "destroy" },
   DatabaseUnavailable: { retry: "never", fate: "invalidate" },
   TooManyConnections: { retry: "unsent", fate: "destroy" },
@@ -531,6 +549,7 @@ const textNamesObjectsOnly: ReadonlySet<ReasonTag> = new Set<ReasonTag>([
   "TransactionTimeout",
   "IdleSessionTimeout",
   "ServerShutdown",
+  "ServerCrash",
   "ServerStarting",
   "DatabaseUnavailable",
   "TooManyConnections",
@@ -637,6 +656,9 @@ const adviceFor: { readonly [Problem in ConnectProblem]: string } = {
 export const describePool = (pool: PoolState): string =>
   `${pool.busy} of ${pool.max} connections busy, ${pool.idle} idle, ${pool.waiting} waiting`
 
+const describeHolder = (holder: Holder | undefined) =>
+  holder === undefined ? "" : `, one of them for ${holder.heldMillis} ms by ${holder.span}`
+
 /** One line that says what happened, without any value. */
 const describe = (reason: Reason): string => {
   switch (reason._tag) {
@@ -647,9 +669,9 @@ const describe = (reason: Reason): string => {
     case "ConnectionLost":
       return `the connection was lost (${reason.phase}${reason.systemCode === undefined ? "" : `, ${reason.systemCode}`})`
     case "AcquireTimeout":
-      return `no connection became free within ${reason.timeoutMillis} ms (${describePool(reason.pool)})`
+      return `no connection became free within ${reason.timeoutMillis} ms (${describePool(reason.pool)}${describeHolder(reason.oldestHolder)})`
     case "Overloaded":
-      return `too many callers wait for a connection (${describePool(reason.pool)})`
+      return `too many callers wait for a connection (${describePool(reason.pool)}${describeHolder(reason.oldestHolder)})`
     case "PoolClosed":
       return "the pool is closed"
     case "NestedAcquire":

@@ -27,6 +27,7 @@ const table = [
   ["25006", "ReadOnlyTransaction", "transaction", "invalidate"],
   ["57P03", "ServerStarting", "unsent", "destroy"],
   ["57P01", "ServerShutdown", "unsent", "invalidate"],
+  ["57P02", "ServerCrash", "unsent", "invalidate"],
   ["53100", "ServerResources", "never", "invalidate"],
   ["58030", "ServerSystemError", "never", "invalidate"],
   ["08006", "ServerConnectionException", "unsent", "destroy"],

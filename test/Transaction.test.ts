@@ -458,7 +458,9 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
           const held = yield* Deferred.make<void>()
           const done = yield* Deferred.make<void>()
           const holder = yield* Effect.fork(
-            Transaction.run(Effect.zipRight(Deferred.succeed(held, undefined), Deferred.await(done)))
+            Transaction.run(Effect.zipRight(Deferred.succeed(held, undefined), Deferred.await(done))).pipe(
+              Effect.withSpan("the holder")
+            )
           )
           yield* Deferred.await(held)
           const result = yield* effect
@@ -471,11 +473,15 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
         Effect.gen(function* () {
           const error = yield* whileHeld(Effect.flip(Transaction.run(Effect.void)))
           assert.isTrue(DatabaseError.is(error))
-          assert.deepStrictEqual(error.reason, {
+          const { oldestHolder, ...reason } = { oldestHolder: undefined, ...error.reason }
+          assert.deepStrictEqual<object>(reason, {
             _tag: "AcquireTimeout",
             timeoutMillis: 300,
             pool: { total: 1, idle: 0, busy: 1, waiting: 0, max: 1 }
           })
+          assert.strictEqual(oldestHolder?.span, "sql.transaction in the holder")
+          assert.isAtLeast(oldestHolder?.heldMillis ?? 0, 299)
+          assert.match(error.message, /for \d+ ms by sql\.transaction in the holder/)
         }).pipe(Effect.provide(exhausted))
       )
 

@@ -13,7 +13,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import * as Tarn from "tarn"
-import { DatabaseError, type PoolState, type Reason } from "../DatabaseError.js"
+import { DatabaseError, type Holder, type PoolState, type Reason } from "../DatabaseError.js"
 import { Backend, type DialOptions, type Line, passedMillis } from "./Backend.js"
 import { standard } from "./Decisions.js"
 import { Leases } from "./Leases.js"
@@ -105,6 +105,8 @@ export const make = Effect.fn("Pool.make")(function* (
   let renewing = 0
   let lent = 0
   let invalidBefore = 0
+  /** When a connection was lost last, in a statement. */
+  let lastLoss = Number.NEGATIVE_INFINITY
   /** Why the last dial failed, until one succeeds. */
   let dialFailure: DatabaseError | undefined
   let reported = false
@@ -121,12 +123,20 @@ export const make = Effect.fn("Pool.make")(function* (
     }
   }
 
+  const isSecondLoss = (error: DatabaseError): boolean => {
+    if (error.reason._tag !== "ConnectionLost") return false
+    const before = lastLoss
+    lastLoss = unsafeNow()
+    return lastLoss - before < sameLossMillis
+  }
+
   const condemn = (backend: Backend, error: DatabaseError) => {
-    const lease = live.get(backend)
-    if (lease === undefined || error.fate === "keep") return
+    if (error.fate === "keep") return
     if (error.reason._tag === "ReadOnlyTransaction" && backend.expectsReadOnly) return
-    lease.condemned = true
-    if (error.fate !== "invalidate") return
+    const lease = live.get(backend)
+    if (lease !== undefined) lease.condemned = true
+    // Two that are lost at once say that the server or the network is gone, and not a connection.
+    if (error.fate !== "invalidate" && !isSecondLoss(error)) return
     publish({ _tag: "Invalidated", error })
     invalidBefore = unsafeNow()
     for (const other of live.keys()) if (other.openedAt < invalidBefore) retire(other)
@@ -246,6 +256,16 @@ export const make = Effect.fn("Pool.make")(function* (
     propagateCreateError: false
   })
 
+  const oldestHolder = (): Holder | undefined => {
+    let oldest: Lease | undefined
+    for (const lease of live.values()) {
+      if (lease.lent && (oldest === undefined || lease.lentAt < oldest.lentAt)) oldest = lease
+    }
+    return oldest === undefined
+      ? undefined
+      : { span: nameOf(oldest.holder), heldMillis: Math.round(performance.now() - oldest.lentAt) }
+  }
+
   const acquireError = (error: unknown): DatabaseError => {
     if (DatabaseError.is(error)) return error
     if (closing || !(error instanceof Tarn.TimeoutError)) return poolClosed
@@ -254,7 +274,8 @@ export const make = Effect.fn("Pool.make")(function* (
       reason: {
         _tag: "AcquireTimeout",
         timeoutMillis: Duration.toMillis(options.acquireTimeout),
-        pool: state()
+        pool: state(),
+        oldestHolder: oldestHolder()
       },
       ...(dialFailure === undefined ? {} : { cause: dialFailure })
     })
@@ -302,7 +323,7 @@ export const make = Effect.fn("Pool.make")(function* (
           pool: state()
         }
       : leases.numPendingAcquires() >= options.maxWaiting + options.max - leases.numUsed()
-        ? { _tag: "Overloaded", pool: state() }
+        ? { _tag: "Overloaded", pool: state(), oldestHolder: oldestHolder() }
         : undefined
     if (reason === undefined) return undefined
     const error = decisions.error({ operation: "acquire", reason })
@@ -562,6 +583,9 @@ const slowDial = Duration.seconds(1)
 const pingMillis = 1000
 
 const housekeepingMillis = 1000
+
+/** Connections that are lost within so many milliseconds are lost for one reason. */
+const sameLossMillis = 1000
 
 /** The part of its lifetime by which a connection's end comes early at most: those of one start must not end together. */
 const maxJitter = 0.15

@@ -17,7 +17,7 @@ import {
   serverMillis
 } from "./Backend.js"
 import { type CopyConnection, endedError, makeConnection, streamPortal } from "./connections.js"
-import type { Decisions } from "./Decisions.js"
+import { type Decisions, isEndOfServer } from "./Decisions.js"
 import { Hooks, type Outcome } from "./Hooks.js"
 import { Held, type Pool } from "./Pool.js"
 import * as Retry from "./Retry.js"
@@ -46,7 +46,7 @@ export interface TransactionOptions<E = unknown> {
   readonly expected?: ((error: E) => boolean) | undefined
   /**
    * Runs the whole body again when the server could not serialize it or ended it as a deadlock's victim (40001, 40P01, also
-   * raised by COMMIT), and when the setting `errorPolicy` says so. Only for bodies that do nothing but work on the database. Ignored inside another transaction.
+   * raised by COMMIT), when it ended the session before COMMIT was sent (57P01, 57P02), and when the setting `errorPolicy` says so. Only for bodies that do nothing but work on the database. Ignored inside another transaction.
    */
   readonly retry?: RetryOptions | undefined
   /**
@@ -433,22 +433,23 @@ const notInsideAnother = (
 const isOver = ({ backend }: Root): boolean =>
   backend.isOpen && backend.isQuiet && backend.transactionStatus === "I"
 
-/** Names the error that aborted a transaction in the errors that follow from it. */
+/** Names the error that aborted a transaction in the errors that follow from it, and says of a server's end that nothing of the transaction was kept. */
 const naming = <A, E, R>(
   { backend, decisions }: Root,
   step: Effect.Effect<A, E | DatabaseError, R>
 ): Effect.Effect<A, E | DatabaseError, R> =>
-  Effect.catchAll(step, (error) =>
-    Effect.fail(
-      DatabaseError.is(error) && isAborted(error.reason)
-        ? decisions.error({
-            operation: "execute",
-            reason: { _tag: "TransactionAborted", first: backend.abortedBy },
-            cause: error
-          })
+  Effect.catchAll(step, (error): Effect.Effect<never, E | DatabaseError> => {
+    if (!DatabaseError.is(error)) return Effect.fail(error)
+    if (isAborted(error.reason)) {
+      const reason: Reason = { _tag: "TransactionAborted", first: backend.abortedBy }
+      return Effect.fail(decisions.error({ operation: "execute", reason, cause: error }))
+    }
+    return Effect.fail(
+      isEndOfServer(error.reason)
+        ? decisions.error({ operation: "execute", reason: error.reason, cause: error, inTransaction: true })
         : error
     )
-  )
+  })
 
 const isAborted = (reason: Reason) => "code" in reason && reason.code === "25P02"
 
@@ -491,6 +492,7 @@ const commitError = (root: Root, error: DatabaseError, sent: boolean): DatabaseE
   root.isUnknown = sent && isUnknown(error.reason)
   return root.decisions.error({
     operation: "commit",
+    inTransaction: true,
     reason: root.isUnknown
       ? {
           _tag: "CommitOutcomeUnknown",
