@@ -47,7 +47,7 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
     readonly stats: Effect.Effect<PoolState>
     /** What happens to the connections: opened, closed, refused, leaked. From now on; who is too slow loses the oldest events. */
     readonly events: Stream.Stream<Pool.PoolEvent>
-    /** Whether the database can be used; answers within four seconds, also when the pool is exhausted or the server is gone. */
+    /** Whether the database can be used; answers in little more than four seconds at most, also when the pool is exhausted or the server is gone. */
     readonly health: Effect.Effect<Health.Health>
     /** Whether a connection pooler, such as PgBouncer, stands between the pool and PostgreSQL. */
     readonly isBehindPooler: Effect.Effect<boolean, DatabaseError>

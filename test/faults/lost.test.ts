@@ -160,6 +160,36 @@ describe("A lost connection", () => {
     })
   )
 
+  for (const [state, busy] of [
+    ["idle", 0],
+    ["exhausted", 2]
+  ] as const) {
+    check(
+      `Health: a silent server is down within the check's own four seconds, with an ${state} pool, and ready again afterwards`,
+      Effect.gen(function* () {
+        const { database, proxy, sql } = yield* makeRig({ minConnections: 2, maxConnections: 2 })
+        const holders = yield* Effect.forEach(Array.from({ length: busy }), () =>
+          Effect.fork(sql`SELECT pg_sleep(60)`)
+        )
+        yield* eventually(
+          `${busy} are busy`,
+          Effect.map(database.stats, (stats) => stats.busy === busy)
+        )
+        yield* proxy.down
+        const { millis, value } = yield* timed(database.health)
+        yield* report(`Health (${state})`, { "answer after (ms)": millis.toFixed(0) })
+        assert.strictEqual(value.status, "down")
+        assert.isBelow(millis, 4500)
+        yield* proxy.up
+        yield* Effect.forEach(holders, Fiber.interrupt, { concurrency: "unbounded" })
+        yield* eventually(
+          "it is ready again",
+          Effect.map(database.health, ({ status }) => status === "ready")
+        )
+      })
+    )
+  }
+
   check(
     "F16: a LISTEN connection that dies in silence is found by its heartbeat: the listener is told of the gap and gets the next NOTIFY",
     Effect.gen(function* () {
