@@ -30,7 +30,7 @@ export type IsolationLevel = "read committed" | "repeatable read" | "serializabl
 
 /** How a transaction runs. */
 export interface TransactionOptions<E = unknown> {
-  /** Names the transaction in logs and errors. */
+  /** Names the transaction in its log records. */
   readonly name?: string | undefined
   /** The server's default (`read committed`) when left out. */
   readonly isolation?: IsolationLevel | undefined
