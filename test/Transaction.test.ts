@@ -451,7 +451,12 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
     })
 
     describe("waits for a connection", () => {
-      const exhausted = databaseLayer({ maxConnections: 1, acquireTimeout: "300 millis" })
+      const exhausted = databaseLayer({
+        // Opened before the acquire timeout counts.
+        minConnections: 1,
+        maxConnections: 1,
+        acquireTimeout: "300 millis"
+      })
 
       const whileHeld = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
         Effect.gen(function* () {
