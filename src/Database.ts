@@ -26,6 +26,7 @@ import type { CopyIn } from "./driver/Copy.js"
 import * as Health from "./driver/Health.js"
 import * as NotificationHub from "./driver/NotificationHub.js"
 import * as Pool from "./driver/Pool.js"
+import * as Pooler from "./driver/Pooler.js"
 import { traceAs } from "./driver/Traced.js"
 import * as Session from "./driver/Session.js"
 import { operationOf } from "./driver/Summaries.js"
@@ -46,7 +47,7 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
     readonly stats: Effect.Effect<PoolState>
     /** What happens to the connections: opened, closed, refused, leaked. From now on; who is too slow loses the oldest events. */
     readonly events: Stream.Stream<Pool.PoolEvent>
-    /** Whether the database can be used; answers within four seconds, also when the pool is exhausted or the server is gone. */
+    /** Whether the database can be used; answers in little more than four seconds at most, also when the pool is exhausted or the server is gone. */
     readonly health: Effect.Effect<Health.Health>
     /** Whether a connection pooler, such as PgBouncer, stands between the pool and PostgreSQL. */
     readonly isBehindPooler: Effect.Effect<boolean, DatabaseError>
@@ -193,11 +194,8 @@ const make = Effect.fn("Database.make")(function* (
     leakWarning: config.leakWarning,
     telemetry
   })
-  if (!pooled && (yield* isBehindPooler(pool))) {
-    yield* Effect.logWarning(
-      'There is a connection pooler between this program and PostgreSQL. If it pools transactions, set pooler to "transaction" and directUrl to the server: timeouts, LISTEN and advisory locks of a session do not work through it'
-    )
-  }
+  const problem = Pooler.disagreement(config.pooler, yield* Pooler.isBehindPooler(pool))
+  if (problem !== undefined) yield* Effect.logWarning(problem)
   const session = config.hasSessions
     ? Session.open(direct)
     : Effect.fail(decisions.error({ operation: "session", reason: { _tag: "SessionUnavailable" } }))
@@ -248,23 +246,24 @@ const assemble = Effect.fnUntraced(function* (
     "server.port": config.endpoint.port
   }
   const timeouts = limitsOf(config)
+  const limits = config.pooler === "transaction" ? sessionLimits(timeouts) : []
+  const begin = ["BEGIN", ...limits].join(";")
   const transactions = Transact.make(pool, Crypto.randomUUID(), {
     spanAttributes,
     limits: timeouts,
-    commitMillis: answerMillis(config.statementTimeout),
-    session: config.pooler === "transaction" ? sessionLimits(timeouts) : [],
+    session: limits,
     telemetry,
     decisions
   })
-  const outside = autocommit(pool)
+  const outside = autocommit(pool, begin)
   const traced = traceAs(spanAttributes)
-  const client = yield* makeClient({ config, pool, transactions, notifications, spanAttributes })
+  const client = yield* makeClient({ begin, config, pool, transactions, notifications, spanAttributes })
   return Context.make(Database, {
     config,
     stats: pool.state,
     events: pool.events,
     health: Health.check(pool, dial),
-    isBehindPooler: isBehindPooler(pool),
+    isBehindPooler: Pooler.isBehindPooler(pool),
     session,
     notifications,
     transact: transactions.transact,
@@ -279,15 +278,6 @@ const assemble = Effect.fnUntraced(function* (
     derive: (wrap) => Effect.flatMap(wrap(pool), (wrapped) => assemble({ ...parts, pool: wrapped }))
   }).pipe(Context.add(PgClient.PgClient, client), Context.add(SqlClient.SqlClient, client))
 })
-
-/** A pooler makes up the process id that it tells a client, so the backend's own is another one. */
-const isBehindPooler = (pool: Pool.Pool) =>
-  Pool.use(pool, (backend) =>
-    Effect.map(backend.run({ text: "SELECT pg_catalog.pg_backend_pid() AS pid" }), (response) => {
-      const [row] = "rows" in response ? response.rows : []
-      return row?.pid !== backend.processId
-    })
-  )
 
 /** Behind a transaction pooler a limit can be set for one transaction only. */
 const sessionLimits = (timeouts: { readonly [Name in keyof Limits]: Duration.Duration }) => [

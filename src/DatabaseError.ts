@@ -53,8 +53,11 @@ export interface Policy {
  */
 export type ErrorPolicy = (reason: Reason, standard: Policy) => Partial<Policy> | undefined
 
-/** The moment of a connection's life at which it was lost. */
-export type Phase = "dial" | "acquire" | "sent" | "commit"
+/**
+ * When an open connection was lost: before anything was sent that failed so (`acquire`), after a statement was sent, or after COMMIT was. One that was lost
+ * before it was open is a `ConnectFailed`, of the phase `dial`.
+ */
+export type Phase = "acquire" | "sent" | "commit"
 
 /** The fields of PostgreSQL's ErrorResponse message (documentation, chapter "Error and Notice Message Fields"). */
 export interface ServerFields {
@@ -102,6 +105,13 @@ export interface PoolState {
   readonly max: number
 }
 
+/** Who has had a connection for longest. */
+export interface Holder {
+  /** The span that took the connection, with those around it. */
+  readonly span: string
+  readonly heldMillis: number
+}
+
 /** What the server can answer, by the name that {@link classify} gives it. */
 export type ServerTag =
   | "SerializationFailure"
@@ -114,6 +124,7 @@ export type ServerTag =
   | "TransactionTimeout"
   | "IdleSessionTimeout"
   | "ServerShutdown"
+  | "ServerCrash"
   | "ServerStarting"
   | "DatabaseUnavailable"
   | "TooManyConnections"
@@ -151,6 +162,7 @@ export type Reason =
   /** No connection could be opened. `target` is host and port, never a user or a password. */
   | {
       readonly _tag: "ConnectFailed"
+      readonly phase: "dial"
       readonly problem: ConnectProblem
       readonly target: string
       /** The operating system's or TLS library's code, such as `ECONNREFUSED`. */
@@ -159,9 +171,14 @@ export type Reason =
   /** An open connection was lost. */
   | { readonly _tag: "ConnectionLost"; readonly phase: Phase; readonly systemCode: string | undefined }
   /** No connection became free within the acquire timeout (milliseconds). */
-  | { readonly _tag: "AcquireTimeout"; readonly timeoutMillis: number; readonly pool: PoolState }
+  | {
+      readonly _tag: "AcquireTimeout"
+      readonly timeoutMillis: number
+      readonly pool: PoolState
+      readonly oldestHolder: Holder | undefined
+    }
   /** The waiting queue of the pool is full. */
-  | { readonly _tag: "Overloaded"; readonly pool: PoolState }
+  | { readonly _tag: "Overloaded"; readonly pool: PoolState; readonly oldestHolder: Holder | undefined }
   /** The pool was closed. */
   | { readonly _tag: "PoolClosed" }
   /** A caller waited for a second connection while it held one, and so did whoever held the others. */
@@ -407,7 +424,7 @@ const byCode = new Map<string, ServerTag>([
   ["25P04", "TransactionTimeout"],
   ["57P05", "IdleSessionTimeout"],
   ["57P01", "ServerShutdown"],
-  ["57P02", "ServerShutdown"],
+  ["57P02", "ServerCrash"],
   ["57P03", "ServerStarting"],
   ["57P04", "DatabaseUnavailable"],
   ["3D000", "DatabaseUnavailable"],
@@ -475,6 +492,7 @@ const policies: { readonly [Tag in ReasonTag]: Policy } = {
   TransactionTimeout: { retry: "never", fate: "destroy" },
   IdleSessionTimeout: { retry: "unsent", fate: "destroy" },
   ServerShutdown: { retry: "unsent", fate: "invalidate" },
+  ServerCrash: { retry: "unsent", fate: "invalidate" },
   ServerStarting: { retry: "unsent", fate: "destroy" },
   DatabaseUnavailable: { retry: "never", fate: "invalidate" },
   TooManyConnections: { retry: "unsent", fate: "destroy" },
@@ -531,6 +549,7 @@ const textNamesObjectsOnly: ReadonlySet<ReasonTag> = new Set<ReasonTag>([
   "TransactionTimeout",
   "IdleSessionTimeout",
   "ServerShutdown",
+  "ServerCrash",
   "ServerStarting",
   "DatabaseUnavailable",
   "TooManyConnections",
@@ -633,10 +652,39 @@ const adviceFor: { readonly [Problem in ConnectProblem]: string } = {
     "What answers there does not speak PostgreSQL's protocol: check the port of the url."
 }
 
-const describePool = (pool: PoolState) =>
+/** What a pool's connections do, in words. */
+export const describePool = (pool: PoolState): string =>
   `${pool.busy} of ${pool.max} connections busy, ${pool.idle} idle, ${pool.waiting} waiting`
 
-/** One line that says what happened, without any value. */
+/** What to do about what the server said, where it is the same for everybody. */
+const remedies: { readonly [Tag in ReasonTag]?: string } = {
+  SerializationFailure: "Run the transaction again: Transaction.run has the option retry.",
+  DeadlockDetected: "Run the transaction again: Transaction.run has the option retry.",
+  ReplicaConflict: "Run it again, or on the primary.",
+  LockTimeout: "Another transaction holds the lock: try later, or raise lockTimeout for this transaction.",
+  StatementTimeout: "Make the statement faster, or raise statementTimeout for its transaction.",
+  IdleInTransactionTimeout:
+    "Do less between the statements of a transaction, or raise idleInTransactionTimeout.",
+  TransactionTimeout: "Make the transaction shorter, or raise transaction_timeout on the server.",
+  IdleSessionTimeout: "Set idleTimeout below the server's idle_session_timeout.",
+  ServerStarting: "Wait until the server has started.",
+  TooManyConnections: "Lower maxConnections of the programs that use the server, or raise its limit.",
+  AuthenticationFailed: "Check user and password of the url, and the server's pg_hba.conf.",
+  ReadOnlyTransaction:
+    "Connect to the primary if this is a standby; a transaction that writes cannot be readOnly.",
+  StalePreparedStatement: "Run it again; behind a connection pooler set prepare to false."
+}
+
+const lossOf: { readonly [When in Phase]: string } = {
+  acquire: "nothing was sent, so that it can be run again",
+  sent: "whether the server ran the statement is not known, unless it was in a transaction: that is rolled back",
+  commit: "the transaction may or may not have been committed"
+}
+
+const describeHolder = (holder: Holder | undefined) =>
+  holder === undefined ? "" : `, one of them for ${holder.heldMillis} ms by ${holder.span}`
+
+/** One line that says what happened and, where that is the same for everybody, what to do; without any value. */
 const describe = (reason: Reason): string => {
   switch (reason._tag) {
     case "ConnectFailed":
@@ -644,13 +692,15 @@ const describe = (reason: Reason): string => {
         reason.systemCode === undefined ? "" : ` (${reason.systemCode})`
       }. ${adviceFor[reason.problem]}`
     case "ConnectionLost":
-      return `the connection was lost (${reason.phase}${reason.systemCode === undefined ? "" : `, ${reason.systemCode}`})`
+      return `the connection was lost (${reason.phase}${
+        reason.systemCode === undefined ? "" : `, ${reason.systemCode}`
+      }): ${lossOf[reason.phase]}`
     case "AcquireTimeout":
-      return `no connection became free within ${reason.timeoutMillis} ms (${describePool(reason.pool)})`
+      return `no connection became free within ${reason.timeoutMillis} ms (${describePool(reason.pool)}${describeHolder(reason.oldestHolder)}): make what holds them shorter, or raise maxConnections or acquireTimeout`
     case "Overloaded":
-      return `too many callers wait for a connection (${describePool(reason.pool)})`
+      return `too many callers wait for a connection (${describePool(reason.pool)}${describeHolder(reason.oldestHolder)}): let fewer run at once, or raise maxConnections or maxWaiting`
     case "PoolClosed":
-      return "the pool is closed"
+      return "the pool is closed: keep the scope of the database's Layer open for as long as the database is used"
     case "NestedAcquire":
       return `a second connection was asked for while holding one, and no other will become free (${describePool(
         reason.pool
@@ -664,21 +714,26 @@ const describe = (reason: Reason): string => {
         reason.first === undefined ? "" : `, because of an earlier error: ${describe(reason.first)}`
       }`
     case "CommitOutcomeUnknown":
-      return "the connection was lost while committing; the transaction may or may not have been committed"
+      return `the connection was lost while committing; the transaction may or may not have been committed: ${
+        reason.transactionId === undefined
+          ? "look for what it wrote, or run it with the option resolvable the next time"
+          : "ask with Transaction.resolve"
+      }`
     case "SessionUnavailable":
       return 'LISTEN, advisory locks of a session and migrations do not work with pooler "transaction" alone: set directUrl (DATABASE_DIRECT_URL) to the server itself'
     case "TransactionEnded":
-      return "the transaction or reservation that this connection belonged to has ended"
+      return "the transaction or reservation that this connection belonged to has ended: let its body wait for the fibers that use it"
     case "InvalidRequest":
       return reason.problem
     default: {
       const where = [reason.schema, reason.table, reason.column]
         .filter((part) => part !== undefined)
         .join(".")
+      const remedy = remedies[reason._tag]
       const text = reason.objectMessage === undefined ? "" : `: ${reason.objectMessage}`
       return `${reason._tag} (${reason.code})${where === "" ? "" : ` at ${where}`}${
         reason.constraint === undefined ? "" : `, constraint ${reason.constraint}`
-      }${text}`
+      }${text}${remedy === undefined ? "" : `. ${remedy}`}`
     }
   }
 }

@@ -26,7 +26,7 @@ export const listen = (channel: string): Stream.Stream<Event, DatabaseError, Dat
 
 /**
  * Listens to a channel until the scope closes. What is sent after this effect has succeeded is in the mailbox, so a program that subscribes first and reads
- * its state then misses nothing. A listener that falls 10,000 events behind gets a `Gap` in their place.
+ * its state then misses nothing. A listener that falls 10,000 events behind gets a `Gap` in place of all that come until it has taken that one.
  */
 export const subscribe = (
   channel: string

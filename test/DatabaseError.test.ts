@@ -27,6 +27,7 @@ const table = [
   ["25006", "ReadOnlyTransaction", "transaction", "invalidate"],
   ["57P03", "ServerStarting", "unsent", "destroy"],
   ["57P01", "ServerShutdown", "unsent", "invalidate"],
+  ["57P02", "ServerCrash", "unsent", "invalidate"],
   ["53100", "ServerResources", "never", "invalidate"],
   ["58030", "ServerSystemError", "never", "invalidate"],
   ["08006", "ServerConnectionException", "unsent", "destroy"],
@@ -175,6 +176,43 @@ layer(Layer.merge(testLayer(), Logger.remove(Logger.defaultLogger)), { excludeTe
 )
 
 describe("The reason of an error", () => {
+  it("says in its message what to do about it", () => {
+    const pool = { total: 1, idle: 0, busy: 1, waiting: 3, max: 1 }
+    const oldestHolder = { span: "orders", heldMillis: 5012 }
+    const raised = (code: string, message = "") => DatabaseError.classify({ code, message })
+    const cases: ReadonlyArray<readonly [DatabaseError.Reason, RegExp]> = [
+      [raised("57014", "canceling statement due to statement timeout"), /raise statementTimeout/],
+      [raised("55P03"), /raise lockTimeout/],
+      [raised("25P03"), /raise idleInTransactionTimeout/],
+      [raised("40001"), /option retry/],
+      [raised("40P01"), /option retry/],
+      [raised("53300"), /Lower maxConnections/],
+      [raised("25006"), /primary/],
+      [raised("28P01"), /pg_hba/],
+      [raised("26000"), /set prepare to false/],
+      [
+        { _tag: "AcquireTimeout", timeoutMillis: 5000, pool, oldestHolder },
+        /1 of 1 .* for 5012 ms by orders.*raise maxConnections or acquireTimeout/
+      ],
+      [
+        { _tag: "Overloaded", pool, oldestHolder: undefined },
+        /3 waiting\).*raise maxConnections or maxWaiting/
+      ],
+      [{ _tag: "PoolClosed" }, /keep the scope/],
+      [{ _tag: "ConnectionLost", phase: "acquire", systemCode: undefined }, /can be run again/],
+      [{ _tag: "ConnectionLost", phase: "sent", systemCode: "ECONNRESET" }, /ECONNRESET.*not known/],
+      [
+        { _tag: "CommitOutcomeUnknown", transactionId: "7", systemCode: undefined },
+        /ask with Transaction\.resolve/
+      ],
+      [{ _tag: "CommitOutcomeUnknown", transactionId: undefined, systemCode: undefined }, /option resolvable/]
+    ]
+    for (const [reason, expected] of cases) {
+      const error = new DatabaseError.DatabaseError({ reason, operation: "execute" })
+      assert.match(error.message, expected)
+    }
+  })
+
   it("is found behind the SqlError of another client", () => {
     const raw = Object.assign(new Error("duplicate key"), {
       code: "23505",

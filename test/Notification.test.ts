@@ -140,6 +140,65 @@ describe("Notification", () => {
   )
 
   listening(
+    "comes back after the eighth loss as soon as after the first",
+    Effect.gen(function* () {
+      const sql = yield* PgClient.PgClient
+      const mailbox = yield* Notification.subscribe("news")
+      for (let losses = 0; losses < 8; losses++) {
+        const started = performance.now()
+        yield* sql`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()`
+        assert.deepStrictEqual(yield* payloads(mailbox, 1), ["Gap"])
+        assert.isBelow(performance.now() - started, 1000)
+      }
+    })
+  )
+
+  listening(
+    "tells a listener that is too slow for a burst of the gap at once, not with what comes next, and then delivers again",
+    Effect.gen(function* () {
+      const sql = yield* PgClient.PgClient
+      const slow = yield* Notification.subscribe("news")
+      const witness = yield* Notification.subscribe("witness")
+      const all = { _tag: "Notification", channel: "news" } as const
+      yield* sql`SELECT count(pg_notify('news', n::text)) FROM generate_series(1, 15000) AS n`
+      // Later than those on the same connection.
+      yield* Notification.notify("witness", "burst is over")
+      yield* payloads(witness, 1)
+      const [events] = yield* slow.takeAll
+      const got = Chunk.toReadonlyArray(events)
+      assert.strictEqual(got.length, 10_001)
+      assert.deepInclude(got[0], { ...all, payload: "1" })
+      assert.deepInclude(got[9999], { ...all, payload: "10000" })
+      assert.deepStrictEqual(got[10_000], { _tag: "Gap", channel: "news", reason: "overflow" })
+      yield* Notification.notify("news", "after")
+      assert.deepStrictEqual(yield* payloads(slow, 1), ["after"])
+    })
+  )
+
+  listening(
+    "loses nothing after a gap that was taken",
+    Effect.gen(function* () {
+      const sql = yield* PgClient.PgClient
+      const slow = yield* Notification.subscribe("news")
+      const witness = yield* Notification.subscribe("witness")
+      const burst = (from: number, to: number) =>
+        Effect.gen(function* () {
+          yield* sql`SELECT count(pg_notify('news', n::text)) FROM generate_series(${from}::int, ${to}::int) AS n`
+          yield* Notification.notify("witness", String(to))
+          yield* payloads(witness, 1)
+        })
+      yield* burst(1, 10_001)
+      // What comes before the gap is taken belongs to it, also when there is room again.
+      yield* slow.takeN(5000)
+      yield* burst(10_002, 10_100)
+      const [rest] = yield* slow.takeAll
+      assert.strictEqual(Chunk.size(rest), 5001)
+      yield* burst(10_101, 10_103)
+      assert.deepStrictEqual(yield* payloads(slow, 3), ["10101", "10102", "10103"])
+    })
+  )
+
+  listening(
     "refuses a payload and a channel that PostgreSQL cannot take, and says so",
     Effect.gen(function* () {
       yield* Notification.notify("news", "x".repeat(7999))

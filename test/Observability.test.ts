@@ -12,6 +12,7 @@ import * as MetricState from "effect/MetricState"
 import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import * as Database from "../src/Database.js"
+import * as EmbeddedPostgres from "../src/EmbeddedPostgres.js"
 import * as DatabaseError from "../src/DatabaseError.js"
 import * as TestDatabase from "../src/testing/TestDatabase.js"
 import * as Transaction from "../src/Transaction.js"
@@ -25,6 +26,25 @@ const recording = () => {
   })
   return { records, layer: Logger.replace(Logger.defaultLogger, logger) }
 }
+
+/** The metrics of one database: a gauge's value, a counter's and a histogram's count, a histogram's sum in seconds. */
+const metricsOf = (database: string) =>
+  Effect.map(Metric.snapshot, (snapshot) => {
+    const values = new Map<string, number>()
+    for (const { metricKey, metricState } of snapshot) {
+      const tags = [...metricKey.tags]
+      if (!tags.some(({ value }) => value.endsWith(`/${database}`))) continue
+      const label = tags.find(({ key }) => key.endsWith("state") || key === "outcome")?.value
+      const name = label === undefined ? metricKey.name : `${metricKey.name} ${label}`
+      if (MetricState.isGaugeState(metricState)) values.set(name, Number(metricState.value))
+      if (MetricState.isCounterState(metricState)) values.set(name, Number(metricState.count))
+      if (MetricState.isHistogramState(metricState)) {
+        values.set(name, metricState.count)
+        values.set(`${name} sum`, metricState.sum)
+      }
+    }
+    return values
+  })
 
 describe("what a database tells about itself", () => {
   it.scopedLive("a slow statement is logged with its text and without its parameters", () =>
@@ -88,7 +108,11 @@ describe("what a database tells about itself", () => {
         Effect.map(database.stats, ({ waiting }) => waiting === 1)
       )
       const refused = yield* Effect.flip(sql`SELECT 2`)
-      assert.strictEqual(DatabaseError.reasonOf(refused)?._tag, "Overloaded")
+      const reason = DatabaseError.reasonOf(refused)
+      assert.strictEqual(
+        reason?._tag === "Overloaded" ? reason.oldestHolder?.span : reason?._tag,
+        "sql.transaction"
+      )
       yield* Deferred.succeed(done, undefined)
       yield* Fiber.join(holder)
       yield* Fiber.join(waiter)
@@ -129,38 +153,163 @@ describe("what a database tells about itself", () => {
     )
   )
 
-  it.scopedLive("metrics have OpenTelemetry's names, and count what happened", () =>
+  it.scopedLive("a statement is slow from the threshold on, and a quick one is not logged", () =>
+    Effect.gen(function* () {
+      const { layer, records } = recording()
+      yield* Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        yield* sql`SELECT 'quick'`
+        yield* sql`SELECT 'slow', pg_sleep(0.6)`
+      }).pipe(
+        Effect.provide(TestDatabase.layer({ settings: { slowStatement: "500 millis" } })),
+        Effect.provide(layer)
+      )
+      const slow = records.filter((record) => record.startsWith("Slow statement"))
+      assert.strictEqual(slow.filter((record) => record.includes("'slow'")).length, 1)
+      assert.strictEqual(slow.filter((record) => record.includes("'quick'")).length, 0)
+    })
+  )
+
+  it.scopedLive("metrics have OpenTelemetry's names, and say what a program saw at the checkout", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const database = yield* Database.Database
+      const metrics = metricsOf(database.config.endpoint.database)
+      const before = yield* metrics
+      assert.strictEqual(before.get("db.client.connection.max"), 1)
+      assert.strictEqual(before.get("db.client.connection.idle.min"), 1)
+      assert.strictEqual(before.get("db.client.connection.create_time"), 1)
+      assert.isAbove(before.get("db.client.connection.create_time sum") ?? 0, 0)
+
+      // One holds the only connection for 300 ms while another one waits for it.
+      const held = yield* Deferred.make<void>()
+      const holder = yield* Effect.fork(
+        sql.withTransaction(Effect.zipRight(Deferred.succeed(held, undefined), sql`SELECT pg_sleep(0.3)`))
+      )
+      yield* Deferred.await(held)
+      const waiter = yield* Effect.fork(sql`SELECT 1`)
+      yield* eventually(
+        "it waits",
+        Effect.map(database.stats, ({ waiting }) => waiting === 1)
+      )
+      const during = yield* metrics
+      assert.strictEqual(during.get("db.client.connection.count used"), 1)
+      assert.strictEqual(during.get("db.client.connection.count idle"), 0)
+      yield* Fiber.join(holder)
+      yield* Fiber.join(waiter)
+      const after = yield* metrics
+      const grown = (name: string) => (after.get(name) ?? 0) - (before.get(name) ?? 0)
+      assert.strictEqual(grown("db.client.connection.wait_time"), 2)
+      assert.isAtLeast(grown("db.client.connection.wait_time sum"), 0.2)
+      assert.isBelow(grown("db.client.connection.wait_time sum"), 2)
+      assert.strictEqual(grown("db.client.connection.use_time"), 2)
+      assert.isAtLeast(grown("db.client.connection.use_time sum"), 0.3)
+      assert.isBelow(grown("db.client.connection.use_time sum"), 2)
+      assert.strictEqual(after.get("db.client.connection.count used"), 0)
+      assert.strictEqual(after.get("db.client.connection.count idle"), 1)
+      assert.strictEqual(after.get("db.client.connection.pending_requests"), 0)
+      assert.strictEqual(grown("promptgrimoire.db.transactions committed"), 1)
+    }).pipe(Effect.provide(TestDatabase.layer({ settings: { minConnections: 1, maxConnections: 1 } })))
+  )
+
+  it.scopedLive("metrics count transactions by outcome, retries and waits in vain", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const { config } = yield* Database.Database
-      yield* Effect.forEach([1, 2, 3], () => sql`SELECT 1`)
+      const metrics = metricsOf(config.endpoint.database)
+      yield* sql.unsafe(`
+        CREATE TABLE item (id int);
+        CREATE FUNCTION leave() RETURNS trigger LANGUAGE plpgsql AS
+          $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER leave AFTER INSERT ON item
+          DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION leave()
+      `)
+      const before = yield* metrics
       yield* Transaction.run(sql`SELECT 1`)
       yield* Effect.ignore(Transaction.run(Effect.fail("rolled back")))
-      const snapshot = yield* Metric.snapshot
-      const mine = snapshot.filter(({ metricKey }) =>
-        Chunk.some(Chunk.fromIterable(metricKey.tags), ({ value }) =>
-          value.includes(config.endpoint.database)
-        )
+      yield* Effect.ignore(Transaction.run(sql`INSERT INTO item VALUES (1)`))
+      let tries = 0
+      yield* Transaction.run(
+        Effect.suspend(() =>
+          ++tries === 1 ? sql`DO $$ BEGIN RAISE 'again' USING ERRCODE = '40001'; END $$` : sql`SELECT 1`
+        ),
+        { retry: { base: "1 millis" } }
       )
-      const names = new Set(mine.map(({ metricKey }) => metricKey.name))
-      for (const name of [
-        "db.client.connection.count",
-        "db.client.connection.pending_requests",
-        "db.client.connection.wait_time",
-        "db.client.connection.use_time",
-        "db.client.connection.create_time",
-        "promptgrimoire.db.transactions"
-      ]) {
-        assert.isTrue(names.has(name), name)
-      }
-      const transactions = mine
-        .filter(({ metricKey }) => metricKey.name === "promptgrimoire.db.transactions")
-        .map(({ metricKey, metricState }) => [
-          Chunk.fromIterable(metricKey.tags).pipe(Chunk.findFirst(({ key }) => key === "outcome")),
-          "count" in metricState ? metricState.count : undefined
-        ])
-      assert.strictEqual(transactions.filter(([, count]) => count === 1).length, 2)
-    }).pipe(Effect.provide(TestDatabase.layer()))
+      const vain = yield* Effect.flip(Transaction.run(Effect.scoped(sql.reserve)))
+      assert.include(["NestedAcquire", "AcquireTimeout"], DatabaseError.reasonOf(vain)?._tag)
+      const done = yield* Deferred.make<void>()
+      const holder = yield* Effect.fork(Effect.scoped(Effect.zipRight(sql.reserve, Deferred.await(done))))
+      const late = yield* Effect.flip(Effect.zipRight(Effect.yieldNow(), sql`SELECT 1`))
+      assert.strictEqual(DatabaseError.reasonOf(late)?._tag, "AcquireTimeout")
+      yield* Deferred.succeed(done, undefined)
+      yield* Fiber.join(holder)
+      const after = yield* metrics
+      const grown = (name: string) => (after.get(name) ?? 0) - (before.get(name) ?? 0)
+      assert.strictEqual(grown("promptgrimoire.db.transactions committed"), 2)
+      assert.strictEqual(grown("promptgrimoire.db.transactions rolled back"), 3)
+      assert.strictEqual(grown("promptgrimoire.db.transactions unknown"), 1)
+      assert.strictEqual(grown("promptgrimoire.db.transaction.retries"), 1)
+      assert.strictEqual(grown("db.client.connection.timeouts"), 1)
+    }).pipe(
+      Effect.provide(TestDatabase.layer({ settings: { maxConnections: 1, acquireTimeout: "500 millis" } }))
+    )
+  )
+
+  it.scopedLive(
+    "events tell of connections that open, close, cannot be opened or are given up, and of callers refused",
+    () =>
+      Effect.gen(function* () {
+        const server = yield* EmbeddedPostgres.make()
+        yield* Effect.gen(function* () {
+          const sql = yield* SqlClient.SqlClient
+          const database = yield* Database.Database
+          const events: Array<Database.PoolEvent> = []
+          yield* Effect.forkScoped(
+            Stream.runForEach(database.events, (event) => Effect.sync(() => events.push(event)))
+          )
+          const saw = (tag: Database.PoolEvent["_tag"]) =>
+            eventually(
+              tag,
+              Effect.sync(() => events.some(({ _tag }) => _tag === tag))
+            )
+          yield* Effect.scoped(
+            Effect.gen(function* () {
+              yield* sql.reserve
+              // Events come from the moment of the subscription on.
+              yield* eventually(
+                "a refusal is seen",
+                Effect.map(Effect.flip(sql`SELECT 1`), () => events.length > 0)
+              )
+            })
+          )
+          yield* saw("Refused")
+          yield* Effect.exit(sql`SELECT pg_terminate_backend(pg_backend_pid())`)
+          yield* saw("Invalidated")
+          yield* saw("Closed")
+          yield* sql`SELECT 1`
+          yield* saw("Opened")
+          yield* server.stop("immediate")
+          yield* Effect.exit(sql`SELECT 1`)
+          yield* saw("DialFailed")
+          const failed = events.find(({ _tag }) => _tag === "DialFailed")
+          assert.strictEqual(
+            failed?._tag === "DialFailed" ? failed.error.reason._tag : undefined,
+            "ConnectFailed"
+          )
+          const opened = events.find(({ _tag }) => _tag === "Opened")
+          assert.isTrue(opened?._tag === "Opened" && opened.processId > 0 && opened.millis > 0)
+        }).pipe(
+          Effect.provide(
+            Database.layer({
+              url: server.url,
+              minConnections: 0,
+              maxConnections: 1,
+              maxWaiting: 0,
+              acquireTimeout: "2 seconds"
+            })
+          )
+        )
+      })
   )
 
   it.scopedLive("a statement's span says what OpenTelemetry's conventions for PostgreSQL ask for", () =>

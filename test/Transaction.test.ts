@@ -1,3 +1,5 @@
+import * as Reactivity from "@effect/experimental/Reactivity"
+import * as PgClient from "@effect/sql-pg/PgClient"
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as SqlResolver from "@effect/sql/SqlResolver"
@@ -344,6 +346,51 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
         })
       )
 
+      it.effect(
+        "which may take as long as the transaction's own limit allows, also when the settings allow less",
+        () =>
+          Effect.gen(function* () {
+            const sql = yield* SqlClient.SqlClient
+            const { ids, insert, name } = yield* makeTable
+            yield* sql.unsafe(`
+              CREATE FUNCTION check_${name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(5.5); RETURN NULL; END $$;
+              CREATE CONSTRAINT TRIGGER late AFTER INSERT ON ${name} DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW EXECUTE FUNCTION check_${name}()
+            `)
+            yield* Transaction.run(insert(1), { statementTimeout: "20 seconds" })
+            assert.deepStrictEqual(yield* ids, [1])
+          }).pipe(
+            Effect.provide(databaseLayer({ statementTimeout: "200 millis", lockTimeout: "100 millis" }))
+          )
+      )
+
+      it.effect("with the longest limit that PostgreSQL has, which no timer of Node can hold", () =>
+        Effect.gen(function* () {
+          const { ids, insert } = yield* makeTable
+          yield* Transaction.run(insert(1), { statementTimeout: Duration.millis(2 ** 31 - 1) })
+          assert.deepStrictEqual(yield* ids, [1])
+        })
+      )
+
+      it.effect("which is lost in another database: this one's hooks run", () =>
+        Effect.gen(function* () {
+          const ran: Array<string> = []
+          const lost = new DatabaseError({
+            operation: "commit",
+            reason: { _tag: "CommitOutcomeUnknown", transactionId: undefined, systemCode: undefined }
+          })
+          yield* Effect.exit(
+            Transaction.run(
+              Effect.zipRight(
+                Transaction.afterRollback(Effect.sync(() => ran.push("rolled back"))),
+                Effect.fail(lost)
+              )
+            )
+          )
+          assert.deepStrictEqual(ran, ["rolled back"])
+        })
+      )
+
       it.effect("which cannot be sent because the connection is lost: it is certainly not committed", () =>
         Effect.gen(function* () {
           const { ids, insert } = yield* makeTable
@@ -404,14 +451,21 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
     })
 
     describe("waits for a connection", () => {
-      const exhausted = databaseLayer({ maxConnections: 1, acquireTimeout: "300 millis" })
+      const exhausted = databaseLayer({
+        // Opened before the acquire timeout counts.
+        minConnections: 1,
+        maxConnections: 1,
+        acquireTimeout: "300 millis"
+      })
 
       const whileHeld = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
         Effect.gen(function* () {
           const held = yield* Deferred.make<void>()
           const done = yield* Deferred.make<void>()
           const holder = yield* Effect.fork(
-            Transaction.run(Effect.zipRight(Deferred.succeed(held, undefined), Deferred.await(done)))
+            Transaction.run(Effect.zipRight(Deferred.succeed(held, undefined), Deferred.await(done))).pipe(
+              Effect.withSpan("the holder")
+            )
           )
           yield* Deferred.await(held)
           const result = yield* effect
@@ -424,11 +478,15 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
         Effect.gen(function* () {
           const error = yield* whileHeld(Effect.flip(Transaction.run(Effect.void)))
           assert.isTrue(DatabaseError.is(error))
-          assert.deepStrictEqual(error.reason, {
+          const { oldestHolder, ...reason } = { oldestHolder: undefined, ...error.reason }
+          assert.deepStrictEqual<object>(reason, {
             _tag: "AcquireTimeout",
             timeoutMillis: 300,
             pool: { total: 1, idle: 0, busy: 1, waiting: 0, max: 1 }
           })
+          assert.strictEqual(oldestHolder?.span, "sql.transaction in the holder")
+          assert.isAtLeast(oldestHolder?.heldMillis ?? 0, 299)
+          assert.match(error.message, /for \d+ ms by sql\.transaction in the holder/)
         }).pipe(Effect.provide(exhausted))
       )
 
@@ -746,6 +804,29 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
         }).pipe(Effect.provide(databaseLayer({ maxConnections: 1 })))
       )
     })
+
+    it.effect("is not for the statements of another client, which are refused", () =>
+      Effect.gen(function* () {
+        const { url } = yield* TestServer
+        const sql = yield* SqlClient.SqlClient
+        const stock = yield* PgClient.make({ url })
+        const { ids, insert } = yield* makeTable
+        const refused = yield* Transaction.run(
+          Effect.gen(function* () {
+            yield* insert(1)
+            return yield* Effect.all([
+              Effect.flip(stock`SELECT 1`),
+              Effect.flip(Stream.runDrain(stock`SELECT 1`.stream)),
+              Effect.flip(Effect.sandbox(stock.withTransaction(Effect.void)))
+            ])
+          })
+        )
+        for (const error of refused) assert.include(String(error), "not of this database")
+        assert.deepStrictEqual(yield* ids, [1])
+        // Outside it is its own.
+        assert.deepStrictEqual(yield* stock`SELECT 1 AS n`, yield* sql`SELECT 1 AS n`)
+      }).pipe(Effect.scoped, Effect.provide(Reactivity.layer))
+    )
 
     it.effect("is joined by the batches of a resolver", () =>
       Effect.gen(function* () {

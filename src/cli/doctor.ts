@@ -6,6 +6,7 @@ import * as DatabaseError from "../DatabaseError.js"
 import * as ForeignKey from "../ForeignKey.js"
 import * as Migrator from "../Migrator.js"
 import * as Transaction from "../Transaction.js"
+import * as Pooler from "../driver/Pooler.js"
 import * as Connection from "./Connection.js"
 import { ownDirectory } from "./migrate.js"
 import * as Report from "./Report.js"
@@ -24,6 +25,9 @@ interface Diagnosis {
   readonly server: { readonly version: string; readonly database: string; readonly role: string }
   /** Whether something stands between this program and the server. */
   readonly pooler: "none" | "present"
+  /** The setting `pooler`, and what does not fit between it and what was found. */
+  readonly poolerSetting: "none" | "transaction"
+  readonly poolerProblem: string | null
   readonly timeouts: Readonly<Record<string, string>>
   readonly health: Database.Health
   readonly pendingMigrations: ReadonlyArray<string>
@@ -45,7 +49,8 @@ const diagnose = Effect.gen(function* () {
   const shown = yield* Transaction.run(sql<{ name: string; value: string }>`
     SELECT name, pg_catalog.current_setting(name) AS value FROM pg_catalog.pg_settings WHERE ${sql.in("name", limits)}
   `)
-  const pooler = (yield* database.isBehindPooler) ? "present" : "none"
+  const isFound = yield* database.isBehindPooler
+  const poolerSetting = database.config.pooler
   const { migrations } = yield* Migrator.status({ loader: Migrator.fromDirectory(ownDirectory) })
   // Behind a transaction pooler without a way past it everything else is still worth saying.
   const keys = yield* ForeignKey.list().pipe(
@@ -57,7 +62,9 @@ const diagnose = Effect.gen(function* () {
   const label = (key: ForeignKey.ForeignKeyInfo) => `${key.schema}.${key.table}.${key.name}`
   const diagnosis: Diagnosis = {
     server: server ?? { version: "unknown", database: "unknown", role: "unknown" },
-    pooler,
+    pooler: isFound ? "present" : "none",
+    poolerSetting,
+    poolerProblem: Pooler.disagreement(poolerSetting, isFound) ?? null,
     timeouts: Object.fromEntries(shown.map(({ name, value }) => [name, value])),
     health: yield* database.health,
     pendingMigrations: migrations
@@ -76,7 +83,9 @@ const withoutSession =
 
 const lines = (diagnosis: Diagnosis): ReadonlyArray<string> => [
   `Server           PostgreSQL ${diagnosis.server.version}, database ${diagnosis.server.database}, role ${diagnosis.server.role}`,
-  `Pooler           ${diagnosis.pooler}`,
+  `Pooler           ${diagnosis.pooler}, and the setting is ${diagnosis.poolerSetting}`,
+  ...(diagnosis.poolerProblem === null ? [] : [`Pooler problem   ${diagnosis.poolerProblem}`]),
+  `Pool             ${DatabaseError.describePool(diagnosis.health.pool)}`,
   ...Object.entries(diagnosis.timeouts).map(([name, value]) => `${name} is ${value}`),
   `Health           ${diagnosis.health.status}${"reason" in diagnosis.health ? `: ${diagnosis.health.reason}` : ""}`,
   ...list("Pending migrations", diagnosis.pendingMigrations),

@@ -548,9 +548,11 @@ const startupOptions = (timeouts: SessionTimeouts): ReadonlyArray<string> => [
 export const serverMillis = (duration: Duration.Duration): number =>
   Duration.isFinite(duration) ? Math.ceil(Duration.toMillis(duration)) : 0
 
-/** How long a server that is under a `statement_timeout` may take to answer, in milliseconds. */
-export const answerMillis = (statementTimeout: Duration.Duration): number | undefined =>
-  Duration.isFinite(statementTimeout) ? Duration.toMillis(statementTimeout) + 5000 : undefined
+/** How long a server that is under a `statement_timeout` may take to answer, in milliseconds; no limit where it is longer than Node's timers can hold. */
+export const answerMillis = (statementTimeout: Duration.Duration): number | undefined => {
+  const millis = Duration.toMillis(statementTimeout) + 5000
+  return millis < 2 ** 31 ? millis : undefined
+}
 
 /** The protocol counts parameters in 16 bits. */
 const maxParameters = 65_535
@@ -614,7 +616,7 @@ const invalidRequest = (operation: string, problem: string): Effect.Effect<never
  * Whether a text can be a prepared statement, as PREPARE defines it (a COPY would hang in the extended protocol). A text
  * without parameters may hold several statements, which cannot.
  */
-const isPreparable = ({ text, values }: Request): boolean =>
+export const isPreparable = ({ text, values }: Request): boolean =>
   preparable.test(text) && ((values !== undefined && values.length > 0) || !text.includes(";"))
 
 const preparable = /^\s*(select|insert|update|delete|merge|with|values)\b/i

@@ -20,6 +20,8 @@ import type { Transactions } from "./Transact.js"
 export interface ClientParts {
   readonly config: DatabaseConfig
   readonly pool: Pool
+  /** What begins a transaction with the limits of the settings. */
+  readonly begin: string
   readonly transactions: Transactions
   readonly notifications: NotificationHub
   readonly spanAttributes: Readonly<Record<string, unknown>>
@@ -33,9 +35,9 @@ export const makeClient = (
   parts: ClientParts
 ): Effect.Effect<PgClient.PgClient, never, Reactivity.Reactivity> =>
   Effect.gen(function* () {
-    const { config, notifications, pool, spanAttributes, transactions } = parts
+    const { begin, config, notifications, pool, spanAttributes, transactions } = parts
     const reactivity = yield* Reactivity.Reactivity
-    const outside = autocommit(pool)
+    const outside = autocommit(pool, begin)
     const connectionIn = (context: Context.Context<never>) => transactions.connectionIn(context) ?? outside
     const acquirer = Effect.map(Effect.context<never>(), connectionIn)
     const statements = traced(Statement.make(acquirer, PgClient.makeCompiler(), [], undefined), {
@@ -51,11 +53,11 @@ export const makeClient = (
         return client
       },
       withoutTransforms: () => client,
-      reserve: reserved(pool),
+      reserve: reserved(pool, begin),
       withTransaction: <A, E, R>(effect: Effect.Effect<A, E, R>) => transactions.transact(effect),
       reactive: reactivity.stream,
       reactiveMailbox: reactivity.query,
-      json: (value: unknown) => pgJson(value, undefined, undefined),
+      json: (value: unknown) => pgJson(jsonText(value), undefined, undefined),
       listen: (channel: string) => listen(notifications, channel),
       notify: (channel: string, payload: string) =>
         Effect.suspend(() => {
@@ -74,6 +76,19 @@ export const makeClient = (
 
 /** The custom fragment that `PgClient.makeCompiler` knows as JSON. */
 const pgJson = Statement.custom("PgJson")
+
+/**
+ * A value as the text of JSON: an array, a string or a number would be sent as what it is in SQL. What JSON cannot express is left for the driver to refuse, and
+ * null is SQL's.
+ */
+const jsonText = (value: unknown): unknown => {
+  if (value === null || value === undefined) return null
+  try {
+    return JSON.stringify(value) ?? null
+  } catch {
+    return value
+  }
+}
 
 const describeConfig = ({ endpoint, ...config }: DatabaseConfig): PgClient.PgClientConfig => ({
   host: endpoint.host,

@@ -18,9 +18,9 @@ export class Decisions {
     private readonly onDefect: (cause: unknown) => void = () => {}
   ) {}
 
-  /** What may be retried and what becomes of the connection. */
-  policy(reason: Reason): Policy {
-    const base = this.base(reason)
+  /** What may be retried and what becomes of the connection, `inTransaction` where COMMIT had not been sent. */
+  policy(reason: Reason, inTransaction = false): Policy {
+    const base = this.base(reason, inTransaction)
     const asked = this.ask(reason, base)
     return {
       retry: asked?.retry === undefined || base.retry === "unknown" ? base.retry : asked.retry,
@@ -34,7 +34,7 @@ export class Decisions {
    */
   isTransient(reason: Reason | undefined): boolean {
     if (reason === undefined) return false
-    const base = this.base(reason)
+    const base = this.base(reason, true)
     if (base.retry === "unknown") return false
     const asked = this.ask(reason, base)?.retry
     if (asked !== undefined) return asked === "transaction"
@@ -48,12 +48,20 @@ export class Decisions {
     readonly reason: Reason
     readonly operation: string
     readonly cause?: unknown
+    readonly inTransaction?: boolean
   }): DatabaseError {
-    return new DatabaseError(this.own === undefined ? props : { ...props, policy: this.policy(props.reason) })
+    return new DatabaseError(
+      this.own === undefined && props.inTransaction !== true
+        ? props
+        : { ...props, policy: this.policy(props.reason, props.inTransaction) }
+    )
   }
 
-  private base(reason: Reason): Policy {
-    const base = standardPolicy(reason)
+  private base(reason: Reason, inTransaction = false): Policy {
+    const base: Policy =
+      inTransaction && isEndOfServer(reason)
+        ? { ...standardPolicy(reason), retry: "transaction" }
+        : standardPolicy(reason)
     return this.own !== undefined && isConsequence(reason) && reason.first !== undefined
       ? { ...base, retry: this.policy(reason.first).retry === "transaction" ? "transaction" : "never" }
       : base
@@ -79,6 +87,10 @@ export const isBroken = (reason: Reason): boolean =>
   reason._tag === "CommitOutcomeUnknown" ||
   reason._tag === "ProtocolViolation" ||
   isFatal(reason)
+
+/** Whether the server ended the session itself, and with it what was not committed. */
+export const isEndOfServer = (reason: Reason): boolean =>
+  reason._tag === "ServerShutdown" || reason._tag === "ServerCrash"
 
 const isConsequence = (
   reason: Reason

@@ -1,10 +1,11 @@
 import * as Tarn from "tarn"
 
 /**
- * The pool of `tarn`, which keeps count of what is free, used and being opened, and of who waits. Two things of it are not
- * enough here, and subclasses may do them: a free connection is handed over at once, without a promise and two timers; and
- * whoever gives up waiting leaves the queue in the same instant. (`abort` leaves the queue some microtasks later. A
- * connection that is released meanwhile is lent to nobody, and stays lent.)
+ * The pool of `tarn`, which keeps count of what is free, used and being opened, and of who waits. Three things of it are not
+ * enough here, and subclasses may do them: a free connection is handed over at once, without a promise and two timers;
+ * whoever gives up waiting leaves the queue in the same instant (`abort` leaves the queue some microtasks later, and a
+ * connection that is released meanwhile is lent to nobody, and stays lent); and what was idle for too long is for the user of
+ * this class to find and {@link discard}: `tarn` measures it by the time of day, which can jump.
  */
 export class Leases<T> extends Tarn.Pool<T> {
   /** A free resource that is `ready`, unless others wait. */
@@ -32,6 +33,9 @@ export class Leases<T> extends Tarn.Pool<T> {
   drop(resource: T): void {
     if (remove(this.used, (used) => used.resource === resource)) this._tryAcquireOrCreate()
   }
+
+  /** Switches off the eviction of `tarn`. */
+  override _startReaping(): void {}
 
   /** Opens what is missing to `min`, and `more` where there is room; gives the promises of what is being opened. */
   topUp(more = 0): ReadonlyArray<Promise<T>> {

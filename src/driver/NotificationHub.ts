@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
 import * as Mailbox from "effect/Mailbox"
-import * as Schedule from "effect/Schedule"
+import * as Random from "effect/Random"
 import type * as Scope from "effect/Scope"
 import { DatabaseError } from "../DatabaseError.js"
 import type { Notification, Session } from "./Session.js"
@@ -29,9 +29,17 @@ export interface NotificationHub {
   ) => Effect.Effect<Mailbox.ReadonlyMailbox<NotificationEvent>, DatabaseError, Scope.Scope>
 }
 
+/** How a session that only listens, and does not notice that the other side is gone, is asked for a sign of life. */
+export interface Heartbeat {
+  readonly every: Duration.DurationInput
+  /** A session that has not answered for so long is given up. */
+  readonly patience: Duration.DurationInput
+}
+
 /** The hub over a way to open sessions; it ends with the scope. */
 export const make = (
-  open: Effect.Effect<Session, DatabaseError, Scope.Scope>
+  open: Effect.Effect<Session, DatabaseError, Scope.Scope>,
+  heartbeat: Heartbeat = { every: "30 seconds", patience: "5 seconds" }
 ): Effect.Effect<NotificationHub, never, Scope.Scope> =>
   Effect.gen(function* () {
     const hubScope = yield* Effect.scope
@@ -53,17 +61,19 @@ export const make = (
           // A channel that comes while this goes on is visited, too.
           for (const channel of listeners.keys()) yield* session.query(`LISTEN ${identifier(channel)}`)
           self.session = session
-          if (self.wasConnected) for (const listener of everybody()) listener.gap("reconnected")
+          for (const listener of everybody()) if (listener.hasJoined) listener.gap("reconnected")
           self.wasConnected = true
+          self.failures = 0
           yield* Deferred.succeed(self.ready, undefined)
           yield* Effect.raceFirst(
-            Effect.raceFirst(session.lost, heartbeat(session)),
+            Effect.raceFirst(session.lost, beating(session, heartbeat)),
             Deferred.await(self.abandoned)
           )
         })
       ).pipe(
         Effect.ensuring(
           Effect.sync(() => {
+            if (self.session !== undefined) self.ready = Deferred.unsafeMake(FiberId.none)
             self.session = undefined
           })
         )
@@ -74,13 +84,16 @@ export const make = (
       serve(self).pipe(
         Effect.tapError((error) =>
           self.wasConnected
-            ? Effect.logWarning("The connection for notifications was lost; reconnecting", error)
+            ? Effect.zipRight(
+                Effect.logWarning("The connection for notifications was lost; reconnecting", error),
+                pause(self.failures++)
+              )
             : Effect.zipRight(
                 Effect.sync(() => dismiss(self)),
                 Deferred.fail(self.ready, error)
               )
         ),
-        Effect.retry({ while: () => self.wasConnected, schedule: backoff }),
+        Effect.retry({ while: () => self.wasConnected }),
         Effect.ignore
       )
 
@@ -94,7 +107,8 @@ export const make = (
         ready: Deferred.unsafeMake(FiberId.none),
         abandoned: Deferred.unsafeMake(FiberId.none),
         session: undefined,
-        wasConnected: false
+        wasConnected: false,
+        failures: 0
       }
       keeper = self
       return Effect.as(Effect.forkIn(Effect.interruptible(keep(self)), hubScope), self)
@@ -108,6 +122,7 @@ export const make = (
         yield* self.session === undefined
           ? Deferred.await(self.ready)
           : self.session.query(`LISTEN ${identifier(listener.channel)}`)
+        listener.hasJoined = true
       })
 
     const leave = (listener: Listener): Effect.Effect<void> =>
@@ -174,44 +189,50 @@ export const invalid = (operation: string, problem: string) =>
 
 /** What keeps one session open, and opens the next. */
 interface Keeper {
-  /** Done once the first session listens to all channels; fails if it could not be opened. */
-  readonly ready: Deferred.Deferred<void, DatabaseError>
+  /** Done once the session that is being opened listens to all channels; fails if it is the first one and could not be opened. */
+  ready: Deferred.Deferred<void, DatabaseError>
   /** Done when nobody listens any more. */
   readonly abandoned: Deferred.Deferred<void>
   session: Session | undefined
   wasConnected: boolean
+  /** How many sessions in a row were lost, or could not be opened, before they listened. */
+  failures: number
 }
 
 interface Listener {
   readonly channel: string
   readonly offer: (event: NotificationEvent) => void
   readonly gap: (reason: "reconnected" | "overflow") => void
+  /** Whether it has been told that it listens: one that has not can have missed nothing. */
+  hasJoined: boolean
   readonly end: () => void
 }
 
-/** A listener that is this many events behind loses them, and is told so. */
+/** A listener that is this many events behind loses those that follow, and is told so at once. */
 const maxQueued = 10_000
 
 const makeListener = (channel: string, mailbox: Mailbox.Mailbox<NotificationEvent>): Listener => {
-  let overflowed = false
   const queued = () => {
     const size = mailbox.unsafeSize()
     return size._tag === "Some" ? size.value : 0
   }
+  let overflowed = false
+  /** Whether the queue ends in the gap of an overflow: what is lost until that is taken belongs to it. */
+  const isLosing = () => overflowed && queued() > 0
   const gap = (reason: "reconnected" | "overflow") => {
-    mailbox.unsafeOffer({ _tag: "Gap", channel, reason })
+    if (!isLosing()) mailbox.unsafeOffer({ _tag: "Gap", channel, reason })
+    overflowed ||= reason === "overflow"
   }
   return {
     channel,
     gap,
+    hasJoined: false,
     offer: (event) => {
-      if (queued() >= maxQueued) {
-        overflowed = true
-        return
-      }
-      if (overflowed) gap("overflow")
+      if (isLosing()) return
       overflowed = false
-      mailbox.unsafeOffer(event)
+      // Not with the next event: the one that is lost here can be the last for a long time.
+      if (queued() >= maxQueued) gap("overflow")
+      else mailbox.unsafeOffer(event)
     },
     end: () => {
       mailbox.unsafeDone(Exit.void)
@@ -222,24 +243,24 @@ const makeListener = (channel: string, mailbox: Mailbox.Mailbox<NotificationEven
 const maxChannelBytes = 63
 const maxPayloadBytes = 7999
 
-/** A session that only listens does not notice that the other side is gone: it is asked now and then. */
-const heartbeat = (session: Session): Effect.Effect<never, DatabaseError> =>
+const beating = (session: Session, { every, patience }: Heartbeat): Effect.Effect<never, DatabaseError> =>
   session.query("SELECT 1").pipe(
     Effect.timeoutFail({
-      duration: Duration.seconds(5),
+      duration: patience,
       onTimeout: () =>
         new DatabaseError({
           operation: "listen",
-          reason: { _tag: "ConnectionLost", phase: "sent", systemCode: undefined }
+          reason: { _tag: "ConnectionLost", phase: "sent", systemCode: "ETIMEDOUT" }
         })
     }),
-    Effect.delay(Duration.seconds(30)),
+    Effect.delay(every),
     Effect.forever
   )
 
-const backoff = Schedule.exponential("100 millis").pipe(
-  Schedule.either(Schedule.spaced("10 seconds")),
-  Schedule.jittered
-)
+/** Waits before the next try: longer with every failure, up to 10 seconds, and not the same for all. */
+const pause = (failures: number): Effect.Effect<void> =>
+  Effect.flatMap(Random.nextRange(0.8, 1.2), (jitter) =>
+    Effect.sleep(Duration.millis(jitter * Math.min(100 * 2 ** failures, 10_000)))
+  )
 
 const identifier = (name: string) => `"${name.replaceAll('"', '""')}"`

@@ -13,7 +13,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import * as Tarn from "tarn"
-import { DatabaseError, type PoolState, type Reason } from "../DatabaseError.js"
+import { DatabaseError, type Holder, type PoolState, type Reason } from "../DatabaseError.js"
 import { Backend, type DialOptions, type Line, passedMillis } from "./Backend.js"
 import { standard } from "./Decisions.js"
 import { Leases } from "./Leases.js"
@@ -65,8 +65,8 @@ export class Held extends Context.Reference<Held>()("promptgrimoire-db/driver/He
 }) {}
 
 /**
- * A pool of backends. `tarn` does the pooling: it keeps minimum and maximum, hands a free connection to whoever waits
- * longest, closes what is idle for too long. What is added here is the discipline around it: a connection is lent only if it
+ * A pool of backends. `tarn` does the pooling: it keeps to the maximum and hands a free connection to whoever waits
+ * longest. What is added here is the discipline around it: a connection is lent only if it
  * is open, young enough, outside any transaction and, after a pause, proven alive; a caller's wait is not tied to the one
  * dial that it caused, and leaves nothing behind when it is interrupted.
  */
@@ -111,6 +111,8 @@ export const make = Effect.fn("Pool.make")(function* (
   let renewing = 0
   let lent = 0
   let invalidBefore = 0
+  /** When a connection was lost last, in a statement. */
+  let lastLoss = Number.NEGATIVE_INFINITY
   /** Why the last dial failed, until one succeeds. */
   let dialFailure: DatabaseError | undefined
   let reported = false
@@ -127,12 +129,20 @@ export const make = Effect.fn("Pool.make")(function* (
     }
   }
 
+  const isSecondLoss = (error: DatabaseError): boolean => {
+    if (error.reason._tag !== "ConnectionLost") return false
+    const before = lastLoss
+    lastLoss = unsafeNow()
+    return lastLoss - before < sameLossMillis
+  }
+
   const condemn = (backend: Backend, error: DatabaseError) => {
-    const lease = live.get(backend)
-    if (lease === undefined || error.fate === "keep") return
+    if (error.fate === "keep") return
     if (error.reason._tag === "ReadOnlyTransaction" && backend.expectsReadOnly) return
-    lease.condemned = true
-    if (error.fate !== "invalidate") return
+    const lease = live.get(backend)
+    if (lease !== undefined) lease.condemned = true
+    // Two that are lost at once say that the server or the network is gone, and not a connection.
+    if (error.fate !== "invalidate" && !isSecondLoss(error)) return
     publish({ _tag: "Invalidated", error })
     invalidBefore = unsafeNow()
     for (const other of live.keys()) if (other.openedAt < invalidBefore) retire(other)
@@ -177,7 +187,7 @@ export const make = Effect.fn("Pool.make")(function* (
       lentAt: 0,
       holder: Context.empty(),
       isReported: false,
-      waits: 0
+      waits: { count: 0 }
     }
     live.set(backend, lease)
     publish({ _tag: "Opened", processId: backend.processId, millis })
@@ -248,11 +258,19 @@ export const make = Effect.fn("Pool.make")(function* (
     acquireTimeoutMillis: Duration.toMillis(options.acquireTimeout),
     createTimeoutMillis: maxTimer,
     destroyTimeoutMillis: 5000,
-    idleTimeoutMillis: Math.min(Duration.toMillis(options.idleTimeout), maxTimer),
-    reapIntervalMillis: housekeepingMillis,
     createRetryIntervalMillis: 50,
     propagateCreateError: false
   })
+
+  const oldestHolder = (): Holder | undefined => {
+    let oldest: Lease | undefined
+    for (const lease of live.values()) {
+      if (lease.lent && (oldest === undefined || lease.lentAt < oldest.lentAt)) oldest = lease
+    }
+    return oldest === undefined
+      ? undefined
+      : { span: nameOf(oldest.holder), heldMillis: Math.round(performance.now() - oldest.lentAt) }
+  }
 
   const acquireError = (error: unknown): DatabaseError => {
     if (DatabaseError.is(error)) return error
@@ -262,7 +280,8 @@ export const make = Effect.fn("Pool.make")(function* (
       reason: {
         _tag: "AcquireTimeout",
         timeoutMillis: Duration.toMillis(options.acquireTimeout),
-        pool: state()
+        pool: state(),
+        oldestHolder: oldestHolder()
       },
       ...(dialFailure === undefined ? {} : { cause: dialFailure })
     })
@@ -299,20 +318,20 @@ export const make = Effect.fn("Pool.make")(function* (
       return refused === undefined ? wait(restore, context, started, mine) : Effect.fail(refused)
     })
 
-  /** Why a caller must not even wait: too many do, or whoever could give it a connection waits for one, too. */
+  /** Why a caller must not even wait: too many do for whom there is neither a free connection nor room for one, or whoever could give it a connection waits for one, too. */
   const refusal = (mine: ReadonlyArray<Lease>): DatabaseError | undefined => {
     const everybodyWaits =
       mine.length > 0 &&
       lent >= options.max &&
-      [...live.values()].every((lease) => lease.waits > 0 || mine.includes(lease))
+      [...live.values()].every((lease) => lease.waits.count > 0 || mine.includes(lease))
     const reason: Reason | undefined = everybodyWaits
       ? {
           _tag: "NestedAcquire",
           holders: [...live.values()].map(({ holder }) => nameOf(holder)),
           pool: state()
         }
-      : leases.numPendingAcquires() >= options.maxWaiting
-        ? { _tag: "Overloaded", pool: state() }
+      : leases.numPendingAcquires() >= options.maxWaiting + options.max - leases.numUsed()
+        ? { _tag: "Overloaded", pool: state(), oldestHolder: oldestHolder() }
         : undefined
     if (reason === undefined) return undefined
     const error = decisions.error({ operation: "acquire", reason })
@@ -327,9 +346,10 @@ export const make = Effect.fn("Pool.make")(function* (
     mine: ReadonlyArray<Lease>
   ): Effect.Effect<Backend, DatabaseError> => {
     const pending = leases.acquire()
-    for (const lease of mine) lease.waits++
+    const waits = mine.map((lease) => lease.waits)
+    for (const one of waits) one.count++
     const stopWaiting = () => {
-      for (const lease of mine) lease.waits--
+      for (const one of waits) one.count--
     }
     let given: Backend | undefined
     let left = false
@@ -366,6 +386,7 @@ export const make = Effect.fn("Pool.make")(function* (
     if (lease !== undefined) {
       telemetry.used(performance.now() - lease.lentAt)
       lease.holder = Context.empty()
+      lease.waits = { count: 0 }
       lease.lent = false
       lease.idleSince = unsafeNow()
     }
@@ -415,10 +436,21 @@ export const make = Effect.fn("Pool.make")(function* (
     }
   }
 
+  const idleMillis = Duration.toMillis(options.idleTimeout)
+
+  /** Closes what was idle for too long, down to the minimum. */
+  const evictIdle = (now: number) => {
+    const spare = Math.max(leases.open - options.min, 0)
+    const idle = [...live].flatMap(([backend, lease]) =>
+      now - lease.idleSince >= idleMillis && leases.isFree(backend) ? [backend] : []
+    )
+    for (const backend of idle.slice(0, spare)) retire(backend)
+  }
+
   /** Renews connections, closes those that were idle for too long, and opens new ones up to the minimum. */
   const housekeeping = Effect.suspend(() => {
     renew(unsafeNow())
-    leases.check()
+    evictIdle(unsafeNow())
     for (const opened of leases.topUp()) opened.catch(ignore)
     const isNews = dialFailure !== undefined && !reported
     reported = dialFailure !== undefined
@@ -546,8 +578,8 @@ interface Lease {
   holder: Context.Context<never>
   /** Whether it was reported as held for too long. */
   isReported: boolean
-  /** How many connections its holder waits for. */
-  waits: number
+  /** How many connections its holder waits for; another one's for each holder. */
+  waits: { count: number }
 }
 
 /** The span that somebody works in, and the one around it: what was being done when a connection was taken. */
@@ -571,6 +603,9 @@ const slowDial = Duration.seconds(1)
 const pingMillis = 1000
 
 const housekeepingMillis = 1000
+
+/** Connections that are lost within so many milliseconds are lost for one reason. */
+const sameLossMillis = 1000
 
 /** The part of its lifetime by which a connection's end comes early at most: those of one start must not end together. */
 const maxJitter = 0.15

@@ -1,4 +1,5 @@
 import * as SqlClient from "@effect/sql/SqlClient"
+import type { Connection } from "@effect/sql/SqlConnection"
 import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Context from "effect/Context"
@@ -16,7 +17,7 @@ import {
   serverMillis
 } from "./Backend.js"
 import { type CopyConnection, endedError, makeConnection, streamPortal } from "./connections.js"
-import type { Decisions } from "./Decisions.js"
+import { type Decisions, isEndOfServer } from "./Decisions.js"
 import { Hooks, type Outcome } from "./Hooks.js"
 import { Held, type Hold, type Pool } from "./Pool.js"
 import * as Retry from "./Retry.js"
@@ -29,7 +30,7 @@ export type IsolationLevel = "read committed" | "repeatable read" | "serializabl
 
 /** How a transaction runs. */
 export interface TransactionOptions<E = unknown> {
-  /** Names the transaction in logs and errors. */
+  /** Names the transaction in its log records. */
   readonly name?: string | undefined
   /** The server's default (`read committed`) when left out. */
   readonly isolation?: IsolationLevel | undefined
@@ -45,7 +46,7 @@ export interface TransactionOptions<E = unknown> {
   readonly expected?: ((error: E) => boolean) | undefined
   /**
    * Runs the whole body again when the server could not serialize it or ended it as a deadlock's victim (40001, 40P01, also
-   * raised by COMMIT), and when the setting `errorPolicy` says so. Only for bodies that do nothing but work on the database. Ignored inside another transaction.
+   * raised by COMMIT), when it ended the session before COMMIT was sent (57P01, 57P02), and when the setting `errorPolicy` says so. Only for bodies that do nothing but work on the database. Ignored inside another transaction.
    */
   readonly retry?: RetryOptions | undefined
   /**
@@ -74,8 +75,6 @@ export interface Transactions {
 export interface TransactionDefaults {
   readonly spanAttributes: Readonly<Record<string, unknown>>
   readonly limits: { readonly statementTimeout: Duration.Duration; readonly lockTimeout: Duration.Duration }
-  /** How long COMMIT may take before the connection is given up: it cannot be interrupted. */
-  readonly commitMillis: number | undefined
   /** SET LOCAL statements that follow BEGIN. */
   readonly session: ReadonlyArray<string>
   readonly telemetry: Telemetry
@@ -89,8 +88,16 @@ export const rollbackMessage = "Database session error, rolling back transaction
 /** Transactions over a pool. Two calls make two sets of transactions that never see each other. */
 export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Transactions => {
   const CurrentLevel = Context.GenericTag<Level>(`promptgrimoire-db/Transaction/${id}`)
-  /** Under this a connection of ours, and of no other client, keeps its level. */
+  /** Under this what the library's own tag holds keeps its level, if it is one of ours. */
   const levelOf = Symbol(CurrentLevel.key)
+  /**
+   * What the library's own tag holds in a transaction: a resolver carries it from a request to its batch. Another client would take it for a connection of its
+   * own, and run its statements in a database that they are not meant for, so that it runs none.
+   */
+  const carrierOf = (level: Level): readonly [Connection, number] => [
+    { ...foreignConnection, [levelOf]: level } as Connection,
+    level.depth
+  ]
 
   const makeLevel = (root: Root, depth: number, limits: Limits): Level => {
     const turns = new Turns()
@@ -104,7 +111,6 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       (text, source) => guarded(root.backend.copyIn(text, beside(level, source)))
     )
     const level: Level = { root, depth, limits, turns, connection, hooks: new Hooks(), ended: false }
-    Object.assign(connection, { [levelOf]: level })
     return level
   }
 
@@ -113,7 +119,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
     const busy: Level = { ...level, turns: new Turns(), connection: busyConnection, refused: busyError }
     return source.pipe(
       Effect.provideService(CurrentLevel, busy),
-      Effect.provideService(SqlClient.TransactionConnection, [busy.connection, busy.depth])
+      Effect.provideService(SqlClient.TransactionConnection, carrierOf(busy))
     )
   }
 
@@ -122,7 +128,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       // One copy of the context, where adding to it one by one would make three.
       const services = new Map(context.unsafeMap)
       services.set(CurrentLevel.key, level)
-      services.set(SqlClient.TransactionConnection.key, [level.connection, level.depth])
+      services.set(SqlClient.TransactionConnection.key, carrierOf(level))
       // Tells the pool, should the body ask for another connection, that it has this one already.
       if (level.depth === 0) services.set(Held.key, [...Context.get(context, Held), level.root.hold])
       return Context.unsafeMake<R>(services)
@@ -144,13 +150,41 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       )
     )
 
+  /**
+   * A connection on which BEGIN was answered. One can have died without anybody knowing, and it is BEGIN that finds out: nothing of the transaction can have run
+   * then, so that it begins on another one, once.
+   */
+  const beginOn = (
+    restore: Restore,
+    options: TransactionOptions<never>,
+    limits: Limits,
+    isLastTry: boolean
+  ): Effect.Effect<readonly [Line, Response], DatabaseError> =>
+    Effect.flatMap(pool.acquire(restore), (backend) => {
+      backend.expectsReadOnly = options.readOnly === true
+      backend.answerMillis = answerMillis(Duration.decode(limits.statementTimeout ?? Duration.infinity))
+      return restore(backend.run({ text: begin(options, defaults.session), isControl: true })).pipe(
+        Effect.map((response) => [backend, response] as const),
+        Effect.onError(() => Effect.zipRight(Effect.ignore(undoBegin(backend)), pool.release(backend))),
+        Effect.catchAll((error) =>
+          isLastTry || backend.isOpen || error.retry !== "unsent"
+            ? Effect.fail(error)
+            : Effect.zipRight(
+                Effect.logDebug("BEGIN found its connection dead; it is sent on another one", error),
+                beginOn(restore, options, limits, true)
+              )
+        )
+      )
+    })
+
   const outermost = <A, E, R>(
     effect: Effect.Effect<A, E, R>,
     options: TransactionOptions<E>,
     attempt: Attempt
   ) =>
-    Effect.uninterruptibleMask((restore) =>
-      Effect.flatMap(pool.acquire(restore), (backend) => {
+    Effect.uninterruptibleMask((restore) => {
+      const limits = { ...defaults.limits, ...limitsOf(options) }
+      return Effect.flatMap(beginOn(restore, options, limits, false), ([backend, response]) => {
         const hold: Hold = { line: backend, over: false }
         const root: Root = {
           backend,
@@ -159,24 +193,13 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           attempt,
           decisions: defaults.decisions,
           savepoints: 0,
-          commitMillis: defaults.commitMillis,
-          transactionId: undefined
+          transactionId: transactionIdOf(response),
+          isUnknown: false
         }
-        const limits = { ...defaults.limits, ...limitsOf(options) }
-        backend.expectsReadOnly = options.readOnly === true
-        backend.answerMillis = answerMillis(Duration.decode(limits.statementTimeout ?? Duration.infinity))
         const level = makeLevel(root, 0, limits)
-        const begun = Effect.onError(
-          restore(backend.run({ text: begin(options, defaults.session), isControl: true })),
-          () => Effect.ignore(undoBegin(backend))
-        )
-        return begun.pipe(
-          Effect.flatMap((response) => {
-            root.transactionId = transactionIdOf(response)
-            return untilEnd(level, effect, restore, (exit): Effect.Effect<A, E | DatabaseError> =>
-              Exit.isSuccess(exit) ? Effect.as(commit(root), exit.value) : rollback(root, exit.cause, options)
-            )
-          }),
+        return untilEnd(level, effect, restore, (exit): Effect.Effect<A, E | DatabaseError> =>
+          Exit.isSuccess(exit) ? Effect.as(commit(root), exit.value) : rollback(root, exit.cause, options)
+        ).pipe(
           Effect.ensuring(
             Effect.suspend(() => {
               hold.over = true
@@ -184,7 +207,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
             })
           ),
           Effect.onExit((exit) => {
-            const outcome = outcomeOf(exit)
+            const outcome = Exit.isSuccess(exit) ? "committed" : root.isUnknown ? "unknown" : "rolled back"
             defaults.telemetry.transaction(outcome)
             if (attempt.again) defaults.telemetry.retried()
             // Nobody knows whether what waits for the end may run after a COMMIT whose outcome is unknown.
@@ -194,7 +217,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           })
         )
       })
-    )
+    })
 
   const nested = <A, E, R>(parent: Level, effect: Effect.Effect<A, E, R>, options: TransactionOptions<E>) =>
     Effect.uninterruptibleMask((restore) =>
@@ -303,12 +326,12 @@ interface Root {
   readonly options: TransactionOptions<never>
   readonly attempt: Attempt
   readonly decisions: Decisions
-  /** How long COMMIT may take before the connection is given up. */
-  readonly commitMillis: number | undefined
   /** How many savepoints there were: their names are never used twice. */
   savepoints: number
   /** The server's id of a resolvable transaction. */
-  transactionId: string | undefined
+  readonly transactionId: string | undefined
+  /** Whether COMMIT was sent and nobody knows what became of it. */
+  isUnknown: boolean
 }
 
 /** A transaction or a savepoint: its statements and its nested levels take turns. */
@@ -333,10 +356,25 @@ const busyError = new DatabaseError({
   }
 })
 
-const busyConnection = makeConnection(
-  () => Effect.fail(busyError),
-  () => Stream.fail(busyError),
-  () => Effect.fail(busyError)
+/** A connection that runs nothing, and says why. */
+const refusing = (error: DatabaseError): CopyConnection =>
+  makeConnection(
+    () => Effect.fail(error),
+    () => Stream.fail(error),
+    () => Effect.fail(error)
+  )
+
+const busyConnection = refusing(busyError)
+
+const foreignConnection = refusing(
+  new DatabaseError({
+    operation: "execute",
+    reason: {
+      _tag: "InvalidRequest",
+      problem:
+        "a client of @effect/sql that is not of this database was used inside a transaction of this database, and would have run on its connection: use it outside the transaction"
+    }
+  })
 )
 
 interface Savepoint {
@@ -370,14 +408,6 @@ const transactionIdOf = (response: Response): string | undefined => {
   return row?.id
 }
 
-const outcomeOf = (exit: Exit.Exit<unknown, unknown>): "committed" | "rolled back" | "unknown" => {
-  if (Exit.isSuccess(exit)) return "committed"
-  const unknown = [...Cause.failures(exit.cause)].some(
-    (error) => DatabaseError.is(error) && error.reason._tag === "CommitOutcomeUnknown"
-  )
-  return unknown ? "unknown" : "rolled back"
-}
-
 /** The limits among options, without those that are left out. */
 const limitsOf = ({ lockTimeout, statementTimeout }: Limits): Limits => ({
   ...(statementTimeout === undefined ? {} : { statementTimeout }),
@@ -409,22 +439,23 @@ const notInsideAnother = (
 const isOver = ({ backend }: Root): boolean =>
   backend.isOpen && backend.isQuiet && backend.transactionStatus === "I"
 
-/** Names the error that aborted a transaction in the errors that follow from it. */
+/** Names the error that aborted a transaction in the errors that follow from it, and says of a server's end that nothing of the transaction was kept. */
 const naming = <A, E, R>(
   { backend, decisions }: Root,
   step: Effect.Effect<A, E | DatabaseError, R>
 ): Effect.Effect<A, E | DatabaseError, R> =>
-  Effect.catchAll(step, (error) =>
-    Effect.fail(
-      DatabaseError.is(error) && isAborted(error.reason)
-        ? decisions.error({
-            operation: "execute",
-            reason: { _tag: "TransactionAborted", first: backend.abortedBy },
-            cause: error
-          })
+  Effect.catchAll(step, (error): Effect.Effect<never, E | DatabaseError> => {
+    if (!DatabaseError.is(error)) return Effect.fail(error)
+    if (isAborted(error.reason)) {
+      const reason: Reason = { _tag: "TransactionAborted", first: backend.abortedBy }
+      return Effect.fail(decisions.error({ operation: "execute", reason, cause: error }))
+    }
+    return Effect.fail(
+      isEndOfServer(error.reason)
+        ? decisions.error({ operation: "execute", reason: error.reason, cause: error, inTransaction: true })
         : error
     )
-  )
+  })
 
 const isAborted = (reason: Reason) => "code" in reason && reason.code === "25P02"
 
@@ -433,7 +464,12 @@ const commit = (root: Root): Effect.Effect<void, DatabaseError> =>
     const { backend } = root
     if (isOver(root)) return Effect.fail(endedError)
     const first = backend.abortedBy
-    const request: Request = { text: "COMMIT", phase: "commit", timeoutMillis: root.commitMillis }
+    // It cannot be interrupted, so that it has the transaction's limit also where a program set another one that is not known.
+    const request: Request = {
+      text: "COMMIT",
+      phase: "commit",
+      timeoutMillis: backend.answerMillis ?? Number.POSITIVE_INFINITY
+    }
     return Effect.suspend(() => {
       const sent = backend.isOpen
       return Effect.mapError(backend.run(request), (error) => commitError(root, error, sent))
@@ -458,19 +494,21 @@ const commitMessage = ({ reason }: DatabaseError): string =>
     : "Database session error, the transaction was not committed"
 
 /** A COMMIT that never left failed for good; the outcome of one that the server may have got is not known. */
-const commitError = (root: Root, error: DatabaseError, sent: boolean): DatabaseError =>
-  root.decisions.error({
+const commitError = (root: Root, error: DatabaseError, sent: boolean): DatabaseError => {
+  root.isUnknown = sent && isUnknown(error.reason)
+  return root.decisions.error({
     operation: "commit",
-    reason:
-      sent && isUnknown(error.reason)
-        ? {
-            _tag: "CommitOutcomeUnknown",
-            transactionId: root.transactionId,
-            systemCode: error.reason._tag === "ConnectionLost" ? error.reason.systemCode : undefined
-          }
-        : error.reason,
+    inTransaction: true,
+    reason: root.isUnknown
+      ? {
+          _tag: "CommitOutcomeUnknown",
+          transactionId: root.transactionId,
+          systemCode: error.reason._tag === "ConnectionLost" ? error.reason.systemCode : undefined
+        }
+      : error.reason,
     cause: error
   })
+}
 
 const isUnknown = (reason: Reason): boolean => {
   switch (reason._tag) {

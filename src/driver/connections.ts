@@ -6,7 +6,14 @@ import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { DatabaseError } from "../DatabaseError.js"
-import { controlMillis, type Line, type PortalHandle, type Request, type Response } from "./Backend.js"
+import {
+  controlMillis,
+  isPreparable,
+  type Line,
+  type PortalHandle,
+  type Request,
+  type Response
+} from "./Backend.js"
 import type { CopyIn } from "./Copy.js"
 import * as Pool from "./Pool.js"
 import { Turns } from "./Turns.js"
@@ -49,42 +56,67 @@ export const makeConnection = (
   }
 })
 
-/** Statements outside any transaction: each borrows a connection for itself. */
-export const autocommit = (pool: Pool.Pool): CopyConnection =>
+/** Statements outside any transaction: each borrows a connection for itself. `begin` begins the transaction that a stream needs. */
+export const autocommit = (pool: Pool.Pool, begin: string): CopyConnection =>
   makeConnection(
     (request) => Pool.use(pool, (backend) => runFresh(backend, request)),
     (text, values) =>
       scopedStream(
-        Effect.flatMap(Pool.borrow(pool), (backend) => pullInOwnTransaction(backend, text, values))
+        Effect.flatMap(Pool.borrow(pool), (backend) => pullInOwnTransaction(backend, begin, text, values))
       ),
     (text, source) => Pool.use(pool, (backend) => backend.copyIn(text, Pool.holding(backend)(source)))
   )
 
-/** A connection of one's own, outside any transaction block that we know of. */
-export const reserved = (pool: Pool.Pool) =>
+/**
+ * A connection of one's own, outside any transaction block that we know of. A stream needs one: while it is read nothing else runs, unless the user of the
+ * connection has begun a transaction, in which streams and statements mix.
+ */
+export const reserved = (pool: Pool.Pool, begin: string) =>
   Effect.gen(function* () {
     const backend = yield* Pool.borrow(pool)
     const turns = new Turns()
-    let ended = false
+    let refused: DatabaseError | undefined
     yield* Effect.addFinalizer(() =>
       Effect.sync(() => {
-        ended = true
+        refused = endedError
       })
     )
-    const run: Run = (request) =>
-      turns.run(Effect.suspend(() => (ended ? Effect.fail(endedError) : backend.run(request))))
+    const guarded = <A, E, R>(step: Effect.Effect<A, E | DatabaseError, R>) =>
+      turns.run(Effect.suspend(() => (refused === undefined ? step : Effect.fail(refused))))
+    const alone = Effect.acquireRelease(
+      Effect.sync(() => {
+        refused = streamingError
+      }),
+      () =>
+        Effect.sync(() => {
+          if (refused === streamingError) refused = undefined
+        })
+    )
+    const isOver = () => refused === endedError
     return makeConnection(
-      run,
+      (request) => guarded(backend.run(request)),
       (text, values) =>
-        Stream.suspend(() =>
-          backend.transactionStatus === "I"
-            ? scopedStream(pullInOwnTransaction(backend, text, values))
-            : streamPortal(backend.portal(text, values), turns.run)
+        scopedStream(
+          guarded(
+            Effect.suspend(() =>
+              backend.transactionStatus === "I"
+                ? Effect.zipRight(alone, pullInOwnTransaction(backend, begin, text, values, isOver))
+                : pullPortal(backend.portal(text, values), guarded)
+            )
+          )
         ),
-      (text, source) =>
-        turns.run(Effect.suspend(() => (ended ? Effect.fail(endedError) : backend.copyIn(text, source))))
+      (text, source) => guarded(backend.copyIn(text, source))
     )
   })
+
+const streamingError = new DatabaseError({
+  operation: "execute",
+  reason: {
+    _tag: "InvalidRequest",
+    problem:
+      "a stream is being read on this reserved connection, in a transaction of its own that nothing else may get into: read it to its end, or begin a transaction on the connection before"
+  }
+})
 
 /** The error of a statement on a connection whose transaction or reservation is over. */
 export const endedError = new DatabaseError({ operation: "execute", reason: { _tag: "TransactionEnded" } })
@@ -130,17 +162,33 @@ const pullPortal = (portal: PortalHandle, turn: Turn): Effect.Effect<Pull, never
     )
   })
 
-/** A portal needs a transaction block: one of its own, committed when the stream ends and rolled back when it fails. */
+/**
+ * A portal needs a transaction block: one of its own, committed when the stream ends and rolled back when it fails. Nothing is sent any more once `isOver`: the
+ * connection is another's then.
+ */
 const pullInOwnTransaction = (
   backend: Line,
+  begin: string,
   text: string,
-  values: ReadonlyArray<unknown>
+  values: ReadonlyArray<unknown>,
+  isOver: () => boolean = () => false
 ): Effect.Effect<Pull, DatabaseError, Scope.Scope> =>
   Effect.gen(function* () {
-    yield* Effect.addFinalizer((exit) => (Exit.isSuccess(exit) ? commitRest(backend) : rollbackRest(backend)))
-    yield* backend.run({ text: "BEGIN" })
-    const pull = yield* pullPortal(backend.portal(text, values), (step) => step)
-    const commit = Effect.mapError(backend.run({ text: "COMMIT", phase: "commit" }), Option.some)
+    let done = false
+    yield* Effect.addFinalizer((exit) =>
+      done || isOver() ? Effect.void : Exit.isSuccess(exit) ? commitRest(backend) : rollbackRest(backend)
+    )
+    yield* backend.run({ text: begin, isControl: true })
+    const own: Turn = (step) => Effect.suspend(() => (isOver() ? Effect.fail(endedError) : step))
+    const pull = yield* pullPortal(backend.portal(text, values), own)
+    const commit = own(backend.run({ text: "COMMIT", phase: "commit" })).pipe(
+      Effect.mapBoth({
+        onFailure: Option.some,
+        onSuccess: () => {
+          done = true
+        }
+      })
+    )
     return Effect.catchAll(pull, (end) =>
       Option.isSome(end) ? Effect.fail(end) : Effect.zipRight(commit, Effect.fail(end))
     )
@@ -166,10 +214,11 @@ const rollbackRest = (backend: Line): Effect.Effect<void> =>
 
 const isInTransaction = (backend: Line) => backend.isOpen && backend.transactionStatus !== "I"
 
-/** Outside a transaction a stale plan is prepared anew, once. */
+/** Outside a transaction a stale plan is prepared anew, once. Another text than a prepared statement's may have done something before it failed so. */
 const runFresh = (backend: Line, request: Request): Effect.Effect<Response, DatabaseError> =>
   Effect.catchAll(backend.run(request), (error) => {
-    const isStale = error.reason._tag === "StalePreparedStatement" && request.prepare === true
+    const isStale =
+      error.reason._tag === "StalePreparedStatement" && request.prepare === true && isPreparable(request)
     return isStale ? backend.run({ ...request, prepare: false }) : Effect.fail(error)
   })
 

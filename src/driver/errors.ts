@@ -16,6 +16,7 @@ export const connectError = (error: unknown, endpoint: Endpoint, decisions: Deci
       ? classify(error)
       : {
           _tag: "ConnectFailed",
+          phase: "dial",
           problem: connectProblem(error),
           target: target(endpoint),
           systemCode: systemCode(error)
@@ -29,6 +30,7 @@ export const foreignProtocol = (endpoint: Endpoint, decisions: Decisions): Datab
     operation: "connect",
     reason: {
       _tag: "ConnectFailed",
+      phase: "dial",
       problem: "not a PostgreSQL server",
       target: target(endpoint),
       systemCode: undefined

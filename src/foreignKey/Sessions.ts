@@ -107,6 +107,7 @@ const outages: ReadonlySet<string> = new Set([
   "ConnectFailed",
   "ServerStarting",
   "ServerShutdown",
+  "ServerCrash",
   "ServerConnectionException",
   "TooManyConnections"
 ])

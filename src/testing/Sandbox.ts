@@ -83,7 +83,12 @@ const secondConnection = new DatabaseError({
 const tooLong = (acquireTimeout: Duration.Duration, pool: PoolState) =>
   new DatabaseError({
     operation: "acquire",
-    reason: { _tag: "AcquireTimeout", timeoutMillis: Duration.toMillis(acquireTimeout), pool }
+    reason: {
+      _tag: "AcquireTimeout",
+      timeoutMillis: Duration.toMillis(acquireTimeout),
+      pool,
+      oldestHolder: undefined
+    }
   })
 
 /** The connection of a sandbox, while it is lent to somebody. */

@@ -264,9 +264,27 @@ describe("promptgrimoire-db fk", () => {
       const diagnosis = JSON.parse(stdout)
       assert.strictEqual(diagnosis.timeouts.statement_timeout, "7s")
       assert.strictEqual(diagnosis.pooler, "none")
+      assert.strictEqual(diagnosis.poolerSetting, "none")
+      assert.isNull(diagnosis.poolerProblem)
+      assert.strictEqual(diagnosis.health.pool.max, 4)
       assert.strictEqual(diagnosis.health.status, "ready")
       assert.deepStrictEqual(diagnosis.pendingMigrations, [])
       assert.deepStrictEqual(diagnosis.foreignKeysWithoutIndex, [])
     })
+  )
+
+  it.scopedLive(
+    "doctor says where the setting of a pooler and what it finds disagree, and shows the pool",
+    () =>
+      Effect.gen(function* () {
+        const url = yield* migrated
+        const { code, stdout } = yield* promptgrimoireDb(["doctor", "--url", url], {
+          env: { DATABASE_POOLER: "transaction", DATABASE_DIRECT_URL: url }
+        })
+        assert.strictEqual(code, 0, stdout)
+        assert.match(stdout, /^Pooler +none, and the setting is transaction$/m)
+        assert.match(stdout, /^Pooler problem +pooler is "transaction", but no .* set pooler to "none"/m)
+        assert.match(stdout, /^Pool +\d of 4 connections busy, \d idle, 0 waiting$/m)
+      })
   )
 })

@@ -77,6 +77,13 @@ const database = Effect.fnUntraced(function* ({ directives }: Block.Block) {
   return { name, url }
 })
 
+/** Programs that are told of a pooler run without one here, and are warned of that. */
+const withoutPoolerWarning = (printed: string) =>
+  printed
+    .split("\n")
+    .filter((line) => !line.includes("no connection pooler was found"))
+    .join("\n")
+
 const runGroup = Effect.fnUntraced(function* (group: Block.Group) {
   const { command, directoryOf, node } = yield* Project.Project
   const { name, url } = yield* database(group[0])
@@ -89,7 +96,7 @@ const runGroup = Effect.fnUntraced(function* (group: Block.Group) {
         const file = fileOf(block).replace(/\.ts$/, ".js")
         const ended = yield* node([file], { cwd, env: { DATABASE_URL: url } })
         succeeds(what, ended)
-        printed = ended.stdout
+        printed = withoutPoolerWarning(ended.stdout)
         break
       }
       case "command": {

@@ -16,6 +16,7 @@ const reasons = {
   TransactionTimeout: true,
   IdleSessionTimeout: true,
   ServerShutdown: true,
+  ServerCrash: true,
   ServerStarting: true,
   DatabaseUnavailable: true,
   TooManyConnections: true,

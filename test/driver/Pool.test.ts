@@ -64,6 +64,22 @@ const isWhole = (max: number) =>
   })
 
 layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("The pool", (it) => {
+  it.effect("lends what is free or can be opened where nobody may wait, and then refuses", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      // The first one is opened, the second one asked whether it is alive.
+      yield* sql`SELECT 1`
+      yield* sql`SELECT 2`
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          yield* Effect.all([sql.reserve, sql.reserve], { concurrency: "unbounded" })
+          assert.strictEqual(reasonOf(yield* Effect.flip(sql`SELECT 3`)), "Overloaded")
+        })
+      )
+      yield* sql`SELECT 4`
+    }).pipe(Effect.provide(databaseLayer({ maxConnections: 2, maxWaiting: 0, validateAfterIdle: 0 })))
+  )
+
   describe("loses no connection", () => {
     it.effect("to interruptions at any moment: queued, dialing, running, releasing", () =>
       Effect.gen(function* () {

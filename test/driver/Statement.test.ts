@@ -1,3 +1,4 @@
+import * as PgClient from "@effect/sql-pg/PgClient"
 import * as SqlClient from "@effect/sql/SqlClient"
 import { assert, describe, layer } from "@effect/vitest"
 import * as Duration from "effect/Duration"
@@ -39,6 +40,38 @@ const stateOf = (pid: number) =>
 const one = databaseLayer({ maxConnections: 1 })
 
 layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("A statement", (it) => {
+  it.effect("that is no prepared one runs once, although it fails as a stale one would", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql.unsafe(`
+        CREATE TABLE runs (n int);
+        CREATE PROCEDURE stale() LANGUAGE plpgsql AS $$
+          BEGIN INSERT INTO runs VALUES (1); COMMIT; RAISE 'stale' USING ERRCODE = '26000'; END $$
+      `)
+      assert.strictEqual(reasonOf(yield* Effect.flip(sql`CALL stale()`)), "StalePreparedStatement")
+      assert.strictEqual((yield* sql`SELECT n FROM runs`).length, 1)
+    }).pipe(Effect.provide(one))
+  )
+
+  it.effect("stores with sql.json what JSON.parse gives back, whatever it is", () =>
+    Effect.gen(function* () {
+      const sql = yield* PgClient.PgClient
+      const values = [[], [1, "two", null], {}, { a: [{}] }, "text", '"quoted"', "", 0, 1.5, true, false]
+      const stored = yield* Effect.forEach(values, (value) =>
+        Effect.map(sql<{ value: unknown }>`SELECT ${sql.json(value)}::jsonb AS value`, ([row]) => row?.value)
+      )
+      assert.deepStrictEqual(stored, values)
+      const [none] = yield* sql`SELECT ${sql.json(null)}::jsonb IS NULL AS none`
+      assert.deepStrictEqual(none, { none: true })
+      const circular: Record<string, unknown> = {}
+      circular["itself"] = circular
+      assert.strictEqual(
+        reasonOf(yield* Effect.flip(sql`SELECT ${sql.json(circular)}::jsonb`)),
+        "InvalidRequest"
+      )
+    }).pipe(Effect.provide(one))
+  )
+
   describe("that is interrupted", () => {
     it.effect("lets its fiber go within 200 ms and ends on the server, with every connection in use", () =>
       Effect.gen(function* () {

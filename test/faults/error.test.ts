@@ -1,14 +1,16 @@
 import { assert, describe } from "@effect/vitest"
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
+import * as Stream from "effect/Stream"
+import * as Net from "node:net"
 import * as Database from "../../src/Database.js"
 import type { Settings } from "../../src/DatabaseConfig.js"
 import { InvalidSettings } from "../../src/DatabaseConfig.js"
 import { classify, DatabaseError, type Fate, policy, reasonOf, type Retry } from "../../src/DatabaseError.js"
+import { eventually } from "../support/eventually.js"
 import * as Proxy from "./Proxy.js"
 import { check, kill, makeRig, processId, running } from "./support.js"
 
@@ -37,7 +39,7 @@ const table: Record<string, Row> = {
   "25P04": row("TransactionTimeout", "never", "destroy"),
   "57P05": row("IdleSessionTimeout", "unsent", "destroy"),
   "57P01": row("ServerShutdown", "unsent", "invalidate"),
-  "57P02": row("ServerShutdown", "unsent", "invalidate"),
+  "57P02": row("ServerCrash", "unsent", "invalidate"),
   "57P03": row("ServerStarting", "unsent", "destroy"),
   "57P04": row("DatabaseUnavailable", "never", "invalidate"),
   "3D000": row("DatabaseUnavailable", "never", "invalidate"),
@@ -85,6 +87,36 @@ const rowOf = (error: unknown): Row | string => {
   const reason = reasonOf(error)
   return reason === undefined ? `no DatabaseError: ${String(error)}` : { tag: reason._tag, ...policy(reason) }
 }
+
+const phaseOf = (error: unknown): string | undefined => {
+  const reason = reasonOf(error)
+  return reason !== undefined && "phase" in reason ? reason.phase : reason?._tag
+}
+
+/** Answers whoever connects with an error, as a server does that takes no connections yet. */
+const refuseWith = (code: string) =>
+  Effect.map(
+    Effect.acquireRelease(
+      Effect.async<Net.Server>((resume) => {
+        const fields = ["SFATAL", "VFATAL", `C${code}`, "Mnot yet", ""].map((field) => `${field}\0`).join("")
+        const message = Buffer.alloc(5 + Buffer.byteLength(fields))
+        message.write("E", 0)
+        message.writeInt32BE(message.length - 1, 1)
+        message.write(fields, 5)
+        const server = Net.createServer((socket) => {
+          socket.on("error", () => {})
+          socket.once("data", () => socket.end(message, () => socket.destroy()))
+        })
+        server.listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
+      }),
+      (server) => Effect.async<void>((resume) => void server.close(() => resume(Effect.void)))
+    ),
+    (server) => {
+      const address = server.address()
+      const port = typeof address === "object" && address !== null ? address.port : 0
+      return Redacted.make(`postgresql://nobody@127.0.0.1:${port}/none`)
+    }
+  )
 
 const single = { maxConnections: 1, acquireTimeout: "20 seconds" } as const
 
@@ -248,11 +280,116 @@ describe("Errors", () => {
     })
   )
 
+  for (const code of ["57P03", "53300"]) {
+    check(
+      `F12: ${code} while dialing is dialed again, less and less often, until the server takes connections`,
+      Effect.gen(function* () {
+        const { database, proxy, sql, url } = yield* makeRig({ ...single, connectTimeout: "10 seconds" })
+        yield* proxy.retarget(yield* refuseWith(code))
+        yield* proxy.cutAll("reset")
+        yield* eventually(
+          "no connection is left",
+          Effect.map(database.stats, ({ total }) => total === 0)
+        )
+        const started = performance.now()
+        const refusals: Array<number> = []
+        const refused = yield* proxy.when((message) => {
+          const isRefusal = Proxy.server("ErrorResponse", new RegExp(code))(message)
+          if (isRefusal) refusals.push(performance.now() - started)
+          return isRefusal && refusals.length === 4
+        }, Proxy.pass)
+        const waiting = yield* Effect.fork(sql`SELECT 1 AS one`)
+        yield* refused.reached
+        yield* proxy.retarget(url)
+        assert.deepStrictEqual(yield* Fiber.join(waiting), [{ one: 1 }])
+        // 50, 100 and 200 ms, each by a fifth more or less.
+        assert.isAtLeast(refusals[3] ?? 0, 0.8 * (50 + 100 + 200))
+      })
+    )
+  }
+
+  check(
+    "F12: one connection that is lost is one; two that are lost at once invalidate the idle ones, too",
+    Effect.gen(function* () {
+      const { database, proxy, sql } = yield* makeRig({ maxConnections: 4, minConnections: 4 })
+      const invalidated: Array<unknown> = []
+      yield* Effect.forkScoped(
+        Stream.runForEach(database.events, (event) =>
+          Effect.sync(() => event._tag === "Invalidated" && invalidated.push(event.error))
+        )
+      )
+      const pids = () =>
+        Effect.map(
+          Effect.all(
+            Array.from(
+              { length: 4 },
+              () => sql<{ pid: number }>`SELECT pg_backend_pid() AS pid, pg_sleep(0.1)`
+            ),
+            { concurrency: 4 }
+          ),
+          (rows) => rows.flat().map(({ pid }) => pid)
+        )
+      const lose = (count: number) =>
+        Effect.gen(function* () {
+          const moment = yield* proxy.when(Proxy.statement(/'lost'/), Proxy.cutBefore("reset"), {
+            times: count
+          })
+          yield* Effect.all(
+            Array.from({ length: count }, () => Effect.flip(sql`SELECT 'lost'`)),
+            { concurrency: count }
+          )
+          yield* moment.off
+        })
+      const first = yield* pids()
+      yield* lose(1)
+      const second = yield* pids()
+      assert.strictEqual(second.filter((pid) => first.includes(pid)).length, 3)
+      assert.strictEqual(invalidated.length, 0)
+      // The first loss is long ago.
+      yield* Effect.sleep("1100 millis")
+      yield* lose(2)
+      const third = yield* pids()
+      assert.deepStrictEqual(
+        third.filter((pid) => second.includes(pid)),
+        []
+      )
+      assert.isAtLeast(invalidated.length, 1)
+    })
+  )
+
+  check(
+    "F12: a server that ends the session before COMMIT has kept nothing: the transaction may run again, and does with retry; a single statement may not",
+    Effect.gen(function* () {
+      const { admin, sql, transact } = yield* makeRig(single)
+      yield* sql`CREATE TABLE t (id int)`
+      const end = Effect.asVoid(sql`SELECT pg_terminate_backend(pg_backend_pid())`)
+      const decisions = (error: unknown) =>
+        DatabaseError.is(error) ? [error.reason._tag, error.retry, error.fate] : []
+      const alone = yield* Effect.flip(end)
+      assert.deepStrictEqual(decisions(alone), ["ServerShutdown", "unsent", "invalidate"])
+      const inside = yield* Effect.flip(transact(Effect.zipRight(sql`INSERT INTO t VALUES (1)`, end)))
+      assert.deepStrictEqual(decisions(inside), ["ServerShutdown", "transaction", "invalidate"])
+      let tries = 0
+      yield* transact(
+        Effect.zipRight(
+          sql`INSERT INTO t VALUES (2)`,
+          Effect.suspend(() => (++tries === 1 ? end : Effect.void))
+        ),
+        { retry: { base: "1 millis" } }
+      )
+      assert.strictEqual(tries, 2)
+      assert.deepStrictEqual(yield* admin.query("SELECT id FROM t"), [{ id: 2 }])
+    })
+  )
+
   for (const how of ["reset", "end"] as const) {
     check(
       `F12: a socket's end (${how}) is ConnectionLost with its phase: dial, acquire, sent, commit`,
       Effect.gen(function* () {
-        const { proxy, sql, transact } = yield* makeRig({ ...single, acquireTimeout: "300 millis" })
+        const { database, proxy, sql, transact } = yield* makeRig({
+          ...single,
+          acquireTimeout: "300 millis"
+        })
         yield* proxy.when(Proxy.statement(/'sent'/), Proxy.cutBefore(how))
         const sent = reasonOf(yield* Effect.flip(sql`SELECT 'sent'`))
         assert.strictEqual(sent?._tag === "ConnectionLost" ? sent.phase : sent?._tag, "sent")
@@ -262,19 +399,26 @@ describe("Errors", () => {
         const dial = yield* proxy.when(Proxy.client("StartupMessage"), Proxy.cutBefore(how), { times: 10 })
         const refused = yield* Effect.flip(sql`SELECT 1`)
         assert.deepStrictEqual(rowOf(refused), row("ConnectFailed", "unsent", "destroy"))
+        assert.strictEqual(phaseOf(refused), "dial")
         yield* dial.off
-        const lost = yield* Deferred.make<void>()
-        const later = yield* Effect.fork(
-          transact(
-            Effect.zipRight(sql`SELECT 1`, Effect.zipRight(Deferred.await(lost), Effect.flip(sql`SELECT 2`)))
-          ).pipe(Effect.flip)
-        )
-        yield* proxy.when(Proxy.server("ReadyForQuery", /T/), Proxy.cutAfter(how), { nth: 2 })
-        yield* Effect.sleep("200 millis")
-        yield* Deferred.succeed(lost, undefined)
-        const error = yield* Fiber.join(later)
-        assert.instanceOf(error, DatabaseError)
-        assert.deepStrictEqual(rowOf(error), row("ConnectionLost", "unsent", "destroy"))
+        const errors: Array<unknown> = []
+        const body = Effect.gen(function* () {
+          yield* sql`SELECT 1`
+          yield* proxy.cutAll(how)
+          yield* eventually(
+            "the pool has noticed",
+            Effect.map(database.stats, ({ total }) => total === 0)
+          )
+          errors.push(yield* Effect.flip(sql`SELECT 2`))
+        })
+        // Neither the statement nor COMMIT was sent.
+        errors.push(yield* Effect.flip(transact(body)))
+        assert.strictEqual(errors.length, 2)
+        for (const error of errors) {
+          assert.instanceOf(error, DatabaseError)
+          assert.deepStrictEqual(rowOf(error), row("ConnectionLost", "unsent", "destroy"))
+          assert.strictEqual(phaseOf(error), "acquire")
+        }
       })
     )
   }

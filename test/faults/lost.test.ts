@@ -2,6 +2,8 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, describe } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -11,6 +13,7 @@ import * as Stream from "effect/Stream"
 import { Client } from "pg"
 import * as Database from "../../src/Database.js"
 import { DatabaseError } from "../../src/DatabaseError.js"
+import * as NotificationHub from "../../src/driver/NotificationHub.js"
 import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as Notification from "../../src/Notification.js"
 import * as Transaction from "../../src/Transaction.js"
@@ -102,6 +105,140 @@ describe("A lost connection", () => {
       assert.isTrue(rows.every(({ n }) => n === 1))
     }),
     120_000
+  )
+
+  check(
+    "F19: a BEGIN that finds its connection dead is sent once more, on another one; its body runs once, or not at all when that one is dead, too",
+    Effect.gen(function* () {
+      const { proxy, sql, transact } = yield* makeRig({ maxConnections: 2, validateAfterIdle: "off" })
+      let bodies = 0
+      const work = transact(
+        Effect.map(sql`SELECT 1`, () => bodies++),
+        { isolation: "repeatable read", resolvable: true }
+      )
+      const isBegin = Proxy.statement(/^BEGIN/)
+      for (const action of [
+        Proxy.cutBefore("reset"),
+        Proxy.cutBefore("end"),
+        Proxy.cutAfter("reset"),
+        Proxy.cutAfter("end")
+      ]) {
+        for (const [times, expected] of [
+          [1, { result: "ok", sent: 2, bodies: 1 }],
+          [2, { result: "ConnectionLost", sent: 2, bodies: 0 }]
+        ] as const) {
+          bodies = 0
+          const sentBefore = (yield* proxy.trace).filter(isBegin).length
+          const moment = yield* proxy.when(isBegin, action, { times })
+          const result = yield* outcome(work)
+          assert.strictEqual(yield* moment.count, times)
+          yield* moment.off
+          const sent = (yield* proxy.trace).filter(isBegin).length - sentBefore
+          assert.deepStrictEqual({ result, sent, bodies }, expected)
+        }
+      }
+    })
+  )
+
+  check(
+    "F19: a BEGIN that is answered with the end of its session is sent once more; one that the server refuses is not",
+    Effect.gen(function* () {
+      const rig = yield* makeRig({ maxConnections: 1, validateAfterIdle: "off" })
+      const { admin, proxy, sql, transact } = rig
+      const pid = yield* processId(sql)
+      // The server's last word waits on the wire until BEGIN has been sent.
+      const begun = yield* proxy.when(Proxy.statement(/^BEGIN/), Proxy.pass)
+      const word = yield* proxy.when(Proxy.server("ErrorResponse", /57P01/), Proxy.hold(begun.reached))
+      yield* admin.query("SELECT pg_terminate_backend($1)", [pid])
+      yield* word.reached
+      assert.strictEqual(yield* outcome(transact(sql`SELECT 1`)), "ok")
+      assert.strictEqual(yield* begun.count, 1)
+      const before = (yield* proxy.trace).filter(Proxy.statement(/^BEGIN/)).length
+      const refused = yield* outcome(transact(sql`SELECT 1`, { statementTimeout: Duration.millis(2 ** 31) }))
+      assert.strictEqual(refused, "DataException")
+      assert.strictEqual((yield* proxy.trace).filter(Proxy.statement(/^BEGIN/)).length, before + 1)
+    })
+  )
+
+  for (const [state, busy] of [
+    ["idle", 0],
+    ["exhausted", 2]
+  ] as const) {
+    check(
+      `Health: a silent server is down within the check's own four seconds, with an ${state} pool, and ready again afterwards`,
+      Effect.gen(function* () {
+        const { database, proxy, sql } = yield* makeRig({ minConnections: 2, maxConnections: 2 })
+        const holders = yield* Effect.forEach(Array.from({ length: busy }), () =>
+          Effect.fork(sql`SELECT pg_sleep(60)`)
+        )
+        yield* eventually(
+          `${busy} are busy`,
+          Effect.map(database.stats, (stats) => stats.busy === busy)
+        )
+        yield* proxy.down
+        const { millis, value } = yield* timed(database.health)
+        yield* report(`Health (${state})`, { "answer after (ms)": millis.toFixed(0) })
+        assert.strictEqual(value.status, "down")
+        assert.isBelow(millis, 4500)
+        yield* proxy.up
+        yield* Effect.forEach(holders, Fiber.interrupt, { concurrency: "unbounded" })
+        yield* eventually(
+          "it is ready again",
+          Effect.map(database.health, ({ status }) => status === "ready")
+        )
+      })
+    )
+  }
+
+  check(
+    "F16: a LISTEN connection that dies in silence is found by its heartbeat: the listener is told of the gap and gets the next NOTIFY",
+    Effect.gen(function* () {
+      const { database, proxy, sql } = yield* makeRig({ validateAfterIdle: 0 })
+      const hub = yield* NotificationHub.make(database.session, {
+        every: "200 millis",
+        patience: "300 millis"
+      })
+      const mailbox = yield* hub.subscribe("news")
+      const alive = yield* proxy.when(Proxy.statement(/^SELECT 1$/), Proxy.pass)
+      yield* alive.reached
+      yield* proxy.freeze
+      const { millis, value } = yield* timed(mailbox.take)
+      yield* report("F16 (frozen)", { "gap after (ms)": millis.toFixed(0) })
+      assert.deepStrictEqual(value, { _tag: "Gap", channel: "news", reason: "reconnected" })
+      assert.isBelow(millis, 5000)
+      yield* sql.notify("news", "after")
+      assert.include(yield* mailbox.take, { payload: "after" })
+    })
+  )
+
+  check(
+    "F16: who begins to listen while the connection is being opened again is told that it listens when it does",
+    Effect.gen(function* () {
+      const { database, proxy, sql } = yield* makeRig()
+      const log: Array<string> = []
+      const first = yield* database.notifications.subscribe("first")
+      const acknowledge = yield* Deferred.make<void>()
+      const again = yield* proxy.when(
+        Proxy.statement(/LISTEN "first"/),
+        Proxy.hold(Deferred.await(acknowledge))
+      )
+      yield* proxy.cutAll("reset")
+      yield* again.reached
+      const joining = yield* Effect.fork(
+        Effect.tap(database.notifications.subscribe("second"), () =>
+          Effect.sync(() => log.push("second listens"))
+        )
+      )
+      yield* Effect.repeatN(Effect.yieldNow(), 100)
+      log.push("first listens")
+      yield* Deferred.succeed(acknowledge, undefined)
+      const second = yield* Fiber.join(joining)
+      assert.deepStrictEqual(log, ["first listens", "second listens"])
+      yield* sql.notify("second", "news")
+      // It was not there when the first connection was, so that it has no gap.
+      assert.include(yield* second.take, { payload: "news" })
+      assert.include(yield* first.take, { _tag: "Gap" })
+    })
   )
 
   check(

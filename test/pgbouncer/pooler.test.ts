@@ -3,9 +3,11 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
 import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import * as Database from "../../src/Database.js"
+import type { Settings } from "../../src/DatabaseConfig.js"
 import * as DatabaseError from "../../src/DatabaseError.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import * as Migrator from "../../src/Migrator.js"
@@ -27,6 +29,20 @@ const shown = (name: string) =>
     Effect.map(sql<{ value: string }>`SELECT current_setting(${name}) AS value`, ([row]) => row?.value)
   )
 
+/** What a Layer logs at WARNING when it is built. */
+const warnings = (settings: Settings) =>
+  Effect.gen(function* () {
+    const records: Array<string> = []
+    const logger = Logger.make<unknown, void>(({ logLevel, message }) => {
+      if (logLevel._tag === "Warning") records.push(String(message))
+    })
+    yield* Effect.void.pipe(
+      Effect.provide(Database.layer({ minConnections: 1, ...settings })),
+      Effect.provide(Logger.replace(Logger.defaultLogger, logger))
+    )
+    return records.join("\n")
+  })
+
 describe("F26: behind a transaction pooler", () => {
   it.scopedLive("the limits are set in each transaction, and do not leak into the next one's session", () =>
     Effect.gen(function* () {
@@ -37,6 +53,10 @@ describe("F26: behind a transaction pooler", () => {
         yield* Transaction.run(shown("statement_timeout"), { statementTimeout: "2 seconds" }),
         "2s"
       )
+      const streamed = (sql: SqlClient.SqlClient) =>
+        sql<{ value: string }>`SELECT current_setting('statement_timeout') AS value`.stream
+      const own = yield* Stream.runHead(Stream.unwrap(Effect.map(SqlClient.SqlClient, streamed)))
+      assert.deepStrictEqual(own, Option.some({ value: "7s" }))
       assert.strictEqual(yield* shown("statement_timeout"), "0")
     }).pipe(
       Effect.provide(
@@ -97,12 +117,24 @@ describe("F26: behind a transaction pooler", () => {
       ])
       const url = new URL(lenient.url)
       url.pathname = new URL(Redacted.value(direct)).pathname
-      const records: Array<string> = []
-      const logger = Logger.make(({ message }) => void records.push(String(message)))
-      yield* Effect.provide(Effect.void, Database.layer({ url: url.toString(), minConnections: 1 })).pipe(
-        Effect.provide(Logger.replace(Logger.defaultLogger, logger))
+      assert.include(yield* warnings({ url: url.toString() }), "There is a connection pooler")
+      const { stdout } = yield* promptgrimoireDb(["doctor", "--url", url.toString()], {
+        env: { DATABASE_DIRECT_URL: Redacted.value(direct) }
+      })
+      assert.match(stdout, /^Pooler +present, and the setting is none$/m)
+      assert.match(stdout, /^Pooler problem +There is a connection pooler/m)
+    })
+  )
+
+  it.scopedLive("a pooler that is set and not there is warned of, and one that is there is not", () =>
+    Effect.gen(function* () {
+      const direct = yield* TestDatabase.make()
+      assert.include(
+        yield* warnings({ url: direct, pooler: "transaction" }),
+        "no connection pooler was found"
       )
-      assert.include(records.join("\n"), "There is a connection pooler")
+      assert.strictEqual(yield* warnings({ url: direct }), "")
+      assert.strictEqual(yield* warnings({ url: through(direct), pooler: "transaction" }), "")
     })
   )
 
@@ -120,8 +152,10 @@ describe("F26: behind a transaction pooler", () => {
         }
       )
       assert.strictEqual(code, 0, stdout)
-      const { pooler, timeouts } = JSON.parse(stdout)
+      const { pooler, poolerProblem, poolerSetting, timeouts } = JSON.parse(stdout)
       assert.strictEqual(pooler, "present")
+      assert.strictEqual(poolerSetting, "transaction")
+      assert.isNull(poolerProblem)
       assert.strictEqual(timeouts.statement_timeout, "9s")
     })
   )

@@ -45,6 +45,55 @@ describe("Transaction.afterCommit and afterRollback", () => {
     })
   )
 
+  it.live("that wait for a connection do not count as waits of whoever got the one before", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const { stats } = yield* Database.Database
+      const waiting = (n: number) =>
+        eventually(
+          `${n} in the queue`,
+          Effect.map(stats, (now) => now.waiting === n)
+        )
+      const [first, second, last, inside, outside] = yield* Effect.all(
+        Array.from({ length: 5 }, () => Deferred.make<void>())
+      )
+      if (!first || !second || !last || !inside || !outside) return
+      const reserved = (end: Deferred.Deferred<void>) =>
+        Effect.scoped(Effect.zipRight(sql.reserve, Deferred.await(end)))
+      // Holds one of two connections, and will ask for another one.
+      const asking = yield* Effect.fork(
+        Transaction.run(Effect.zipRight(Deferred.await(inside), reserved(last)))
+      )
+      // Holds the other one, and leaves somebody behind who waits.
+      const leaving = yield* Effect.fork(
+        Transaction.run(
+          Effect.zipRight(
+            Effect.zipRight(Deferred.await(second), Effect.forkDaemon(reserved(last))),
+            Deferred.await(first)
+          )
+        )
+      )
+      yield* eventually(
+        "both connections are lent",
+        Effect.map(stats, ({ busy }) => busy === 2)
+      )
+      const working = yield* Effect.fork(reserved(outside))
+      yield* waiting(1)
+      yield* Deferred.succeed(second, undefined)
+      yield* waiting(2)
+      yield* Deferred.succeed(first, undefined)
+      yield* Fiber.join(leaving)
+      yield* waiting(1)
+      // The other one works, and will give its connection back.
+      yield* Deferred.succeed(inside, undefined)
+      yield* Effect.raceFirst(waiting(2), Effect.asVoid(Fiber.join(asking)))
+      yield* Deferred.succeed(outside, undefined)
+      yield* Deferred.succeed(last, undefined)
+      yield* Fiber.join(working)
+      yield* Fiber.join(asking)
+    }).pipe(Effect.provide(TestDatabase.layer({ settings: { minConnections: 2, maxConnections: 2 } })))
+  )
+
   withTable("can be ended by their own timeout, and not by an interruption of what they wait for", (log) =>
     Effect.gen(function* () {
       const begun = yield* Deferred.make<void>()
@@ -178,5 +227,35 @@ describe("Transaction.afterCommit and afterRollback", () => {
       yield* Transaction.afterRollback(Effect.sync(() => log.push("never")))
       assert.deepStrictEqual(log, ["at once"])
     })
+  )
+
+  it.live(
+    "get a connection of their own in their turn, although the transaction's went to whoever waited",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const { stats } = yield* Database.Database
+        const ran: Array<string> = []
+        const inside = yield* Deferred.make<void>()
+        const waiter = yield* Effect.fork(Effect.zipRight(Deferred.await(inside), sql`SELECT pg_sleep(0.3)`))
+        yield* Transaction.run(
+          Effect.gen(function* () {
+            yield* Transaction.afterCommit(
+              eventually(
+                "the other one has the connection",
+                Effect.map(stats, ({ busy, waiting }) => busy === 1 && waiting === 0)
+              )
+            )
+            yield* Transaction.afterCommit(Effect.map(sql`SELECT 1`, () => ran.push("hook")))
+            yield* Deferred.succeed(inside, undefined)
+            yield* eventually(
+              "somebody waits",
+              Effect.map(stats, ({ waiting }) => waiting === 1)
+            )
+          })
+        )
+        yield* Fiber.join(waiter)
+        assert.deepStrictEqual(ran, ["hook"])
+      }).pipe(Effect.provide(TestDatabase.layer({ settings: { maxConnections: 1 } })))
   )
 })
