@@ -73,10 +73,11 @@ describe("Transaction.afterCommit and afterRollback", () => {
           )
         )
       )
-      yield* eventually(
+      const bothLent = eventually(
         "both connections are lent",
         Effect.map(stats, ({ busy }) => busy === 2)
       )
+      yield* bothLent
       const working = yield* Effect.fork(reserved(outside))
       yield* waiting(1)
       yield* Deferred.succeed(second, undefined)
@@ -84,6 +85,7 @@ describe("Transaction.afterCommit and afterRollback", () => {
       yield* Deferred.succeed(first, undefined)
       yield* Fiber.join(leaving)
       yield* waiting(1)
+      yield* bothLent
       // The other one works, and will give its connection back.
       yield* Deferred.succeed(inside, undefined)
       yield* Effect.raceFirst(waiting(2), Effect.asVoid(Fiber.join(asking)))
