@@ -64,7 +64,7 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
         const refused = yield* Effect.flip(Effect.scoped(Layer.build(Database.layerSession)))
         assert.deepStrictEqual(refused.reason, { _tag: "SessionUnavailable" })
         assert.include(refused.message, "set directUrl (DATABASE_DIRECT_URL)")
-      }).pipe(Effect.provide(databaseLayer({ pooler: "transaction" })))
+      }).pipe(Effect.provide(databaseLayer({ pooler: "transaction", directUrl: undefined })))
   )
 
   it.effect("opens sessions over directUrl, and says when it is built that they can be had", () =>
