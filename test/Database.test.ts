@@ -131,10 +131,18 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
 
     it.effect("a body that idles for too long loses its transaction, and is told why", () =>
       Effect.gen(function* () {
-        const error = yield* Effect.zipRight(
-          processId,
-          Effect.zipRight(Effect.sleep("400 millis"), processId)
-        ).pipe(Transaction.run(), Effect.flip)
+        const { admin } = yield* TestServer
+        const error = yield* Effect.gen(function* () {
+          const pid = yield* processId
+          yield* eventually(
+            "the server has ended the session",
+            Effect.map(
+              admin.query("SELECT FROM pg_stat_activity WHERE pid = $1", [pid]),
+              (rows) => rows.length === 0
+            )
+          )
+          yield* processId
+        }).pipe(Transaction.run(), Effect.flip)
         assert.strictEqual((error as DatabaseError).reason._tag, "IdleInTransactionTimeout")
         yield* processId
       }).pipe(Effect.provide(databaseLayer({ idleInTransactionTimeout: "100 millis", maxConnections: 1 })))

@@ -9,6 +9,7 @@ import * as Database from "../../src/Database.js"
 import type { Settings } from "../../src/DatabaseConfig.js"
 import { InvalidSettings } from "../../src/DatabaseConfig.js"
 import { classify, DatabaseError, type Fate, policy, reasonOf, type Retry } from "../../src/DatabaseError.js"
+import { eventually } from "../support/eventually.js"
 import * as Proxy from "./Proxy.js"
 import { check, kill, makeRig, processId, running } from "./support.js"
 
@@ -252,7 +253,7 @@ describe("Errors", () => {
     check(
       `F12: a socket's end (${how}) is ConnectionLost with its phase: dial, acquire, sent, commit`,
       Effect.gen(function* () {
-        const { proxy, sql, transact } = yield* makeRig({ ...single, acquireTimeout: "300 millis" })
+        const { database, proxy, sql, transact } = yield* makeRig({ ...single, acquireTimeout: "300 millis" })
         yield* proxy.when(Proxy.statement(/'sent'/), Proxy.cutBefore(how))
         const sent = reasonOf(yield* Effect.flip(sql`SELECT 'sent'`))
         assert.strictEqual(sent?._tag === "ConnectionLost" ? sent.phase : sent?._tag, "sent")
@@ -270,7 +271,10 @@ describe("Errors", () => {
           ).pipe(Effect.flip)
         )
         yield* proxy.when(Proxy.server("ReadyForQuery", /T/), Proxy.cutAfter(how), { nth: 2 })
-        yield* Effect.sleep("200 millis")
+        yield* eventually(
+          "the loss is known",
+          Effect.map(database.stats, ({ total }) => total === 0)
+        )
         yield* Deferred.succeed(lost, undefined)
         const error = yield* Fiber.join(later)
         assert.instanceOf(error, DatabaseError)
