@@ -280,8 +280,7 @@ describe("In the long run", () => {
       const rig = yield* makeRig({
         minConnections: 10,
         maxConnections: 10,
-        validateAfterIdle: 0,
-        acquireTimeout: "20 seconds"
+        validateAfterIdle: 0
       })
       const { proxy, sql } = rig
       yield* open(rig, 10)
