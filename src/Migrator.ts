@@ -144,7 +144,7 @@ export const down = Effect.fn("Migrator.down")(function* <R = never>(
     options,
     Effect.fnUntraced(function* (ledger) {
       const applied = yield* ledger.read
-      yield* pendingOf(all, applied)
+      yield* consistent(all, applied)
       const undo = applied.filter(({ id }) => id > options.to).toReversed()
       const steps = yield* Effect.forEach(
         undo,
@@ -179,10 +179,12 @@ export const stamp = Effect.fn("Migrator.stamp")(function* <R = never>(
   return yield* exclusively(
     options,
     Effect.fnUntraced(function* (ledger) {
-      const pending = yield* pendingOf(all, yield* ledger.read)
+      const applied = yield* ledger.read
+      yield* consistent(all, applied)
+      const known = new Set(applied.map(({ id }) => id))
       yield* Transaction.run(
         Effect.forEach(
-          pending.filter(({ id }) => id <= options.id),
+          all.filter(({ id }) => id <= options.id && !known.has(id)),
           (source) => ledger.add(source),
           { discard: true }
         ),
@@ -307,9 +309,8 @@ const exclusively = <A, E, R, R2>(
       const table = options.table ?? Ledger.defaultTable
       const ledger = yield* Ledger.make(table)
       yield* progress(options, { _tag: "Waiting" })
-      yield* MigratorLock.acquire(table, options.wait ?? "1 minute")
-      yield* ledger.create
-      return yield* work(ledger)
+      const lock = yield* MigratorLock.acquire(table, options.wait ?? "1 minute")
+      return yield* lock.guard(Effect.zipRight(ledger.create, work(ledger)))
     })
   )
 
@@ -394,9 +395,7 @@ const apply = Effect.fn("Migrator.apply")(function* (
             reason: "Failed",
             id,
             name,
-            detail: `${direction} failed, ${
-              online ? "run it again to resume" : "and nothing of it was kept"
-            }: ${explain(cause)}`,
+            detail: `${direction} failed, ${advice(cause, online)}: ${explain(cause)}`,
             cause: Cause.squash(cause)
           })
     )
@@ -431,6 +430,13 @@ const retryingLocks = <A, E, R>(
 
 const isLockProblem = (tag: string | undefined) => tag === "LockTimeout" || tag === "DeadlockDetected"
 
+const advice = (cause: Cause.Cause<unknown>, online: boolean): string =>
+  reasonOf(Cause.squash(cause))?._tag === "CommitOutcomeUnknown"
+    ? "and it may have been applied: see what `migrate status` says"
+    : online
+      ? "run it again to resume"
+      : "and nothing of it was kept"
+
 const explain = (cause: Cause.Cause<unknown>): string => {
   const error = Cause.squash(cause)
   return error instanceof Error ? error.message : String(error)
@@ -464,13 +470,12 @@ const statusOf = (all: ReadonlyArray<Migration.Source>, applied: ReadonlyArray<L
   }
 }
 
-/** The migrations to run, or why the files and the ledger do not fit together. */
-const pendingOf = Effect.fnUntraced(function* (
+/** Refuses what was applied and is not in the files, or not as it was. */
+const consistent = Effect.fnUntraced(function* (
   all: ReadonlyArray<Migration.Source>,
   applied: ReadonlyArray<Ledger.Applied>
 ) {
-  const { current, migrations } = statusOf(all, applied)
-  for (const { id, name, state } of migrations) {
+  for (const { id, name, state } of statusOf(all, applied).migrations) {
     const refusal =
       state === "edited"
         ? ({
@@ -485,13 +490,26 @@ const pendingOf = Effect.fnUntraced(function* (
               detail:
                 "the database has it and the files do not; use the files that it came from, or a newer version of the program"
             } as const)
-          : state === "pending" && id < current
-            ? ({
-                reason: "OutOfOrder",
-                detail: `it never ran, and ${current} already has; give it an id above ${current}, or stamp it if its changes are there`
-              } as const)
-            : undefined
+          : undefined
     if (refusal !== undefined) return yield* new MigratorError({ ...refusal, id, name })
+  }
+})
+
+/** The migrations to run, or why the files and the ledger do not fit together. */
+const pendingOf = Effect.fnUntraced(function* (
+  all: ReadonlyArray<Migration.Source>,
+  applied: ReadonlyArray<Ledger.Applied>
+) {
+  yield* consistent(all, applied)
+  const { current, migrations } = statusOf(all, applied)
+  const late = migrations.find(({ id, state }) => state === "pending" && id < current)
+  if (late !== undefined) {
+    return yield* new MigratorError({
+      reason: "OutOfOrder",
+      id: late.id,
+      name: late.name,
+      detail: `it never ran, and ${current} already has; give it an id above ${current}, or stamp it if its changes are there (stamp ${late.id})`
+    })
   }
   return all.filter(({ id }) => id > current)
 })

@@ -64,7 +64,7 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
         const refused = yield* Effect.flip(Effect.scoped(Layer.build(Database.layerSession)))
         assert.deepStrictEqual(refused.reason, { _tag: "SessionUnavailable" })
         assert.include(refused.message, "set directUrl (DATABASE_DIRECT_URL)")
-      }).pipe(Effect.provide(databaseLayer({ pooler: "transaction" })))
+      }).pipe(Effect.provide(databaseLayer({ pooler: "transaction", directUrl: undefined })))
   )
 
   it.effect("opens sessions over directUrl, and says when it is built that they can be had", () =>
@@ -131,10 +131,18 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
 
     it.effect("a body that idles for too long loses its transaction, and is told why", () =>
       Effect.gen(function* () {
-        const error = yield* Effect.zipRight(
-          processId,
-          Effect.zipRight(Effect.sleep("400 millis"), processId)
-        ).pipe(Transaction.run(), Effect.flip)
+        const { admin } = yield* TestServer
+        const error = yield* Effect.gen(function* () {
+          const pid = yield* processId
+          yield* eventually(
+            "the server has ended the session",
+            Effect.map(
+              admin.query("SELECT FROM pg_stat_activity WHERE pid = $1", [pid]),
+              (rows) => rows.length === 0
+            )
+          )
+          yield* processId
+        }).pipe(Transaction.run(), Effect.flip)
         assert.strictEqual((error as DatabaseError).reason._tag, "IdleInTransactionTimeout")
         yield* processId
       }).pipe(Effect.provide(databaseLayer({ idleInTransactionTimeout: "100 millis", maxConnections: 1 })))

@@ -11,8 +11,8 @@ import * as EmbeddedPostgres from "../src/EmbeddedPostgres.js"
 import * as Binaries from "../src/embeddedPostgres/Binaries.js"
 import * as Lifecycle from "../src/embeddedPostgres/Lifecycle.js"
 import * as Presence from "../src/embeddedPostgres/Presence.js"
-import * as Server from "../src/embeddedPostgres/Server.js"
 import * as ServerAccount from "../src/embeddedPostgres/ServerAccount.js"
+import * as ServerProcess from "../src/embeddedPostgres/ServerProcess.js"
 import { directory, eventually, query, runs, startProgram } from "./embeddedPostgres/support.js"
 
 const isRoot = process.getuid?.() === 0
@@ -239,6 +239,49 @@ describe("a cluster with a data directory", () => {
       })
   )
 
+  it.scopedLive("is used as it runs when it was started by hand, by whatever spelling of its path", () =>
+    Effect.gen(function* () {
+      const dataDirectory = yield* directory
+      const { data, program } = yield* Effect.scoped(
+        Effect.gen(function* () {
+          const server = yield* make({ dataDirectory })
+          return {
+            data: server.dataDirectory,
+            program: fs.readlinkSync(`/proc/${yield* server.processId}/exe`)
+          }
+        })
+      )
+      const { gid, uid } = fs.statSync(data)
+      const file = path.join(data, "postmaster.pid")
+      fs.symlinkSync(path.dirname(data), path.join(dataDirectory, "link"))
+      for (const spelling of ["data", path.join(dataDirectory, "link", "data")]) {
+        const child = yield* Effect.acquireRelease(
+          Effect.sync(() =>
+            spawn(program, ["-D", spelling], {
+              ...(isRoot ? { uid, gid } : {}),
+              cwd: path.dirname(data),
+              stdio: "ignore",
+              env: { LC_ALL: "C" }
+            })
+          ),
+          (child) => Effect.sync(() => child.kill("SIGQUIT"))
+        )
+        yield* eventually(
+          "the server is ready",
+          () => fs.existsSync(file) && /^ready/m.test(fs.readFileSync(file, "utf8"))
+        )
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            const server = yield* make({ dataDirectory })
+            expect([spelling, yield* server.processId]).toEqual([spelling, child.pid])
+            expect(yield* query(server.url, "SELECT 1 AS one")).toEqual([{ one: 1 }])
+          })
+        )
+        yield* eventually("the last one to leave has stopped it", () => child.exitCode === 0)
+      }
+    })
+  )
+
   it.scopedLive("of another major version is refused", () =>
     Effect.gen(function* () {
       const dataDirectory = yield* directory
@@ -406,7 +449,22 @@ describe("surroundings", () => {
   )
 
   it("never takes another process for a server", () => {
-    expect(Server.isPostmaster(process.pid, "/tmp")).toBe(false)
+    expect(ServerProcess.isPostmaster(process.pid, "/tmp")).toBe(false)
+    expect(ServerProcess.isStranger(process.pid, "/tmp")).toBe(true)
+  })
+
+  it("reads the directory of a server where only ps tells it, with spaces in paths", () => {
+    const argument = (line: string) =>
+      Option.map(ServerProcess.fromCommandLine(line), (server) => Option.getOrNull(server.argument))
+    const data = "/Users/me/My App/.data/cluster/data"
+    expect(argument(`/Users/me/My App/node_modules/native/bin/postgres -D ${data}`)).toEqual(
+      Option.some(data)
+    )
+    expect(argument("postgres -D data")).toEqual(Option.some("data"))
+    expect(argument("postgres --single")).toEqual(Option.some(null))
+    for (const other of ["", "postgres: checkpointer", "/usr/bin/pgbouncer -D /data", "node postgres.js"]) {
+      expect([other, argument(other)]).toEqual([other, Option.none()])
+    }
   })
 })
 

@@ -204,6 +204,74 @@ describe("Migrator.run", () => {
   )
 
   migrating(
+    "stops when the session that holds its lock is lost, and does not work beside the next migrator",
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      let working = 0
+      const started = yield* Deferred.make<void>()
+      const loader = (up: Effect.Effect<void>) =>
+        Migrator.fromRecord({
+          "1_online": Migrator.define({
+            online: true,
+            up: Effect.acquireUseRelease(
+              Effect.sync(() => ++working),
+              () => up,
+              () => Effect.sync(() => --working)
+            )
+          })
+        })
+      const first = yield* Effect.fork(
+        refusal(
+          Migrator.run({
+            loader: loader(Effect.zipRight(Deferred.succeed(started, undefined), Effect.never))
+          })
+        )
+      )
+      yield* Deferred.await(started)
+      const [killed] = yield* sql<{ done: boolean }>`
+        SELECT pg_terminate_backend(pid) AS done FROM pg_locks
+        WHERE locktype = 'advisory' AND granted
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      `
+      assert.isTrue(killed?.done)
+      const error = yield* Fiber.join(first)
+      assert.strictEqual(error.reason, "Locked")
+      assert.include(error.message, "the session that held the lock was lost")
+      assert.strictEqual(working, 0)
+      assert.deepStrictEqual(ids(yield* Migrator.run({ loader: loader(Effect.void) })), [1])
+    })
+  )
+
+  migrating(
+    "keeps its lock although the server ends sessions that have nothing to do",
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const [name] = yield* sql<{ name: string }>`SELECT current_database() AS name`
+      yield* sql`ALTER DATABASE ${sql(name?.name ?? "")} SET idle_session_timeout = '50ms'`
+      const loader = Migrator.fromRecord({
+        "1_slow": Migrator.define({ online: true, up: run("SELECT pg_sleep(1)") })
+      })
+      assert.deepStrictEqual(ids(yield* Migrator.run({ loader })), [1])
+    })
+  )
+
+  migrating(
+    "does not say that nothing was kept when nobody knows whether the migration was committed",
+    Effect.gen(function* () {
+      const loader = Migrator.fromRecord({ "1_one": one })
+      const error = yield* refusal(Migrator.run({ loader })).pipe(
+        Effect.provide(
+          TestDatabase.failing([{ at: "COMMIT", occurrence: 2, fault: { _tag: "Cut", when: "after" } }])
+        )
+      )
+      assert.strictEqual(error.reason, "Failed")
+      assert.include(error.message, "it may have been applied: see what `migrate status` says")
+      assert.notInclude(error.message, "nothing of it was kept")
+      assert.strictEqual((yield* Migrator.status({ loader })).current, 1)
+    })
+  )
+
+  migrating(
     "gives way when a lock cannot be had, tries again, and goes on when the lock is free",
     Effect.gen(function* () {
       yield* run("CREATE TABLE busy (id int)")
@@ -332,6 +400,50 @@ describe("Migrator.stamp, status and down", () => {
       assert.deepStrictEqual(yield* tables, [])
       assert.deepStrictEqual(yield* states, ["applied", "applied", "pending"])
       assert.deepStrictEqual(ids(yield* Migrator.run({ loader })), [3])
+    })
+  )
+
+  migrating(
+    "stamp takes what never ran below the latest, as the refusal of it says, and nothing above the id",
+    Effect.gen(function* () {
+      const merged = Migrator.fromRecord({
+        "1_one": one,
+        "2_two": two,
+        "3_three": Effect.void,
+        "4_four": Effect.void
+      })
+      yield* Migrator.run({ loader: Migrator.fromRecord({ "1_one": one, "3_three": Effect.void }) })
+      const error = yield* refusal(Migrator.run({ loader: merged }))
+      assert.deepStrictEqual([error.reason, error.id], ["OutOfOrder", 2])
+      assert.include(error.message, "stamp 2")
+      const { migrations } = yield* Migrator.stamp({ loader: merged, id: 2 })
+      assert.deepStrictEqual(
+        migrations.map(({ state }) => state),
+        ["applied", "applied", "applied", "pending"]
+      )
+      assert.deepStrictEqual(ids(yield* Migrator.run({ loader: merged })), [4])
+      assert.deepStrictEqual(yield* tables, ["one"])
+    })
+  )
+
+  migrating(
+    "stamp refuses where the ledger has what the files do not",
+    Effect.gen(function* () {
+      yield* Migrator.run({ loader })
+      const error = yield* refusal(Migrator.stamp({ loader: Migrator.fromRecord({ "1_one": one }), id: 1 }))
+      assert.deepStrictEqual([error.reason, error.id], ["Unknown", 2])
+    })
+  )
+
+  migrating(
+    "down goes back past what never ran",
+    Effect.gen(function* () {
+      const step = Migrator.define({ up: Effect.void, down: Effect.void })
+      yield* Migrator.run({ loader: Migrator.fromRecord({ "1_one": step, "3_three": step }) })
+      const merged = Migrator.fromRecord({ "1_one": step, "2_two": step, "3_three": step })
+      const back = yield* Migrator.down({ loader: merged, to: 1 })
+      assert.deepStrictEqual([ids(back), back.current], [[3], 1])
+      assert.deepStrictEqual(ids(yield* Migrator.run({ loader: merged })), [2, 3])
     })
   )
 

@@ -394,7 +394,16 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
       it.effect("which cannot be sent because the connection is lost: it is certainly not committed", () =>
         Effect.gen(function* () {
           const { ids, insert } = yield* makeTable
-          const body = Effect.zipRight(insert(1), Effect.flatMap(processId, terminate))
+          const { stats } = yield* Database.Database
+          const body = Effect.gen(function* () {
+            yield* insert(1)
+            const { total: before } = yield* stats
+            yield* terminate(yield* processId)
+            yield* eventually(
+              "the pool knows",
+              Effect.map(stats, ({ total }) => total < before)
+            )
+          })
           assert.strictEqual(yield* failure(Transaction.run(body)), "ServerShutdown")
           assert.deepStrictEqual(yield* ids, [])
         })

@@ -496,17 +496,29 @@ const ignore = () => {}
 export const passedMillis = (clock: Clock.Clock): number => Number(clock.unsafeCurrentTimeNanos()) / 1e6
 
 /**
- * Calls back after so many milliseconds. A timer that comes much too late says that this process stood still, not that the
- * server was silent: what it answered meanwhile is yet to be read. Then there is more time, once.
+ * Calls back after so many milliseconds, and gives the function that calls it off. A timer that comes much too late says that this process
+ * stood still, not that the server was silent: what it answered meanwhile is yet to be read. Then there is more time, once. A timer may also come
+ * in time at the end of such a pause, and timers come before what is to be read: so it rings some turns of the event loop later.
  */
-const alarm = (millis: number, ring: () => void): (() => void) => {
+export const alarm = (millis: number, ring: () => void): (() => void) => {
   const due = performance.now() + millis
+  let turn: NodeJS.Immediate | undefined
+  const ringAfter = (turns: number) => {
+    if (turns === 0) ring()
+    else turn = setImmediate(ringAfter, turns - 1)
+  }
   let timer = setTimeout(() => {
-    if (performance.now() - due < lateMillis) ring()
+    if (performance.now() - due < lateMillis) ringAfter(readingTurns)
     else timer = setTimeout(ring, Math.min(millis, 1000))
   }, millis)
-  return () => clearTimeout(timer)
+  return () => {
+    clearTimeout(timer)
+    clearImmediate(turn)
+  }
 }
+
+/** In the first of them an answer is read, in the others it is acted on. */
+const readingTurns = 4
 
 const lateMillis = 250
 

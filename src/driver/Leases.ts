@@ -24,6 +24,14 @@ export class Leases<T> extends Tarn.Pool<T> {
     return true
   }
 
+  /** Ends a wait that has lasted for too long, with `tarn`'s `TimeoutError`; no more when a resource has been handed over. */
+  expire(pending: Pending<T>): void {
+    remove(this.pendingAcquires, (other) => other === pending)
+    // `tarn` would know some microtasks later, and hand a resource over meanwhile that nobody takes.
+    pending.isRejected = true
+    pending.reject(new Tarn.TimeoutError())
+  }
+
   /** Takes a resource out that is not to be lent again; `false` when it is lent. Closing it is left to the caller. */
   discard(resource: T): boolean {
     return remove(this.free, (free) => free.resource === resource)

@@ -14,7 +14,7 @@ import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import * as Tarn from "tarn"
 import { DatabaseError, type Holder, type PoolState, type Reason } from "../DatabaseError.js"
-import { Backend, type DialOptions, type Line, passedMillis } from "./Backend.js"
+import { alarm, Backend, type DialOptions, type Line, passedMillis } from "./Backend.js"
 import { standard } from "./Decisions.js"
 import { Leases } from "./Leases.js"
 import type { Telemetry } from "./Telemetry.js"
@@ -255,7 +255,7 @@ export const make = Effect.fn("Pool.make")(function* (
     destroy: (backend) => runPromise(backend.close),
     min: options.min,
     max: options.max,
-    acquireTimeoutMillis: Duration.toMillis(options.acquireTimeout),
+    acquireTimeoutMillis: maxTimer,
     createTimeoutMillis: maxTimer,
     destroyTimeoutMillis: 5000,
     createRetryIntervalMillis: 50,
@@ -346,9 +346,12 @@ export const make = Effect.fn("Pool.make")(function* (
     mine: ReadonlyArray<Lease>
   ): Effect.Effect<Backend, DatabaseError> => {
     const pending = leases.acquire()
+    const acquireMillis = Math.min(Duration.toMillis(options.acquireTimeout), maxTimer)
+    const callOff = alarm(acquireMillis, () => leases.expire(pending))
     const waits = mine.map((lease) => lease.waits)
     for (const one of waits) one.count++
     const stopWaiting = () => {
+      callOff()
       for (const one of waits) one.count--
     }
     let given: Backend | undefined

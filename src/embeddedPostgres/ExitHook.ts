@@ -2,6 +2,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Server from "./Server.js"
+import * as ServerProcess from "./ServerProcess.js"
 
 /**
  * Runs `stop` when the process ends before the scope closes: at `process.exit`, after an uncaught exception, or by a signal that nobody else
@@ -32,7 +33,7 @@ export const stopNow = (data: string, mode: Server.StopMode): void => {
   const { pid } = running.value
   process.kill(pid, Server.stopSignals[mode])
   const neverSignalled = new Int32Array(new SharedArrayBuffer(4))
-  for (let waited = 0; waited < 3000 && Server.isPostmaster(pid, data); waited += 10) {
+  for (let waited = 0; waited < 3000 && ServerProcess.isPostmaster(pid, data); waited += 10) {
     Atomics.wait(neverSignalled, 0, 0, 10)
   }
 }

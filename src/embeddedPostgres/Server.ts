@@ -2,7 +2,6 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import type { ChildProcess } from "node:child_process"
-import { spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as path from "node:path"
@@ -11,6 +10,7 @@ import { EmbeddedPostgresError, fileSystem } from "./EmbeddedPostgresError.js"
 import * as Polling from "./Polling.js"
 import * as Presence from "./Presence.js"
 import * as Program from "./Program.js"
+import { isPostmaster, isStranger } from "./ServerProcess.js"
 
 /** A running server, as its `postmaster.pid` describes it (PostgreSQL 13 to 18, `miscadmin.h`). */
 export interface Postmaster {
@@ -38,12 +38,6 @@ export const findPostmaster = (data: string): Option.Option<Postmaster> =>
         : Option.none()
     })
   )
-
-/** Whether the process is a server on this data directory. */
-export const isPostmaster = (pid: number, data: string): boolean => {
-  const [program, ...args] = commandOf(pid)
-  return program !== undefined && path.basename(program) === "postgres" && args.includes(data)
-}
 
 /**
  * The running server, after waiting for one that is starting (an orphan that recovers) or stopping. None means that nothing is in the way
@@ -122,17 +116,6 @@ const maxLogBytes = 10_000_000
 const statusOf = (line: string | undefined): Postmaster["status"] =>
   line === "ready" || line === "standby" ? "ready" : line === "stopping" ? "stopping" : "starting"
 
-/** Program and arguments of a process; empty when there is no such process, or only its zombie. */
-const commandOf = (pid: number): ReadonlyArray<string> =>
-  process.platform === "linux"
-    ? Option.match(Presence.readText(`/proc/${pid}/cmdline`), {
-        onNone: () => [],
-        onSome: (text) => text.split("\0").slice(0, -1)
-      })
-    : (spawnSync("ps", ["-o", "command=", "-p", String(pid)], { encoding: "utf8" }).stdout ?? "")
-        .trim()
-        .split(/ -D | /)
-
 const signal = (pid: number, data: string, mode: StopMode): Effect.Effect<void> =>
   Effect.sync(() => {
     if (isPostmaster(pid, data)) Option.liftThrowable(() => process.kill(pid, stopSignals[mode]))()
@@ -147,7 +130,7 @@ const removeStalePidFile = (data: string): Effect.Effect<void, EmbeddedPostgresE
     const file = path.join(data, "postmaster.pid")
     // Negative for the single-user mode.
     const pid = Option.map(Presence.readText(file), (text) => Math.abs(Number(text.split("\n")[0])))
-    if (Option.isSome(pid) && pid.value > 0 && Presence.exists(pid.value) && !isPostmaster(pid.value, data)) {
+    if (Option.isSome(pid) && pid.value > 0 && Presence.exists(pid.value) && isStranger(pid.value, data)) {
       fs.rmSync(file, { force: true })
     }
   })

@@ -7,6 +7,15 @@ import { Database } from "../Database.js"
 import type { DatabaseError } from "../DatabaseError.js"
 import { MigratorError } from "./MigratorError.js"
 
+/** The migrator's lock, for as long as its scope is open and its session lives. */
+export interface MigratorLock {
+  /**
+   * Runs work that only one migrator may do: it is interrupted, and fails with the reason `Locked`, when the session that has the lock is lost.
+   * From that moment on another migrator may have it.
+   */
+  readonly guard: <A, E, R>(work: Effect.Effect<A, E, R>) => Effect.Effect<A, E | MigratorError, R>
+}
+
 /**
  * Makes this process the only migrator of a ledger in its database until the scope closes: a session advisory lock on a
  * dedicated session. It is tried again and again, and never waited for, because a session that waits inside a statement
@@ -15,9 +24,13 @@ import { MigratorError } from "./MigratorError.js"
 export const acquire = Effect.fn("Migrator.lock")(function* (
   table: string,
   wait: Duration.DurationInput
-): Effect.fn.Return<void, MigratorError | DatabaseError, Scope.Scope | Database> {
+): Effect.fn.Return<MigratorLock, MigratorError | DatabaseError, Scope.Scope | Database> {
   const session = yield* (yield* Database).session
   const key = lockKey(table)
+  // From 14 on the server may end sessions that have nothing to do, and this one has nothing to do for as long as a migration runs.
+  yield* session.query(
+    "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'idle_session_timeout'"
+  )
   const attempt = Effect.flatMap(
     session.query<{ locked: boolean }>("SELECT pg_catalog.pg_try_advisory_lock($1) AS locked", [key]),
     ([row]) => (row?.locked === true ? Effect.void : Effect.fail("busy" as const))
@@ -45,6 +58,16 @@ export const acquire = Effect.fn("Migrator.lock")(function* (
         : Effect.fail(error)
     )
   )
+  const lost = Effect.catchAll(
+    session.lost,
+    (cause) =>
+      new MigratorError({
+        reason: "Locked",
+        detail: `the session that held the lock was lost, so the work was stopped before another migrator could meet it; run it again: ${cause.message}`,
+        cause
+      })
+  )
+  return { guard: (work) => Effect.raceFirst(work, lost) }
 })
 
 /** The sessions that hold the lock; a 64-bit key is split over two columns of pg_locks. */

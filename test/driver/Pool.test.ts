@@ -362,12 +362,12 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("The
           Effect.gen(function* () {
             const pid = yield* processId
             proxy.dialDelayMillis = 60_000
+            const before = proxy.accepted()
             yield* terminate(pid)
             yield* eventually(
-              "one is lost",
-              Effect.map(stats, ({ total }) => total === 2)
+              "one is lost, and its successor is being dialed",
+              Effect.map(stats, ({ total }) => total === 2 && proxy.accepted() > before)
             )
-            yield* Effect.sleep("1200 millis")
             const [took] = yield* Effect.timed(Effect.all([processId, processId], { concurrency: 2 }))
             assert.isBelow(Duration.toMillis(took), 500)
           }),

@@ -1,6 +1,7 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import { assert, describe } from "@effect/vitest"
 import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -16,6 +17,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import dns from "node:dns"
 import { SqlClient } from "@effect/sql/SqlClient"
+import { PgClient } from "@effect/sql-pg/PgClient"
 import * as Database from "../../src/Database.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import { eventually, NeverCame } from "../support/eventually.js"
@@ -24,7 +26,7 @@ import * as Proxy from "./Proxy.js"
 import { check, makeRig, outcome, report, type Rig, running, tally, tagOf, timed } from "./support.js"
 
 /** Lends so many connections at once, each with a statement on it, and gives the longest wait in milliseconds. */
-const lendable = ({ sql }: Rig, count: number) =>
+const lendable = ({ sql }: Pick<Rig, "sql">, count: number) =>
   Effect.gen(function* () {
     const all = yield* Deferred.make<void>()
     let lent = 0
@@ -191,8 +193,12 @@ describe("Getting a connection", () => {
         const { millis, value } = yield* timed(outcome(sql`SELECT 1`))
         calls.push({ at: performance.now(), millis, result: value })
       })
+      const begun: Array<Fiber.RuntimeFiber<void>> = []
       const borrower = yield* Effect.fork(
-        Effect.repeat(Effect.fork(call), Schedule.spaced("2 seconds")).pipe(Effect.zipRight(Effect.never))
+        Effect.repeat(
+          Effect.map(Effect.forkDaemon(call), (fiber) => void begun.push(fiber)),
+          Schedule.spaced("2 seconds")
+        )
       )
       yield* eventually(
         "the first call",
@@ -205,11 +211,15 @@ describe("Getting a connection", () => {
       // What the regular borrower gets can be as late as its next turn; this asks without a pause.
       yield* Effect.retry(sql`SELECT 'back'`, { while: () => performance.now() - returned < 20_000 })
       const recovery = performance.now() - returned
-      yield* Fiber.interrupt(borrower)
       yield* eventually(
         "a regular success",
         Effect.sync(() => calls.some(({ at, result }) => at > returned && result === "ok"))
       )
+      yield* Fiber.interrupt(borrower)
+      // Every call, also one that would wait for good.
+      yield* Fiber.joinAll(begun).pipe(Effect.timeout("10 seconds"))
+      assert.strictEqual(calls.length, begun.length)
+      assert.isAtLeast(begun.length, 15)
       const longest = Math.max(...calls.map(({ millis }) => millis))
       yield* report("F3", {
         "longest call (ms)": longest.toFixed(0),
@@ -254,35 +264,44 @@ describe("Getting a connection", () => {
     "F17: a spike of 50 on 5 idle connections, dials of 150 ms: all done before the first dial, 10 connections at most",
     Effect.gen(function* () {
       const { database, proxy, sql } = yield* makeRig({ minConnections: 5, maxConnections: 50 })
+      const all = (concurrency: 5 | "unbounded") =>
+        timed(
+          Effect.all(
+            Array.from({ length: 50 }, () => sql`SELECT pg_sleep(0.002)`),
+            { concurrency }
+          )
+        )
       // Statements are prepared at their second use: a warm pool is what a spike meets.
-      yield* Effect.all(
-        Array.from({ length: 50 }, () => sql`SELECT pg_sleep(0.002)`),
-        { concurrency: 5 }
-      )
+      yield* all(5)
+      const { millis: alone } = yield* all(5)
       yield* eventually(
         "5 idle connections",
         Effect.map(database.stats, ({ idle, total }) => idle === 5 && total === 5)
       )
       // No dial gets on before all are done, however slow this machine is.
       const done = yield* Deferred.make<void>()
-      yield* proxy.when(
+      const dials = yield* proxy.when(
         Proxy.client("StartupMessage"),
         Proxy.hold(Effect.zipRight(Deferred.await(done), Effect.sleep("150 millis"))),
         { times: 50 }
       )
-      const { millis } = yield* timed(
-        Effect.all(
-          Array.from({ length: 50 }, () => sql`SELECT pg_sleep(0.002)`),
-          { concurrency: "unbounded" }
-        ).pipe(Effect.timeout("4 seconds"))
-      )
+      const { millis } = yield* all("unbounded").pipe(Effect.timeout("4 seconds"))
       const { total: during } = yield* database.stats
       yield* Deferred.succeed(done, undefined)
       // Who else was dialed by then counts, too.
-      yield* Effect.sleep("1 second")
+      yield* eventually(
+        "every dial that began is over",
+        Effect.map(Effect.all([database.stats, dials.count]), ([{ total }, count]) => total === 5 + count)
+      )
       const { total } = yield* database.stats
-      yield* report("F17", { "all 50 done (ms)": millis.toFixed(1), "connections at the end": total })
+      yield* report("F17", {
+        "all 50 done (ms)": millis.toFixed(1),
+        "5 at a time (ms)": alone.toFixed(1),
+        "connections at the end": total
+      })
       assert.strictEqual(during, 5)
+      // Less than a dial, but where the machine needs longer for the statements themselves.
+      assert.isBelow(millis, Math.max(150, 2 * alone))
       assert.isAtMost(total, 10)
     })
   )
@@ -327,14 +346,16 @@ describe("Getting a connection", () => {
   check(
     "F18: a name server that does not answer costs the connect timeout, not a connection's place",
     Effect.gen(function* () {
+      let hangs = true
       const hanging: Array<() => void> = []
       yield* Effect.acquireRelease(
         Effect.sync(() => {
           const original = dns.lookup
           const hang = (name: string, ...rest: ReadonlyArray<unknown>) => {
             const go = () => Reflect.apply(original, dns, ["127.0.0.1", ...rest])
-            if (name === "hanging.test") hanging.push(go)
-            else Reflect.apply(original, dns, [name, ...rest])
+            if (name !== "hanging.test") Reflect.apply(original, dns, [name, ...rest])
+            else if (hangs) hanging.push(go)
+            else go()
           }
           dns.lookup = hang as typeof dns.lookup
           return original
@@ -370,8 +391,56 @@ describe("Getting a connection", () => {
       assert.isBelow(millis, 2200)
       assert.isAbove(hanging.length, 0)
       // The answer comes after everybody has given up.
-      for (const go of hanging) go()
+      for (const go of hanging.splice(0)) go()
       yield* Scope.close(scope, Exit.void)
+
+      // The same in a pool that runs, when both of its connections are lost.
+      hangs = false
+      const context = yield* Layer.build(
+        Database.layer({
+          url: url.toString(),
+          applicationName: "hanging",
+          minConnections: 0,
+          maxConnections: 2,
+          connectTimeout: "300 millis",
+          acquireTimeout: "2 seconds"
+        })
+      )
+      const pool = {
+        sql: Context.get(context, PgClient),
+        stats: Context.get(context, Database.Database).stats
+      }
+      yield* lendable(pool, 2)
+      hangs = true
+      yield* rig.admin.query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'hanging'"
+      )
+      yield* eventually(
+        "both are lost",
+        Effect.map(pool.stats, ({ total }) => total === 0)
+      )
+      const lost = yield* Effect.all(
+        Array.from({ length: 4 }, () => timed(outcome(pool.sql`SELECT 1`))),
+        { concurrency: "unbounded" }
+      )
+      for (const { millis, value } of lost) {
+        assert.include(["ConnectFailed", "AcquireTimeout"], value)
+        assert.isBelow(millis, 2200)
+      }
+      assert.isAbove(hanging.length, 0)
+      hangs = false
+      for (const go of hanging.splice(0)) go()
+      yield* eventually(
+        "both places are free",
+        Effect.map(outcome(lendable(pool, 2)), (result) => result === "ok")
+      )
+      const [open] = yield* rig.admin.query<{ n: number }>(
+        "SELECT count(*)::int AS n FROM pg_stat_activity WHERE application_name = 'hanging'"
+      )
+      assert.strictEqual(open?.n, 2)
+      yield* rig.admin.query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'hanging'"
+      )
       yield* eventually(
         "no session of it",
         Effect.map(

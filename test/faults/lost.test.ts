@@ -317,11 +317,12 @@ describe("A lost connection", () => {
     "F20: a peer that is silent at ROLLBACK gives its place back within 6 s",
     Effect.gen(function* () {
       const { proxy, sql, transact } = yield* makeRig(half)
-      yield* proxy.when(Proxy.statement(/^ROLLBACK/), Proxy.blackHoleBefore)
+      const silent = yield* proxy.when(Proxy.statement(/^ROLLBACK/), Proxy.blackHoleBefore)
       const fiber = yield* Effect.fork(
         Effect.exit(transact(Effect.zipRight(sql`SELECT 1`, Effect.fail("no"))))
       )
-      const { millis, value } = yield* timed(outcome(Effect.delay(sql`SELECT 2`, "20 millis")))
+      yield* silent.reached
+      const { millis, value } = yield* timed(outcome(sql`SELECT 2`))
       assert.strictEqual(value, "ok")
       assert.isBelow(millis, 6000)
       const exit = yield* Fiber.join(fiber)
@@ -337,9 +338,10 @@ describe("A lost connection", () => {
       const fiber = yield* Effect.fork(sql`SELECT 'silent'`)
       yield* moment.reached
       // Nor does the server ever answer the cancel request.
-      yield* proxy.when(Proxy.client("CancelRequest"), Proxy.blackHoleBefore)
+      const cancel = yield* proxy.when(Proxy.client("CancelRequest"), Proxy.blackHoleBefore)
       const interrupted = yield* timed(Fiber.interrupt(fiber))
       assert.isBelow(interrupted.millis, 200)
+      yield* cancel.reached
       const { millis, value } = yield* timed(outcome(sql`SELECT 2`))
       assert.strictEqual(value, "ok")
       assert.isBelow(millis, 3000)
@@ -350,11 +352,12 @@ describe("A lost connection", () => {
     "F20: a peer that is silent when a stream is left gives its place back within 6 s",
     Effect.gen(function* () {
       const { proxy, sql } = yield* makeRig(half)
-      yield* proxy.when(Proxy.client("Close"), Proxy.blackHoleBefore)
+      const silent = yield* proxy.when(Proxy.client("Close"), Proxy.blackHoleBefore)
       const fiber = yield* Effect.fork(
         Effect.exit(Stream.runDrain(Stream.take(sql`SELECT generate_series(1, 10000)`.stream, 200)))
       )
-      const { millis, value } = yield* timed(outcome(Effect.delay(sql`SELECT 2`, "20 millis")))
+      yield* silent.reached
+      const { millis, value } = yield* timed(outcome(sql`SELECT 2`))
       yield* Fiber.interrupt(fiber)
       assert.strictEqual(value, "ok")
       assert.isBelow(millis, 6000)
@@ -369,11 +372,12 @@ describe("A lost connection", () => {
         statementTimeout: "1 second",
         lockTimeout: "1 second"
       })
-      yield* proxy.when(Proxy.statement(/^COMMIT/), Proxy.blackHoleBefore)
+      const silent = yield* proxy.when(Proxy.statement(/^COMMIT/), Proxy.blackHoleBefore)
       const fiber = yield* Effect.fork(
         Effect.exit(Stream.runDrain(sql`SELECT generate_series(1, 300)`.stream))
       )
-      const { millis, value } = yield* timed(outcome(Effect.delay(sql`SELECT 2`, "20 millis")))
+      yield* silent.reached
+      const { millis, value } = yield* timed(outcome(sql`SELECT 2`))
       assert.strictEqual(value, "ok")
       assert.isBelow(millis, 7000)
       yield* Fiber.interrupt(fiber)
@@ -388,9 +392,10 @@ describe("A lost connection", () => {
         statementTimeout: "1 second",
         lockTimeout: "1 second"
       })
-      yield* proxy.when(Proxy.statement(/^COMMIT/), Proxy.blackHoleBefore)
+      const silent = yield* proxy.when(Proxy.statement(/^COMMIT/), Proxy.blackHoleBefore)
       const fiber = yield* Effect.fork(outcome(transact(sql`SELECT 1`)))
-      const { millis, value } = yield* timed(outcome(Effect.delay(sql`SELECT 2`, "20 millis")))
+      yield* silent.reached
+      const { millis, value } = yield* timed(outcome(sql`SELECT 2`))
       assert.strictEqual(value, "ok")
       assert.isBelow(millis, 7000)
       assert.strictEqual(yield* Fiber.join(fiber), "CommitOutcomeUnknown")

@@ -16,6 +16,8 @@ import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import * as Transaction from "../../src/Transaction.js"
 import * as PgBouncer from "./PgBouncer.js"
 import { promptgrimoireDb } from "../support/command.js"
+import * as Fs from "node:fs"
+import { direct } from "./direct.js"
 
 /** A database's url through the pooler. */
 const through = (direct: Redacted.Redacted): Redacted.Redacted => {
@@ -44,6 +46,22 @@ const warnings = (settings: Settings) =>
   })
 
 describe("F26: behind a transaction pooler", () => {
+  it("each test that is left out of this suite exists, by its whole last name", () => {
+    const sources = ["../Database.test.ts", "../Transaction.test.ts", "../driver/Statement.test.ts"].map(
+      (file) => Fs.readFileSync(new URL(file, import.meta.url), "utf8")
+    )
+    const titles = sources.flatMap((text) =>
+      [...text.matchAll(/it\.effect\(\s*"([^"]+)"/g)].map(([, title]) => String(title))
+    )
+    for (const name of Object.keys(direct)) {
+      assert.lengthOf(
+        titles.filter((title) => name.endsWith(title)),
+        1,
+        name
+      )
+    }
+  })
+
   it.scopedLive("the limits are set in each transaction, and do not leak into the next one's session", () =>
     Effect.gen(function* () {
       assert.strictEqual(yield* Transaction.run(shown("statement_timeout")), "7s")

@@ -1,11 +1,14 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
-import * as Deferred from "effect/Deferred"
+import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Logger from "effect/Logger"
+import * as Random from "effect/Random"
 import type * as Database from "../../src/Database.js"
 import * as DatabaseError from "../../src/DatabaseError.js"
+import * as Retry from "../../src/driver/Retry.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import * as Transaction from "../../src/Transaction.js"
 
@@ -127,27 +130,30 @@ describe("Transaction.run with retry", () => {
     "runs again when COMMIT itself could not serialize",
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
+      yield* sql`CREATE SEQUENCE commits`
+      yield* sql.unsafe(`
+        CREATE FUNCTION fail_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+          IF nextval('commits') = 1 THEN RAISE SQLSTATE '40001'; END IF;
+          RETURN NULL;
+        END $$
+      `)
+      yield* sql`
+        CREATE CONSTRAINT TRIGGER fail_once AFTER UPDATE ON account DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION fail_once()
+      `
+      const ends: Array<number> = []
       let tries = 0
-      const read = yield* Deferred.make<void>()
-      const other = Transaction.run(
-        Effect.gen(function* () {
-          yield* sql`SELECT sum(balance) FROM account`
-          yield* Deferred.await(read)
-          yield* sql`UPDATE account SET balance = balance + 1 WHERE id = 2`
-        }),
-        { isolation: "serializable", retry: { base: "1 millis" } }
-      )
-      const mine = Transaction.run(
+      yield* Transaction.run(
         Effect.gen(function* () {
           tries++
-          yield* sql`SELECT sum(balance) FROM account`
           yield* sql`UPDATE account SET balance = balance + 1 WHERE id = 1`
-          if (tries === 1) yield* Deferred.succeed(read, undefined)
+          ends.push(tries)
         }),
-        { isolation: "serializable", retry: { base: "1 millis", times: 10 } }
+        { retry: { base: "1 millis" } }
       )
-      yield* Effect.all([mine, other], { concurrency: 2 })
-      assert.deepStrictEqual(yield* sql`SELECT sum(balance)::int AS total FROM account`, [{ total: 802 }])
+      // Both went through to their end: what failed was the COMMIT of the first.
+      assert.deepStrictEqual(ends, [1, 2])
+      assert.deepStrictEqual(yield* sql`SELECT balance FROM account WHERE id = 1`, [{ balance: 101 }])
     })
   )
 
@@ -176,5 +182,48 @@ describe("Transaction.run with retry", () => {
       ).pipe(Effect.provide(Logger.remove(Logger.defaultLogger)))
       assert.deepStrictEqual(yield* sql`SELECT sum(balance)::int AS total FROM account`, [{ total: 800 }])
     })
+  )
+})
+
+describe("The pause before a try", () => {
+  /** The pauses of one transaction that fails at every try, in milliseconds; nobody waits for them. */
+  const pauses = (seed: number) =>
+    Effect.gen(function* () {
+      const real = yield* Effect.clock
+      const slept: Array<number> = []
+      const clock: Clock.Clock = {
+        [Clock.ClockTypeId]: Clock.ClockTypeId,
+        unsafeCurrentTimeMillis: () => real.unsafeCurrentTimeMillis(),
+        unsafeCurrentTimeNanos: () => real.unsafeCurrentTimeNanos(),
+        currentTimeMillis: real.currentTimeMillis,
+        currentTimeNanos: real.currentTimeNanos,
+        sleep: (duration) => Effect.sync(() => void slept.push(Duration.toMillis(duration)))
+      }
+      yield* Retry.run({ times: 6, base: "10 millis", max: "100 millis" }, (attempt) => {
+        attempt.again = attempt.mayRetry
+        return Effect.fail("again")
+      }).pipe(Effect.exit, Effect.withRandom(Random.make(seed)), Effect.withClock(clock))
+      return slept
+    })
+
+  it.effect(
+    "is anything from zero to a limit that doubles up to the longest, and there is none after the last",
+    () =>
+      Effect.gen(function* () {
+        const all = yield* Effect.forEach(
+          Array.from({ length: 300 }, (_, seed) => seed),
+          pauses
+        )
+        const limits = [10, 20, 40, 80, 100, 100]
+        for (const [index, limit] of limits.entries()) {
+          const these = all.map((one) => one[index] ?? Number.NaN)
+          assert.isAtLeast(Math.min(...these), 0)
+          assert.isAtMost(Math.max(...these), limit)
+          // Full jitter: from one end to the other.
+          assert.isBelow(Math.min(...these), limit * 0.1)
+          assert.isAbove(Math.max(...these), limit * 0.9)
+        }
+        assert.isTrue(all.every((one) => one.length === limits.length))
+      })
   )
 })
