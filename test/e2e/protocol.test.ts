@@ -52,6 +52,20 @@ const update = (id: number, edit: (doc: Y.Doc) => void) => {
 }
 const writes = (id: number, text: string) => update(id, (doc) => doc.getText("text").insert(0, text))
 
+/** The last of two changes of a document, without the first one. */
+const later = (id: number, edit: (text: Y.Text) => void) => {
+  const doc = new Y.Doc()
+  const text = doc.getText("text")
+  text.insert(0, "ac")
+  const before = Y.encodeStateVector(doc)
+  edit(text)
+  return {
+    _tag: "Update",
+    id,
+    update: Encoding.encodeBase64(Y.encodeStateAsUpdate(doc, before))
+  } as const
+}
+
 layer(Site.layer, { excludeTestServices: true, timeout: "2 minutes" })("the server", (it) => {
   it.scoped("refuses what is no message, and goes on with who sent it", () =>
     Effect.gen(function* () {
@@ -98,7 +112,25 @@ layer(Site.layer, { excludeTestServices: true, timeout: "2 minutes" })("the serv
         { _tag: "Update", id: 2, update: "" } as const,
         writes(3, "carriage\r\nreturn"),
         update(4, (doc) => doc.getText("text").insertEmbed(0, { image: secret })),
-        update(5, (doc) => doc.getArray("text").push([1, 2, 3]))
+        update(5, (doc) => doc.getArray("text").push([1, 2, 3])),
+        update(6, (doc) => doc.getMap("another").set("kept", secret)),
+        update(7, (doc) => {
+          doc.getText("text").insert(0, "as long as what it replaces")
+          doc.getMap(secret).set("gone", 1)
+          doc.getMap(secret).delete("gone")
+        }),
+        update(8, (doc) => doc.getText("text").insert(0, "bold", { bold: secret })),
+        update(9, (doc) => {
+          doc.getText("text").insert(0, "not bold any more", { bold: secret })
+          doc.getText("text").format(0, 17, { bold: null, italic: true })
+        }),
+        update(10, (doc) => doc.getText("text").setAttribute("language", secret)),
+        update(11, (doc) => {
+          doc.getText("text").setAttribute(secret, true)
+          doc.getText("text").removeAttribute(secret)
+        }),
+        later(12, (text) => text.insert(0, "b")),
+        later(13, (text) => text.delete(0, 1))
       ]
       for (const message of bad) {
         assert.include(yield* refused(message), { _tag: "Refused", reason: "BadUpdate", id: message.id })
