@@ -5,7 +5,6 @@ import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import * as Copy from "../Copy.js"
 import type { Database } from "../Database.js"
-import * as DomainError from "./DomainError.js"
 import type { InvalidInput } from "./Input.js"
 
 // -----------------------------------------------------------------------------
@@ -90,7 +89,7 @@ export const insert = <I, A, E>(
             yield* write(first)
             for (let made = second; made.length > 0; made = yield* batch) yield* write(made)
           }),
-          { name: parts.name, expected: DomainError.isDomainError }
+          { name: parts.name }
         )
       }
       return { inserted, skipped: taken - inserted }

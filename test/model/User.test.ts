@@ -1,6 +1,7 @@
 import { PgClient } from "@effect/sql-pg/PgClient"
 import { assert, describe, layer } from "@effect/vitest"
 import { deepStrictEqual } from "@effect/vitest/utils"
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FastCheck from "effect/FastCheck"
@@ -280,7 +281,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
       })
     )
 
-    it.effect("end a transaction with a warning when they are expected, and with an error when not", () =>
+    it.effect("end a transaction with a warning, whoever called it, and faults with an error", () =>
       Effect.gen(function* () {
         const users = yield* User.UserRepository
         const { email } = yield* someUser
@@ -290,12 +291,26 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
           Logger.make(({ logLevel }) => log.push(logLevel.label))
         )
         const clash = users.create(newUser({ email }))
-        yield* Effect.flip(Transaction.run(clash, { expected: DomainError.isDomainError })).pipe(
-          Effect.provide(logger)
+        const levelOf = <E>(error: Effect.Effect<unknown, E>, options?: Transaction.TransactionOptions<E>) =>
+          Effect.map(Effect.exit(Transaction.run(error, options ?? {})).pipe(Effect.provide(logger)), () =>
+            log.splice(0).join()
+          )
+        assert.strictEqual(yield* levelOf(clash), "WARN")
+        class NotInvited extends DomainError.TaggedError("NotInvited") {}
+        assert.strictEqual(yield* levelOf(new NotInvited()), "WARN")
+        const none = { expected: () => false }
+        assert.strictEqual(yield* levelOf(new NotInvited(), none), "WARN")
+        const fault = Effect.fail("a fault")
+        assert.strictEqual(yield* levelOf(fault), "ERROR")
+        assert.strictEqual(yield* levelOf(fault, none), "ERROR")
+        assert.strictEqual(yield* levelOf(fault, { expected: (error) => error === "a fault" }), "WARN")
+        // One that is expected does not hide another that is not.
+        const both = Effect.failCause(Cause.parallel(Cause.fail(new NotInvited()), Cause.fail("a fault")))
+        assert.strictEqual(yield* levelOf(both), "ERROR")
+        assert.strictEqual(
+          yield* levelOf(Effect.zipRight(Effect.ignore(clash), Effect.die("a bug"))),
+          "ERROR"
         )
-        deepStrictEqual(log, ["WARN"])
-        yield* Effect.flip(Transaction.run(clash)).pipe(Effect.provide(logger))
-        deepStrictEqual(log, ["WARN", "ERROR"])
       })
     )
 
