@@ -2,20 +2,20 @@
  * The shared text as Yjs keeps it: functions from bytes to bytes. A state and an update have the same form, and merging
  * them in any order gives the same text.
  */
-import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Y from "yjs"
+import * as DomainError from "../../src/model/DomainError.js"
 import { maxStateBytes, maxTextLength, textName } from "./limits.js"
 
 /** An update that is none, or that does more than change a plain text. It holds no part of it. */
-export class BadUpdate extends Data.TaggedError("BadUpdate")<{ readonly problem: string }> {
+export class BadUpdate extends DomainError.TaggedError("BadUpdate")<{ readonly problem: string }> {
   override get message() {
     return `The change was refused: ${this.problem}.`
   }
 }
 
 /** A change that makes the text, or its history, longer than it may be. */
-export class TextTooLong extends Data.TaggedError("TextTooLong")<{
+export class TextTooLong extends DomainError.TaggedError("TextTooLong")<{
   readonly of: "characters" | "bytes"
   readonly length: number
   readonly limit: number

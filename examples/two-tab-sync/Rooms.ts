@@ -15,8 +15,9 @@ import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import type { ConversationId } from "../../src/model/Conversation.js"
 import { type Announcement, Announcements, type Heard, peoplePerAnnouncement } from "./Announcements.js"
-import type { ConversationId, FromServer, Person } from "./Protocol.js"
+import type { FromServer, Person } from "./Protocol.js"
 
 // -----------------------------------------------------------------------------
 // model

@@ -12,10 +12,10 @@ import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Crypto from "node:crypto"
 import * as Http from "node:http"
+import { Database } from "../../src/Database.js"
+import { ConversationId } from "../../src/model/Conversation.js"
 import { Documents } from "./Documents.js"
-import { Health } from "./Health.js"
 import { Page } from "./Page.js"
-import { ConversationId } from "./Protocol.js"
 import * as Session from "./Session.js"
 
 // -----------------------------------------------------------------------------
@@ -60,7 +60,7 @@ export const layerNode = Layer.unwrapEffect(
 export const layer = Layer.unwrapEffect(
   Effect.gen(function* () {
     const page = yield* Page
-    const health = yield* Health
+    const database = yield* Database
     const documents = yield* Documents
     yield* documents.create(first)
 
@@ -96,11 +96,14 @@ export const layer = Layer.unwrapEffect(
       ),
       HttpRouter.get(
         "/healthz",
-        Effect.map(health.report, (report) =>
-          HttpServerResponse.unsafeJson(report, {
-            status: report.database === "down" ? 503 : 200,
-            headers: { "cache-control": "no-store" }
-          })
+        Effect.map(database.health, ({ status, ...details }) =>
+          HttpServerResponse.unsafeJson(
+            { database: status, ...details },
+            {
+              status: status === "down" ? 503 : 200,
+              headers: { "cache-control": "no-store" }
+            }
+          )
         )
       ),
       HttpRouter.catchTag("ParseError", () => HttpServerResponse.text("Not found", { status: 404 })),
@@ -122,7 +125,8 @@ export const layer = Layer.unwrapEffect(
 /** The text that somebody gets who asks for none. */
 const first = ConversationId.make("00000000-0000-4000-8000-000000000002")
 
-const Path = Schema.Struct({ conversation: ConversationId })
+/** An id is the same in upper case. */
+const Path = Schema.Struct({ conversation: Schema.compose(Schema.Lowercase, ConversationId) })
 
 const goTo = (conversation: ConversationId) =>
   HttpServerResponse.redirect(`/c/${conversation}`, { status: 303 })

@@ -16,17 +16,11 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type * as Net from "node:net"
 import { reasonOf } from "../../src/DatabaseError.js"
+import type { ConversationId } from "../../src/model/Conversation.js"
 import * as Document from "./Document.js"
 import { Documents } from "./Documents.js"
 import { heartbeatMillis, maxMessageLength } from "./limits.js"
-import {
-  type ConversationId,
-  decode,
-  encode,
-  type FromServer,
-  type FromTab,
-  type Refusal
-} from "./Protocol.js"
+import { decode, encode, type FromServer, type FromTab, type Refusal } from "./Protocol.js"
 import { type Membership, Rooms } from "./Rooms.js"
 
 // -----------------------------------------------------------------------------
@@ -133,9 +127,10 @@ const receiver = Effect.fnUntraced(function* (
 
   /** Answers with the reason of a failure, and keeps what only the program's owner should know in the log. */
   const orRefuse = <A, E extends Failure, R>(effect: Effect.Effect<A, E, R>, id?: number) =>
-    Effect.catchAll(effect, (error: Failure) =>
-      error._tag === "SqlError"
-        ? Effect.zipRight(
+    Effect.catchAll(effect, (error: Failure) => {
+      switch (error._tag) {
+        case "SqlError":
+          return Effect.zipRight(
             Effect.logWarning(`The database refused: ${reasonOf(error)?._tag ?? "for an unknown reason"}`),
             refuse(
               "Unavailable",
@@ -143,8 +138,12 @@ const receiver = Effect.fnUntraced(function* (
               id
             )
           )
-        : refuse(error._tag, error.message, id)
-    )
+        case "ConversationNotFound":
+          return refuse("UnknownConversation", "There is no such text.", id)
+        default:
+          return refuse(error._tag, error.message, id)
+      }
+    })
 
   const answer = (message: FromTab): Effect.Effect<void, never, Scope.Scope> => {
     switch (message._tag) {

@@ -174,15 +174,21 @@ export class ConversationRepository extends Context.Tag("promptgrimoire-db/Conve
     ) => Effect.Effect<CrdtVersion, ConversationNotFound | StaleCrdtState | SqlError>
 
     /**
-     * Stores what `merge` makes of the stored state, such as `Y.mergeUpdates` of it and a new update. Meanwhile the row is
-     * locked (FOR NO KEY UPDATE): other saves wait, in this process and in all others, readers do not. So `merge` should do
-     * nothing but merge. Two statements, or one if `merge` gives the stored state back, in a transaction.
+     * Stores what `merge` makes of the stored state, such as `Y.mergeUpdates` of it and a new update. It gets the text, for the
+     * first state to begin with, where there is no state yet, and null where there is one. Meanwhile the row is locked (FOR NO
+     * KEY UPDATE): other saves wait, in this process and in all others, readers do not. So `merge` should do nothing but merge.
+     * Two statements, or one if `merge` gives the stored state back, in a transaction.
      */
     readonly mergeCrdtState: <E, R>(
       id: ConversationId,
-      merge: (stored: Uint8Array | null) => Effect.Effect<Uint8Array, E, R>
+      merge: (stored: Uint8Array | null, rawText: string | null) => Effect.Effect<Uint8Array, E, R>
     ) => Effect.Effect<
-      { readonly state: Uint8Array; readonly version: CrdtVersion },
+      {
+        readonly state: Uint8Array
+        readonly version: CrdtVersion
+        /** Whether it is another state than was stored. */
+        readonly changed: boolean
+      },
       E | ConversationNotFound | SqlError,
       R
     >
@@ -489,18 +495,21 @@ const repository = Effect.gen(function* () {
     mergeCrdtState: Effect.fn("ConversationRepository.mergeCrdtState")((id, merge) =>
       database.transact(
         Effect.gen(function* () {
-          const [row] = yield* sql<Pick<Row, "crdtState">>`
-            SELECT crdt_state AS "crdtState" FROM conversation WHERE id = ${id} FOR NO KEY UPDATE
+          const [row] = yield* sql<Pick<Row, "crdtState"> & { readonly rawText: string | null }>`
+            SELECT crdt_state AS "crdtState", CASE WHEN crdt_state IS NULL THEN raw_text END AS "rawText"
+            FROM conversation
+            WHERE id = ${id}
+            FOR NO KEY UPDATE
           `
           if (row === undefined) return yield* new ConversationNotFound({ conversationId: id })
-          const state = yield* merge(bytesOf(row.crdtState))
-          const merged = crdtVersion(state)
-          if (merged !== crdtVersion(row.crdtState)) {
-            yield* sql`UPDATE conversation SET crdt_state = ${state} WHERE id = ${id}`
-          }
-          return { state, version: merged }
+          const stored = bytesOf(row.crdtState)
+          const state = yield* merge(stored, row.rawText)
+          const version = crdtVersion(state)
+          const changed = version !== crdtVersion(stored)
+          if (changed) yield* sql`UPDATE conversation SET crdt_state = ${state} WHERE id = ${id}`
+          return { state, version, changed }
         }),
-        { name: "ConversationRepository.mergeCrdtState", expected: DomainError.isDomainError }
+        { name: "ConversationRepository.mergeCrdtState" }
       )
     ),
 

@@ -179,6 +179,23 @@ layer(Site.layer, { excludeTestServices: true, timeout: "2 minutes" })("the serv
     })
   )
 
+  it.scoped("has one room for a conversation, also for who writes its id in upper case", () =>
+    Effect.gen(function* () {
+      const path = yield* Site.newText
+      const lower = yield* connect(path)
+      const upper = yield* connect(`/c/${path.slice("/c/".length).toUpperCase()}`)
+      yield* lower.say(hello)
+      yield* upper.say({ ...hello, person: { tab: hello.person.tab.replace("a", "b"), name: "Ben" } })
+      const everybody = upper
+        .hear("People")
+        .pipe(Effect.repeat({ until: ({ people }) => people.length === 2 }))
+      yield* everybody
+      yield* lower.say(writes(1, "for both"))
+      const { update } = yield* upper.hear("Update")
+      assert.isAbove(update.length, "for both".length)
+    })
+  )
+
   it.scoped("says that there is no such conversation", () =>
     Effect.gen(function* () {
       const { hear, say } = yield* connect("/c/00000000-0000-4000-8000-0000000000ff")
