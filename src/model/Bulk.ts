@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import * as Copy from "../Copy.js"
 import type { Database } from "../Database.js"
-import type { InvalidInput } from "./Input.js"
+import { InvalidInput } from "./Input.js"
 
 // -----------------------------------------------------------------------------
 // model
@@ -13,7 +13,7 @@ import type { InvalidInput } from "./Input.js"
 
 /** How rows are inserted in bulk. */
 export interface Options {
-  /** Rows of one statement; 1,000 when left out. A batch also ends once it is larger than 8 MiB. */
+  /** Rows of one statement, at least 1; 1,000 when left out. A batch also ends once it is larger than 8 MiB. */
   readonly batchRows?: number | undefined
   /**
    * What becomes of a row whose id or natural key is taken, by a stored row or by one before it: `fail` (when left out) inserts
@@ -53,8 +53,12 @@ export const insert = <I, A, E>(
   }
 ): Effect.Effect<Result, E | InvalidInput | SqlError> =>
   Effect.suspend(() => {
+    const batchRows = options.batchRows ?? defaultBatchRows
+    if (!(batchRows >= 1)) {
+      const issues = [{ path: "batchRows", message: "must be at least 1" }]
+      return Effect.fail(new InvalidInput({ model: "Bulk.Options", issues }))
+    }
     const rows = input[Symbol.iterator]()
-    const batchRows = Math.max(1, options.batchRows ?? defaultBatchRows)
     let taken = 0
     let inserted = 0
 

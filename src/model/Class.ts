@@ -352,7 +352,15 @@ const repository = Effect.gen(function* () {
     ),
 
     findByInviteCode: Effect.fn("ClassRepository.findByInviteCode")((inviteCode) =>
-      one(sql<Row>`SELECT ${columns} FROM class WHERE invite_code = ${inviteCode.trim()}`)
+      Text.isStorable(inviteCode)
+        ? one(sql<Row>`
+            SELECT ${columns}
+            FROM class
+            WHERE invite_code IN (${Text.canonicalLine(inviteCode)}, ${inviteCode.trim()})
+            ORDER BY invite_code = ${inviteCode.trim()} DESC
+            LIMIT 1
+          `)
+        : Effect.succeedNone
     ),
 
     findManyById,

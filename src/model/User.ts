@@ -4,9 +4,14 @@
  * {@link User} is a row as it is read, with whatever other programs have put there. {@link NewUser} is what goes in, and is
  * checked: text is trimmed and not empty, `''` becomes null, lengths are the columns', control characters are refused.
  *
- * E-mail addresses are one whatever the case of their letters. They are stored in lower case, so that `ix_user_email` keeps
- * them unique; rows of other programs that are not in lower case are found all the same, at the price of a scan of the table
- * when there is no exact match and no index on `lower(email)`.
+ * E-mail addresses are one whatever the case of their letters. They are stored in lower case and in NFC, so that `ix_user_email`
+ * keeps them unique. Rows of other programs whose addresses are not in lower case are found all the same, as PostgreSQL's own
+ * `lower()` sees them. An address that is not there is therefore looked for twice, the second time by a scan of the table, unless
+ * there is an index on those rows, which is tiny:
+ *
+ * ```sql
+ * CREATE INDEX CONCURRENTLY ix_user_email_not_lower ON "user" (lower(email)) WHERE email <> lower(email);
+ * ```
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -272,18 +277,29 @@ const repository = Effect.gen(function* () {
   )
   const one = Effect.map((rows: ReadonlyArray<Row>) => Option.map(Option.fromNullable(rows[0]), toUser))
 
-  /** The spelling that a stored address has, if it is not that of another program's row of user `except`. */
-  const spelling = (email: string, except: UserId | null = null) => sql`
-    coalesce(
-      (SELECT email FROM "user" WHERE email = ${email}::text),
-      (
-        SELECT email FROM "user"
-        WHERE lower(email) = lower(${email}::text) AND id IS DISTINCT FROM ${except}::uuid
-        ORDER BY created_at, id LIMIT 1
-      ),
-      ${email}::text
-    )
-  `
+  /**
+   * The spelling that an address has where it is stored, except by a user who gets it now; else that of ours. `typed` is looked
+   * for too: PostgreSQL puts some letters into another lower case than JavaScript, and none but ASCII in the locale C.
+   */
+  const spelling = (typed: string, except: UserId | null = null) => {
+    const email = Text.canonicalEmail(typed)
+    return sql`
+      coalesce(
+        (
+          SELECT email FROM "user"
+          WHERE email IN (${email}::text, lower(${typed.trim()}::text)) AND id IS DISTINCT FROM ${except}::uuid
+          ORDER BY email = ${email}::text DESC LIMIT 1
+        ),
+        (
+          SELECT email FROM "user"
+          WHERE lower(email) IN (lower(${email}::text), lower(${typed.trim()}::text)) AND email <> lower(email)
+            AND id IS DISTINCT FROM ${except}::uuid
+          ORDER BY created_at, id LIMIT 1
+        ),
+        ${email}::text
+      )
+    `
+  }
 
   const conflicts = <A, E, R>(id: UserId | undefined, self: Effect.Effect<A, E, R>) =>
     self.pipe(
@@ -337,7 +353,7 @@ const repository = Effect.gen(function* () {
         user.id,
         sql`
           INSERT INTO "user" (id, email, display_name, stytch_member_id, created_at)
-          VALUES (${user.id}, ${spelling(user.email)}, ${user.displayName}, ${user.stytchMemberId},
+          VALUES (${user.id}, ${spelling(input.email)}, ${user.displayName}, ${user.stytchMemberId},
                   ${DateTime.formatIso(user.createdAt)})
         `
       )
@@ -349,7 +365,9 @@ const repository = Effect.gen(function* () {
     ),
 
     findByEmail: Effect.fn("UserRepository.findByEmail")((email) =>
-      one(sql<Row>`SELECT ${columns} FROM "user" WHERE email = ${spelling(Text.canonicalEmail(email))}`)
+      Text.isStorable(email)
+        ? one(sql<Row>`SELECT ${columns} FROM "user" WHERE email = ${spelling(email)}`)
+        : Effect.succeedNone
     ),
 
     findManyById,
@@ -357,9 +375,9 @@ const repository = Effect.gen(function* () {
     load: Lookup.make(findManyById),
 
     update: Effect.fn("UserRepository.update")(function* (id, input) {
-      const { displayName, email, stytchMemberId } = yield* decodeChanges(input)
+      const { displayName, stytchMemberId } = yield* decodeChanges(input)
       const changes = [
-        ...(email === undefined ? [] : [sql`email = ${spelling(email, id)}`]),
+        ...(input.email === undefined ? [] : [sql`email = ${spelling(input.email, id)}`]),
         ...(displayName === undefined ? [] : [sql`display_name = ${displayName}`]),
         ...(stytchMemberId === undefined ? [] : [sql`stytch_member_id = ${stytchMemberId}`])
       ]
@@ -402,7 +420,7 @@ const repository = Effect.gen(function* () {
 
     insertOrGet: Effect.fn("UserRepository.insertOrGet")(function* (input) {
       const user = yield* makeAt(input)
-      return yield* insertOr(user, sql`SELECT ${columns} FROM "user" WHERE email = ${spelling(user.email)}`)
+      return yield* insertOr(user, sql`SELECT ${columns} FROM "user" WHERE email = ${spelling(input.email)}`)
     }),
 
     upsert: Effect.fn("UserRepository.upsert")(function* (input) {
@@ -412,7 +430,7 @@ const repository = Effect.gen(function* () {
         sql`
           UPDATE "user"
           SET display_name = ${user.displayName}, stytch_member_id = coalesce(${user.stytchMemberId}, stytch_member_id)
-          WHERE email = ${spelling(user.email)}
+          WHERE email = ${spelling(input.email)}
           RETURNING ${columns}
         `
       ).pipe(DatabaseError.catchUniqueViolation("ix_user_stytch_member_id", () => new StytchMemberTaken()))
@@ -422,27 +440,37 @@ const repository = Effect.gen(function* () {
       Bulk.insert(input, options, {
         name: "UserRepository.insertMany",
         transact: database.transact,
-        make: makeAt,
+        make: (input, prefix) =>
+          Effect.map(makeAt(input, prefix), (user) => ({ ...user, typed: input.email.trim() })),
         bytes: () => 500,
         write: (users) =>
           conflicts(
             undefined,
             Effect.map(
               sql`
+                WITH new AS (
+                  SELECT *
+                  FROM unnest(
+                    ${users.map(({ id }) => id)}::uuid[],
+                    ${users.map(({ email }) => email)}::text[],
+                    ${users.map(({ typed }) => typed)}::text[],
+                    ${users.map(({ displayName }) => displayName)}::text[],
+                    ${users.map(({ stytchMemberId }) => stytchMemberId)}::text[],
+                    ${users.map(({ createdAt }) => DateTime.formatIso(createdAt))}::timestamptz[]
+                  ) AS new (id, email, typed, display_name, stytch_member_id, created_at)
+                ),
+                other AS (
+                  SELECT DISTINCT ON (asked.folded) asked.folded, "user".email
+                  FROM (SELECT lower(email) FROM new UNION SELECT lower(typed) FROM new) AS asked (folded)
+                  JOIN "user" ON lower("user".email) = asked.folded AND "user".email <> lower("user".email)
+                  ORDER BY asked.folded, "user".created_at, "user".id
+                )
                 INSERT INTO "user" (id, email, display_name, stytch_member_id, created_at)
-                SELECT new.id, coalesce(other.email, new.email), new.display_name, new.stytch_member_id, new.created_at
-                FROM unnest(
-                  ${users.map(({ id }) => id)}::uuid[],
-                  ${users.map(({ email }) => email)}::text[],
-                  ${users.map(({ displayName }) => displayName)}::text[],
-                  ${users.map(({ stytchMemberId }) => stytchMemberId)}::text[],
-                  ${users.map(({ createdAt }) => DateTime.formatIso(createdAt))}::timestamptz[]
-                ) AS new (id, email, display_name, stytch_member_id, created_at)
-                LEFT JOIN (
-                  SELECT DISTINCT ON (lower(email)) lower(email) AS folded, email
-                  FROM "user"
-                  WHERE email <> lower(email)
-                ) AS other ON other.folded = new.email
+                SELECT new.id, coalesce(same.email, likewise.email, new.email), new.display_name,
+                       new.stytch_member_id, new.created_at
+                FROM new
+                LEFT JOIN other AS same ON same.folded = lower(new.email)
+                LEFT JOIN other AS likewise ON likewise.folded = lower(new.typed)
                 ${sql.literal(options.onConflict === "skip" ? "ON CONFLICT DO NOTHING" : "")}
                 RETURNING id
               `,
@@ -458,17 +486,23 @@ const repository = Effect.gen(function* () {
       const others = yield* sql<{ readonly folded: string; readonly email: string }>`
         SELECT lower(email) AS folded, email FROM "user" WHERE email <> lower(email)
       `
-      const spellings = new Map(others.map(({ email, folded }) => [folded, email]))
+      const spellings = new Map(
+        others.flatMap(({ email, folded }) => [[folded, email] as const, [email, email] as const])
+      )
       return yield* conflicts(
         undefined,
         Bulk.copy(
           input,
           { table, columns: ["id", "email", "display_name", "stytch_member_id", "created_at"] },
           {
-            make: makeAt,
+            make: (input, prefix) =>
+              Effect.map(makeAt(input, prefix), (user) => ({
+                ...user,
+                email: spellings.get(user.email) ?? spellings.get(input.email.trim()) ?? user.email
+              })),
             values: ({ createdAt, displayName, email, id, stytchMemberId }) => [
               id,
-              spellings.get(email) ?? email,
+              email,
               displayName,
               stytchMemberId,
               DateTime.formatIso(createdAt)
