@@ -12,6 +12,7 @@ import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Crypto from "node:crypto"
 import * as Http from "node:http"
+import * as Net from "node:net"
 import { Database } from "../../src/Database.js"
 import { ConversationId } from "../../src/model/Conversation.js"
 import { Documents } from "./Documents.js"
@@ -45,6 +46,19 @@ export const listening = Config.all({
   )
 })
 
+/** The names, besides addresses, under which browsers may reach the program: `HOST`, and those in `PUBLIC_NAMES`. */
+const names = Config.all([
+  Config.nonEmptyString("HOST").pipe(Config.withDefault("localhost")),
+  Config.string("PUBLIC_NAMES").pipe(Config.withDefault(""))
+]).pipe(
+  Config.map(
+    ([host, others]) =>
+      new Set(
+        ["localhost", host, ...others.split(",")].map((name) => name.trim().toLowerCase()).filter(Boolean)
+      )
+  )
+)
+
 /** A server that closes when it is told to, whatever the browsers think of it. */
 export const layerNode = Layer.unwrapEffect(
   Effect.map(listening, (at) => {
@@ -62,13 +76,14 @@ export const layer = Layer.unwrapEffect(
     const page = yield* Page
     const database = yield* Database
     const documents = yield* Documents
+    const ours = sameOrigin(yield* names)
     yield* documents.create(first)
 
     return HttpRouter.empty.pipe(
       HttpRouter.get("/", goTo(first)),
       HttpRouter.post(
         "/conversations",
-        sameOrigin(
+        ours(
           Effect.gen(function* () {
             const conversation = ConversationId.make(Crypto.randomUUID())
             yield* documents.create(conversation)
@@ -90,7 +105,7 @@ export const layer = Layer.unwrapEffect(
       ),
       HttpRouter.get(
         "/sync/:conversation",
-        sameOrigin(
+        ours(
           Effect.flatMap(HttpRouter.schemaPathParams(Path), ({ conversation }) => Session.run(conversation))
         )
       ),
@@ -143,15 +158,24 @@ const served = (text: string, type: string) =>
     }
   })
 
-/** Browsers let every page open WebSockets to, and post forms to, every address: only our own page may. */
-const sameOrigin = <E, R>(app: Effect.Effect<HttpServerResponse.HttpServerResponse, E, R>) =>
-  Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) => {
-    const origin = Option.fromNullable(headers["origin"]).pipe(
-      Option.flatMap(Option.liftThrowable((text) => new URL(text).host))
-    )
-    const allowed = headers["origin"] === undefined || Option.contains(origin, headers["host"] ?? "")
-    return allowed ? app : HttpServerResponse.text("Another page may not do that.", { status: 403 })
-  })
+/**
+ * Browsers let every page open WebSockets to, and post forms to, every address: only our own page may. A page of another name
+ * could have that name lead to this machine once it is loaded, and pass for ours: so names have to be known. An address cannot
+ * be led elsewhere.
+ */
+const sameOrigin =
+  (names: ReadonlySet<string>) =>
+  <E, R>(app: Effect.Effect<HttpServerResponse.HttpServerResponse, E, R>) =>
+    Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) => {
+      const { host, origin } = headers
+      const page = Option.getOrUndefined(Option.liftThrowable(() => new URL(origin ?? ""))())
+      const allowed =
+        origin === undefined ||
+        (page !== undefined && page.host === host && (isAddress(page.hostname) || names.has(page.hostname)))
+      return allowed ? app : HttpServerResponse.text("Another page may not do that.", { status: 403 })
+    })
+
+const isAddress = (hostname: string) => Net.isIP(hostname.replace(/^\[|\]$/g, "")) !== 0
 
 /** Takes nobody new and cuts off who does not talk: a browser keeps connections open that it may need some day. */
 const close = (server: Http.Server) =>

@@ -13,6 +13,19 @@ import * as Tab from "./support/Tab.js"
 /** A second program on the same database. */
 const another = Effect.flatMap(Site.Site, ({ database }) => Program.start(database))
 
+/** A program with a single connection, which waits for locks, and for that connection, as long as it takes. */
+const patient = Effect.flatMap(Site.Site, ({ database }) =>
+  Program.start(database, {
+    environment: {
+      DATABASE_MIN_CONNECTIONS: "1",
+      DATABASE_MAX_CONNECTIONS: "1",
+      DATABASE_LOCK_TIMEOUT: "off",
+      DATABASE_STATEMENT_TIMEOUT: "off",
+      DATABASE_ACQUIRE_TIMEOUT: "5 minutes"
+    }
+  })
+)
+
 /** A database that is reached over a line. */
 const databaseOver = (database: Redacted.Redacted) =>
   Effect.gen(function* () {
@@ -242,6 +255,50 @@ layer(Site.layer, { excludeTestServices: true, timeout: "2 minutes" })("several 
       }).pipe(sql.withTransaction)
       yield* one.saved
       assert.strictEqual(yield* Site.storedText(path), "waits for the lock")
+    })
+  )
+
+  it.scoped("pass changes on while they cannot say who is there", () =>
+    Effect.gen(function* () {
+      const { program } = yield* Site.Site
+      const busy = yield* patient
+      const path = yield* Site.newText
+      const locked = yield* Site.newText
+      const one = yield* Tab.open(`${busy.address}${path}`, { name: "Ada" })
+      const waiting = yield* Tab.open(`${busy.address}${locked}`, { name: "Ben" })
+      const two = yield* Tab.open(`${program.address}${path}`, { name: "Cleo" })
+      const sql = yield* PgClient.PgClient
+      yield* Effect.gen(function* () {
+        yield* sql`SELECT FROM conversation WHERE id = ${locked.slice("/c/".length)} FOR UPDATE`
+        yield* waiting.types("takes the only connection")
+        yield* Site.eventually(databaseOf(busy), "saturated")
+        // It asks who is there.
+        yield* Tab.open(`${program.address}${path}`, { name: "Dan" })
+        yield* two.types("heard at once")
+        yield* one.shows("heard at once")
+      }).pipe(sql.withTransaction)
+      yield* waiting.saved
+    })
+  )
+
+  it.scoped("save to the last letter what a tab sent before it was closed, and let it ask before", () =>
+    Effect.gen(function* () {
+      const { address } = yield* patient
+      const path = yield* Site.newText
+      const one = yield* Tab.open(`${address}${path}`, { name: "Ada" })
+      const sql = yield* PgClient.PgClient
+      const asks = Effect.promise(() =>
+        one.page.evaluate<boolean>(`!dispatchEvent(new Event("beforeunload", { cancelable: true }))`)
+      )
+      assert.isFalse(yield* asks)
+      yield* Effect.gen(function* () {
+        yield* sql`SELECT FROM conversation WHERE id = ${path.slice("/c/".length)} FOR UPDATE`
+        yield* one.types("typed while the first letter waits")
+        yield* one.saysStatus("Saving …")
+        yield* Site.eventually(asks, true)
+        yield* Effect.promise(() => one.page.goto("about:blank"))
+      }).pipe(sql.withTransaction)
+      yield* Site.eventually(Site.storedText(path), "typed while the first letter waits")
     })
   )
 

@@ -1,3 +1,4 @@
+import * as PgClient from "@effect/sql-pg/PgClient"
 import * as NodeSocket from "@effect/platform-node/NodeSocket"
 import * as Socket from "@effect/platform/Socket"
 import { assert, layer } from "@effect/vitest"
@@ -5,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Encoding from "effect/Encoding"
 import * as Mailbox from "effect/Mailbox"
 import * as Schema from "effect/Schema"
+import * as Http from "node:http"
 import * as Y from "yjs"
 import { maxMessageLength, maxTextLength } from "../../examples/two-tab-sync/limits.js"
 import { FromServer, type FromTab } from "../../examples/two-tab-sync/Protocol.js"
@@ -179,6 +181,22 @@ layer(Site.layer, { excludeTestServices: true, timeout: "2 minutes" })("the serv
     })
   )
 
+  it.scoped("refuses what is too long when it comes, and not when its turn comes", () =>
+    Effect.gen(function* () {
+      const path = yield* Site.newText
+      const { hear, say, write } = yield* connect(path)
+      yield* say(hello)
+      const sql = yield* PgClient.PgClient
+      yield* Effect.gen(function* () {
+        yield* sql`SELECT FROM conversation WHERE id = ${path.slice("/c/".length)} FOR UPDATE`
+        yield* say(writes(1, "waits for the row"))
+        yield* write("".padEnd(maxMessageLength + 1))
+        assert.strictEqual((yield* hear("Refused", "Saved"))._tag, "Refused")
+      }).pipe(sql.withTransaction)
+      assert.include(yield* hear("Refused", "Saved"), { _tag: "Saved", id: 1 })
+    })
+  )
+
   it.scoped("has one room for a conversation, also for who writes its id in upper case", () =>
     Effect.gen(function* () {
       const path = yield* Site.newText
@@ -241,6 +259,33 @@ layer(Site.layer, { excludeTestServices: true, timeout: "2 minutes" })("the serv
       assert.strictEqual(yield* status(path.replace("/c/", "/sync/"), elsewhere), 403)
       assert.strictEqual(yield* status("/conversations", { origin: "not an origin" }, "POST"), 403)
       assert.strictEqual(yield* status("/conversations", { origin: program.address }, "POST"), 303)
+    })
+  )
+
+  it.scoped("knows its own page by the names that it was told, and by any address", () =>
+    Effect.gen(function* () {
+      const { program } = yield* Site.Site
+      const status = (host: string, origin = `http://${host}`) =>
+        Effect.async<number | undefined>((resume) => {
+          const request = Http.request(
+            `${program.address}/conversations`,
+            { method: "POST", headers: { host, origin } },
+            (response) => {
+              response.resume()
+              resume(Effect.succeed(response.statusCode))
+            }
+          )
+          request.end()
+          return Effect.sync(() => request.destroy())
+        })
+      const ours = ["localhost:3000", "127.0.0.1:3000", "192.168.1.7:3000", "[::1]:3000", Site.publicName]
+      for (const host of ours) assert.strictEqual(yield* status(host), 303, host)
+      // Its name leads here by now, and a page of it was loaded before.
+      for (const host of ["evil.example:3000", `${Site.publicName}.evil.example`]) {
+        assert.strictEqual(yield* status(host), 403, host)
+      }
+      assert.strictEqual(yield* status("127.0.0.1:3000", "http://127.0.0.1:3001"), 403)
+      assert.strictEqual(yield* status(Site.publicName, `https://${Site.publicName}`), 303)
     })
   )
 
