@@ -22,14 +22,14 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
-import * as Stream from "effect/Stream"
+import type * as Stream from "effect/Stream"
 import * as Crypto from "node:crypto"
 import * as Database from "../Database.js"
 import * as DatabaseError from "../DatabaseError.js"
 import * as Bulk from "./Bulk.js"
 import * as DomainError from "./DomainError.js"
 import * as Input from "./Input.js"
-import * as Lookup from "./Lookup.js"
+import * as Rows from "./Rows.js"
 import { settle } from "./Settle.js"
 import * as Text from "./Text.js"
 
@@ -271,11 +271,15 @@ const toUser = ({ createdAt, displayName, email, id, stytchMemberId }: Row): Use
 const repository = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
   const database = yield* Database.Database
+  const inDatabase = Effect.provideService(Database.Database, database)
 
-  const columns = sql.literal(
-    `id, email, display_name AS "displayName", stytch_member_id AS "stytchMemberId", created_at AS "createdAt"`
+  const rows = Rows.make<Row, UserId, User>(
+    sql,
+    table,
+    `id, email, display_name AS "displayName", stytch_member_id AS "stytchMemberId", created_at AS "createdAt"`,
+    toUser
   )
-  const one = Effect.map((rows: ReadonlyArray<Row>) => Option.map(Option.fromNullable(rows[0]), toUser))
+  const { columns } = rows
 
   /**
    * The spelling that an address has where it is stored, except by a user who gets it now; else that of ours. `typed` is looked
@@ -339,13 +343,6 @@ const repository = Effect.gen(function* () {
     return { user: toUser(row), created: row.outcome === "made" }
   })
 
-  const findManyById = Effect.fn("UserRepository.findManyById")((ids: ReadonlyArray<UserId>) =>
-    Effect.map(
-      sql<Row>`SELECT ${columns} FROM "user" WHERE id = ANY(${ids}::uuid[])`,
-      (rows): ReadonlyMap<UserId, User> => new Map(rows.map((row) => [row.id, toUser(row)]))
-    )
-  )
-
   return UserRepository.of({
     create: Effect.fn("UserRepository.create")(function* (input) {
       const user = yield* makeAt(input)
@@ -360,19 +357,17 @@ const repository = Effect.gen(function* () {
       return user
     }),
 
-    findById: Effect.fn("UserRepository.findById")((id) =>
-      one(sql<Row>`SELECT ${columns} FROM "user" WHERE id = ${id}`)
-    ),
+    findById: Effect.fn("UserRepository.findById")(rows.byId),
 
     findByEmail: Effect.fn("UserRepository.findByEmail")((email) =>
       Text.isStorable(email)
-        ? one(sql<Row>`SELECT ${columns} FROM "user" WHERE email = ${spelling(email)}`)
+        ? rows.one(sql<Row>`SELECT ${columns} FROM "user" WHERE email = ${spelling(email)}`)
         : Effect.succeedNone
     ),
 
-    findManyById,
+    findManyById: Effect.fn("UserRepository.findManyById")(rows.byIds),
 
-    load: Lookup.make(findManyById),
+    load: rows.load,
 
     update: Effect.fn("UserRepository.update")(function* (id, input) {
       const { displayName, stytchMemberId } = yield* decodeChanges(input)
@@ -381,13 +376,8 @@ const repository = Effect.gen(function* () {
         ...(displayName === undefined ? [] : [sql`display_name = ${displayName}`]),
         ...(stytchMemberId === undefined ? [] : [sql`stytch_member_id = ${stytchMemberId}`])
       ]
-      const updated = one(
-        changes.length === 0
-          ? sql<Row>`SELECT ${columns} FROM "user" WHERE id = ${id}`
-          : sql<Row>`UPDATE "user" SET ${sql.csv(changes)} WHERE id = ${id} RETURNING ${columns}`
-      )
       return yield* Effect.flatMap(
-        updated.pipe(
+        rows.change(id, changes).pipe(
           DatabaseError.catchUniqueViolation("ix_user_email", () => new EmailTaken()),
           DatabaseError.catchUniqueViolation("ix_user_stytch_member_id", () => new StytchMemberTaken())
         ),
@@ -396,8 +386,7 @@ const repository = Effect.gen(function* () {
     }),
 
     delete: Effect.fn("UserRepository.delete")(function* (id) {
-      const deleted = yield* sql`DELETE FROM "user" WHERE id = ${id} RETURNING id`
-      if (deleted.length === 0) yield* new UserNotFound({ userId: id })
+      if (!(yield* rows.remove(id))) yield* new UserNotFound({ userId: id })
     }),
 
     deletionImpact: Effect.fn("UserRepository.deletionImpact")(function* (id) {
@@ -439,7 +428,6 @@ const repository = Effect.gen(function* () {
     insertMany: Effect.fn("UserRepository.insertMany")((input, options = {}) =>
       Bulk.insert(input, options, {
         name: "UserRepository.insertMany",
-        transact: database.transact,
         make: (input, prefix) =>
           Effect.map(makeAt(input, prefix), (user) => ({ ...user, typed: input.email.trim() })),
         bytes: () => 500,
@@ -477,7 +465,7 @@ const repository = Effect.gen(function* () {
               (inserted) => inserted.length
             )
           )
-      })
+      }).pipe(inDatabase)
     ),
 
     insertStream: Effect.fn("UserRepository.insertStream")(function* <E, R>(
@@ -509,14 +497,11 @@ const repository = Effect.gen(function* () {
             ]
           }
         )
-      ).pipe(Effect.provideService(Database.Database, database))
+      ).pipe(inDatabase)
     }),
 
-    stream: Stream.map(sql<Row>`SELECT ${columns} FROM "user" ORDER BY id`.stream, toUser),
+    stream: rows.stream(sql`ORDER BY id`),
 
-    count: Effect.map(
-      sql<{ readonly count: number }>`SELECT count(*)::float8 AS count FROM "user"`,
-      ([row]) => row?.count ?? 0
-    )
+    count: rows.count()
   })
 })
