@@ -7,10 +7,11 @@
  * E-mail addresses are one whatever the case of their letters. They are stored in lower case and in NFC, so that `ix_user_email`
  * keeps them unique. Rows of other programs whose addresses are not in lower case are found all the same, as PostgreSQL's own
  * `lower()` sees them. An address that is not there is therefore looked for twice, the second time by a scan of the table, unless
- * there is an index on those rows, which is tiny:
+ * there is an index on `lower(email)`:
  *
  * ```sql
- * CREATE INDEX CONCURRENTLY ix_user_email_not_lower ON "user" (lower(email)) WHERE email <> lower(email);
+ * CREATE INDEX CONCURRENTLY ix_user_lower_email ON "user" (lower(email));
+ * ANALYZE "user";
  * ```
  */
 import * as SqlClient from "@effect/sql/SqlClient"
@@ -296,7 +297,7 @@ const repository = Effect.gen(function* () {
         ),
         (
           SELECT email FROM "user"
-          WHERE lower(email) IN (lower(${email}::text), lower(${typed.trim()}::text)) AND email <> lower(email)
+          WHERE lower(email) IN (lower(${email}::text), lower(${typed.trim()}::text))
             AND id IS DISTINCT FROM ${except}::uuid
           ORDER BY created_at, id LIMIT 1
         ),
@@ -450,7 +451,7 @@ const repository = Effect.gen(function* () {
                 other AS (
                   SELECT DISTINCT ON (asked.folded) asked.folded, "user".email
                   FROM (SELECT lower(email) FROM new UNION SELECT lower(typed) FROM new) AS asked (folded)
-                  JOIN "user" ON lower("user".email) = asked.folded AND "user".email <> lower("user".email)
+                  JOIN "user" ON lower("user".email) = asked.folded
                   ORDER BY asked.folded, "user".created_at, "user".id
                 )
                 INSERT INTO "user" (id, email, display_name, stytch_member_id, created_at)
