@@ -1,6 +1,6 @@
 /**
- * What a test costs: in a rolled-back transaction of a shared database, and on a database cloned from the template. Prints the median and the 95th percentile
- * of each, and of what a clone cannot do without.
+ * What a test costs: in a rolled-back transaction of a shared database, and on a database cloned from the template. Prints the
+ * median and the 95th percentile of each, and of what a clone cannot do without. Exits with 1 when a median is above its budget.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Console from "effect/Console"
@@ -19,6 +19,7 @@ const loader = Migrator.fromDirectory(fileURLToPath(new URL("../migrations", imp
 
 const one = Effect.flatMap(SqlClient.SqlClient, (sql) => sql`SELECT 1`)
 
+/** Measures, and gives the median in milliseconds. */
 const measure = <E, R>(name: string, runs: number, test: Effect.Effect<unknown, E, R>) =>
   Effect.gen(function* () {
     yield* test
@@ -27,10 +28,14 @@ const measure = <E, R>(name: string, runs: number, test: Effect.Effect<unknown, 
       runs
     )
     const sorted = times.sort((left, right) => left - right)
-    const at = (share: number) =>
-      (sorted[Math.floor(share * (runs - 1))] ?? Number.NaN).toFixed(2).padStart(8)
-    yield* Console.log(`${name.padEnd(52)} median ${at(0.5)} ms   p95 ${at(0.95)} ms   (${runs} runs)`)
+    const at = (share: number) => sorted[Math.floor(share * (runs - 1))] ?? Number.NaN
+    const shown = (share: number) => at(share).toFixed(2).padStart(8)
+    yield* Console.log(`${name.padEnd(52)} median ${shown(0.5)} ms   p95 ${shown(0.95)} ms   (${runs} runs)`)
+    return at(0.5)
   })
+
+/** What a test may cost, in milliseconds: its transaction, or its clone. */
+const budgets = { rollback: 5, clone: 30 }
 
 /** What a clone is made of, each part alone: the control of the figures above it. */
 const parts = (server: Redacted.Redacted) =>
@@ -66,11 +71,12 @@ const program = Effect.gen(function* () {
   const configured = Layer.setConfigProvider(
     ConfigProvider.fromMap(new Map([["TEST_DATABASE_URL", Redacted.value(server.url)]]))
   )
-  yield* measure("a test in TestDatabase.rollback", 300, Effect.provide(one, TestDatabase.rollback)).pipe(
-    Effect.provide(TestDatabase.layer({ loader })),
-    Effect.provide(configured)
-  )
-  yield* measure(
+  const rollback = yield* measure(
+    "a test in TestDatabase.rollback",
+    300,
+    Effect.provide(one, TestDatabase.rollback)
+  ).pipe(Effect.provide(TestDatabase.layer({ loader })), Effect.provide(configured))
+  const clone = yield* measure(
     "TestDatabase.make: a clone of the migrated template",
     40,
     Effect.scoped(TestDatabase.make({ loader }))
@@ -81,6 +87,11 @@ const program = Effect.gen(function* () {
     Effect.provide(one, TestDatabase.layer({ loader }))
   ).pipe(Effect.provide(configured))
   yield* Effect.scoped(parts(server.url))
+  if (rollback <= budgets.rollback && clone <= budgets.clone) return 0
+  yield* Console.error(
+    `Above the budget of ${budgets.rollback} ms for a transaction and ${budgets.clone} ms for a clone.`
+  )
+  return 1
 })
 
-await Effect.runPromise(program.pipe(Effect.provide(EmbeddedPostgres.layer())))
+process.exitCode = await Effect.runPromise(program.pipe(Effect.provide(EmbeddedPostgres.layer())))

@@ -22,8 +22,8 @@ export { rollbackMessage } from "./driver/Transact.js"
  * - Success commits. A failed COMMIT is a `DatabaseError` of its own reason, such as `ForeignKeyViolation` from a deferred
  *   constraint; one that the server answered with ROLLBACK, because a statement had failed and the body went on, is
  *   `TransactionRolledBack`; one that was lost on the way is `CommitOutcomeUnknown`.
- * - Failure, defect and interruption roll back, after the cause was logged at ERROR ({@link TransactionOptions.expected}
- *   errors at WARNING). An error of the rollback itself comes after the body's in the cause.
+ * - Failure, defect and interruption roll back, after the cause was logged at ERROR (domain errors, and those that are
+ *   {@link TransactionOptions.expected}, at WARNING). An error of the rollback itself comes after the body's in the cause.
  * - Inside another transaction it is a savepoint, released on success. Fibers that share a transaction take turns.
  * - Waiting for a connection can be interrupted, and ends with `AcquireTimeout`.
  */

@@ -15,8 +15,9 @@ import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import * as Crypto from "node:crypto"
+import { ConversationId } from "../../src/model/Conversation.js"
 import * as Notification from "../../src/Notification.js"
-import { ConversationId, Person } from "./Protocol.js"
+import { Person } from "./Protocol.js"
 
 // -----------------------------------------------------------------------------
 // model

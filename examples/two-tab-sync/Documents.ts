@@ -1,32 +1,26 @@
 /**
- * The shared texts in the table `conversation`: `crdt_state` holds the Yjs state, and the row's lock is what makes two processes
- * that merge at the same time do it one after the other.
+ * The shared texts in the table `conversation`: `crdt_state` holds the Yjs state. The repository holds the row while a change is
+ * merged into it, so two processes that merge at the same time do it one after the other.
  */
-import * as PgClient from "@effect/sql-pg/PgClient"
 import type * as SqlError from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
-import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Predicate from "effect/Predicate"
 import * as Database from "../../src/Database.js"
+import * as Class from "../../src/model/Class.js"
+import {
+  type ConversationId,
+  ConversationNotFound,
+  ConversationRepository
+} from "../../src/model/Conversation.js"
+import * as User from "../../src/model/User.js"
 import * as Transaction from "../../src/Transaction.js"
 import { Announcements, edited } from "./Announcements.js"
 import * as Document from "./Document.js"
-import type { ConversationId } from "./Protocol.js"
 
 // -----------------------------------------------------------------------------
-// model
+// tag
 // -----------------------------------------------------------------------------
-
-/** There is no conversation of that id. */
-export class UnknownConversation extends Data.TaggedError("UnknownConversation")<{
-  readonly conversation: ConversationId
-}> {
-  override get message() {
-    return "There is no such conversation."
-  }
-}
 
 /** The shared texts. */
 export class Documents extends Context.Tag("two-tab-sync/Documents")<
@@ -35,7 +29,7 @@ export class Documents extends Context.Tag("two-tab-sync/Documents")<
     /** The committed state of a text. */
     readonly read: (
       conversation: ConversationId
-    ) => Effect.Effect<Uint8Array, UnknownConversation | SqlError.SqlError>
+    ) => Effect.Effect<Uint8Array, ConversationNotFound | SqlError.SqlError>
     /**
      * Merges an update into a text. It is committed when this succeeds, and announced to the other processes with the same
      * commit. It can be repeated: what is already part of the text changes nothing.
@@ -45,9 +39,9 @@ export class Documents extends Context.Tag("two-tab-sync/Documents")<
       update: Uint8Array
     ) => Effect.Effect<
       void,
-      UnknownConversation | Document.BadUpdate | Document.TextTooLong | SqlError.SqlError
+      ConversationNotFound | Document.BadUpdate | Document.TextTooLong | SqlError.SqlError
     >
-    /** Makes an empty text in the class of the demonstration. */
+    /** Makes an empty text in the class of the demonstration; one that is there stays as it is. */
     readonly create: (conversation: ConversationId) => Effect.Effect<void, SqlError.SqlError>
   }
 >() {}
@@ -57,66 +51,50 @@ export class Documents extends Context.Tag("two-tab-sync/Documents")<
 // -----------------------------------------------------------------------------
 
 const make = Effect.gen(function* () {
-  const sql = yield* PgClient.PgClient
+  const users = yield* User.UserRepository
+  const classes = yield* Class.ClassRepository
+  const conversations = yield* ConversationRepository
   const database = yield* Database.Database
   const announcements = yield* Announcements
 
-  const stateIn = Effect.fnUntraced(function* (conversation: ConversationId, rows: ReadonlyArray<Row>) {
-    const [row] = rows
-    if (row === undefined) return yield* new UnknownConversation({ conversation })
-    return row.crdt_state ?? Document.initial(row.raw_text)
-  })
-
-  const read = Effect.fn("Documents.read")(function* (conversation: ConversationId) {
-    const rows = yield* sql<Row>`
-      SELECT crdt_state, CASE WHEN crdt_state IS NULL THEN raw_text ELSE '' END AS raw_text
-      FROM conversation
-      WHERE id = ${conversation}
-    `
-    return yield* stateIn(conversation, rows)
+  const read = Effect.fn("Documents.read")(function* (id: ConversationId) {
+    const { crdtState, rawText } = yield* Effect.mapError(
+      Effect.flatten(conversations.findById(id)),
+      (error) => (error._tag === "SqlError" ? error : new ConversationNotFound({ conversationId: id }))
+    )
+    return crdtState ?? Document.initial(rawText)
   })
 
   const save = Effect.fn("Documents.save")(
-    function* (conversation: ConversationId, update: Uint8Array) {
-      // The row's lock, held until the commit: nobody merges into a state that is about to be replaced.
-      const rows = yield* sql<Row>`
-        SELECT crdt_state, CASE WHEN crdt_state IS NULL THEN raw_text ELSE '' END AS raw_text
-        FROM conversation
-        WHERE id = ${conversation}
-        FOR UPDATE
-      `
-      const state = yield* stateIn(conversation, rows)
-      const merged = yield* Document.merge(state, update)
-      if (Buffer.compare(state, merged) === 0) return
-      yield* sql`UPDATE conversation SET crdt_state = ${Buffer.from(merged)} WHERE id = ${conversation}`
-      yield* announcements.announce([edited(conversation, update)])
+    function* (id: ConversationId, update: Uint8Array) {
+      const { changed } = yield* conversations.mergeCrdtState(id, (state, rawText) =>
+        Document.merge(state ?? Document.initial(rawText ?? ""), update)
+      )
+      if (changed) yield* announcements.announce([edited(id, update)])
     },
     (body) =>
-      Transaction.run(body, { name: "save a change", expected: isRefusal }).pipe(
+      Transaction.run(body, { name: "save a change" }).pipe(
         Effect.provideService(Database.Database, database)
       )
   )
 
   const create = Effect.fn("Documents.create")(
-    function* (conversation: ConversationId) {
-      yield* sql`
-        INSERT INTO "user" (id, email, display_name, created_at)
-        VALUES (${demoId}, 'demo@two-tab-sync.invalid', 'Demonstration', now())
-        ON CONFLICT (id) DO NOTHING
-      `
-      yield* sql`
-        INSERT INTO class (id, name, owner_id, invite_code, created_at)
-        VALUES (${demoId}, 'Two tabs in sync', ${demoId}, 'TWO-TAB-SYNC', now())
-        ON CONFLICT (id) DO NOTHING
-      `
-      yield* sql`
-        INSERT INTO conversation (id, class_id, owner_id, raw_text, created_at)
-        VALUES (${conversation}, ${demoId}, ${demoId}, '', now())
-        ON CONFLICT (id) DO NOTHING
-      `
+    function* (id: ConversationId) {
+      const { user } = yield* users.insertOrGet({
+        id: demoId,
+        email: "demo@two-tab-sync.invalid",
+        displayName: "Demonstration"
+      })
+      const made = yield* classes.insertOrGet({
+        id: demoId,
+        name: "Two tabs in sync",
+        ownerId: user.id,
+        inviteCode: "TWO-TAB-SYNC"
+      })
+      yield* conversations.insertOrGet({ id, classId: made.class.id, ownerId: user.id, rawText: "" })
     },
-    (body) =>
-      Transaction.run(body, { name: "make a text" }).pipe(Effect.provideService(Database.Database, database))
+    // Where the rows of the demonstration belong to somebody else, there is nothing that the program could do.
+    Effect.catchAll((error) => (error._tag === "SqlError" ? Effect.fail(error) : Effect.die(error)))
   )
 
   return Documents.of({ read, save, create })
@@ -129,16 +107,5 @@ export const layer = Layer.effect(Documents, make)
 // internal
 // -----------------------------------------------------------------------------
 
-interface Row {
-  readonly crdt_state: Uint8Array | null
-  readonly raw_text: string
-}
-
-/** The user and the class that the texts of this program belong to. */
+/** The id of the user, and that of the class, that the texts of this program belong to. */
 const demoId = "00000000-0000-4000-8000-000000000001"
-
-/** A change that is refused is no fault of the program: its rollback is logged at WARNING. */
-const isRefusal = (error: unknown): boolean =>
-  Predicate.isTagged(error, "UnknownConversation") ||
-  Predicate.isTagged(error, "BadUpdate") ||
-  Predicate.isTagged(error, "TextTooLong")

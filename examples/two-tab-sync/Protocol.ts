@@ -10,10 +10,6 @@ import { maxNameLength } from "./limits.js"
 // model
 // -----------------------------------------------------------------------------
 
-/** Names a conversation. */
-export const ConversationId = Schema.UUID.pipe(Schema.brand("ConversationId"))
-export type ConversationId = typeof ConversationId.Type
-
 /** Somebody who looks at a text: one of their tabs, by an id that it chose itself, and the name they gave. */
 export const Person = Schema.Struct({
   tab: Schema.UUID,

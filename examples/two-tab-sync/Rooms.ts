@@ -11,12 +11,14 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Mailbox from "effect/Mailbox"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import type { ConversationId } from "../../src/model/Conversation.js"
 import { type Announcement, Announcements, type Heard, peoplePerAnnouncement } from "./Announcements.js"
-import type { ConversationId, FromServer, Person } from "./Protocol.js"
+import type { FromServer, Person } from "./Protocol.js"
 
 // -----------------------------------------------------------------------------
 // model
@@ -99,10 +101,16 @@ const make = Effect.gen(function* () {
     } satisfies Membership
   })
 
+  /** What is said about who is there, one after the other: it waits for a connection, and changes of texts must not wait for it. */
+  const answers = yield* Mailbox.make<Iterable<Announcement>>({
+    capacity: maxAnswers,
+    strategy: "sliding"
+  })
+
   const hear = Effect.fnUntraced(function* (heard: Heard) {
     if (heard._tag === "Missed") {
       for (const room of rooms.values()) tell(room, { _tag: "Behind" })
-      yield* announce(Array.from(rooms.keys(), (conversation) => ({ _tag: "WhoIsThere", conversation })))
+      answers.unsafeOffer(Array.from(rooms.keys(), (conversation) => ({ _tag: "WhoIsThere", conversation })))
       return
     }
     const { announcement, from } = heard
@@ -137,7 +145,7 @@ const make = Effect.gen(function* () {
       }
       case "WhoIsThere": {
         const room = rooms.get(announcement.conversation)
-        if (room !== undefined) yield* announce(presentIn([[announcement.conversation, room]]))
+        if (room !== undefined) answers.unsafeOffer(presentIn([[announcement.conversation, room]]))
       }
     }
   })
@@ -155,6 +163,7 @@ const make = Effect.gen(function* () {
   })
 
   yield* Effect.forkScoped(Stream.runForEach(announcements.heard, hear))
+  yield* Effect.forkScoped(Effect.forever(Effect.flatMap(answers.take, announce)))
   yield* Effect.forkScoped(Effect.repeat(beat, Schedule.spaced(heartbeat)))
   return Rooms.of({ join })
 })
@@ -168,6 +177,9 @@ export const layer = Layer.scoped(Rooms, make)
 
 /** How often a process says who is connected to it. */
 const heartbeat = Duration.seconds(2)
+
+/** How many answers may wait. What is left out then is said with the next heartbeat. */
+const maxAnswers = 64
 
 /** After this silence a tab of another process is not there. */
 const goneAfter = Duration.times(heartbeat, 3)

@@ -12,10 +12,11 @@ import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Crypto from "node:crypto"
 import * as Http from "node:http"
+import * as Net from "node:net"
+import { Database } from "../../src/Database.js"
+import { ConversationId } from "../../src/model/Conversation.js"
 import { Documents } from "./Documents.js"
-import { Health } from "./Health.js"
 import { Page } from "./Page.js"
-import { ConversationId } from "./Protocol.js"
 import * as Session from "./Session.js"
 
 // -----------------------------------------------------------------------------
@@ -45,6 +46,19 @@ export const listening = Config.all({
   )
 })
 
+/** The names, besides addresses, under which browsers may reach the program: `HOST`, and those in `PUBLIC_NAMES`. */
+const names = Config.all([
+  Config.nonEmptyString("HOST").pipe(Config.withDefault("localhost")),
+  Config.string("PUBLIC_NAMES").pipe(Config.withDefault(""))
+]).pipe(
+  Config.map(
+    ([host, others]) =>
+      new Set(
+        ["localhost", host, ...others.split(",")].map((name) => name.trim().toLowerCase()).filter(Boolean)
+      )
+  )
+)
+
 /** A server that closes when it is told to, whatever the browsers think of it. */
 export const layerNode = Layer.unwrapEffect(
   Effect.map(listening, (at) => {
@@ -60,15 +74,16 @@ export const layerNode = Layer.unwrapEffect(
 export const layer = Layer.unwrapEffect(
   Effect.gen(function* () {
     const page = yield* Page
-    const health = yield* Health
+    const database = yield* Database
     const documents = yield* Documents
+    const ours = sameOrigin(yield* names)
     yield* documents.create(first)
 
     return HttpRouter.empty.pipe(
       HttpRouter.get("/", goTo(first)),
       HttpRouter.post(
         "/conversations",
-        sameOrigin(
+        ours(
           Effect.gen(function* () {
             const conversation = ConversationId.make(Crypto.randomUUID())
             yield* documents.create(conversation)
@@ -90,17 +105,20 @@ export const layer = Layer.unwrapEffect(
       ),
       HttpRouter.get(
         "/sync/:conversation",
-        sameOrigin(
+        ours(
           Effect.flatMap(HttpRouter.schemaPathParams(Path), ({ conversation }) => Session.run(conversation))
         )
       ),
       HttpRouter.get(
         "/healthz",
-        Effect.map(health.report, (report) =>
-          HttpServerResponse.unsafeJson(report, {
-            status: report.database === "down" ? 503 : 200,
-            headers: { "cache-control": "no-store" }
-          })
+        Effect.map(database.health, ({ status, ...details }) =>
+          HttpServerResponse.unsafeJson(
+            { database: status, ...details },
+            {
+              status: status === "down" ? 503 : 200,
+              headers: { "cache-control": "no-store" }
+            }
+          )
         )
       ),
       HttpRouter.catchTag("ParseError", () => HttpServerResponse.text("Not found", { status: 404 })),
@@ -122,7 +140,8 @@ export const layer = Layer.unwrapEffect(
 /** The text that somebody gets who asks for none. */
 const first = ConversationId.make("00000000-0000-4000-8000-000000000002")
 
-const Path = Schema.Struct({ conversation: ConversationId })
+/** An id is the same in upper case. */
+const Path = Schema.Struct({ conversation: Schema.compose(Schema.Lowercase, ConversationId) })
 
 const goTo = (conversation: ConversationId) =>
   HttpServerResponse.redirect(`/c/${conversation}`, { status: 303 })
@@ -139,15 +158,24 @@ const served = (text: string, type: string) =>
     }
   })
 
-/** Browsers let every page open WebSockets to, and post forms to, every address: only our own page may. */
-const sameOrigin = <E, R>(app: Effect.Effect<HttpServerResponse.HttpServerResponse, E, R>) =>
-  Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) => {
-    const origin = Option.fromNullable(headers["origin"]).pipe(
-      Option.flatMap(Option.liftThrowable((text) => new URL(text).host))
-    )
-    const allowed = headers["origin"] === undefined || Option.contains(origin, headers["host"] ?? "")
-    return allowed ? app : HttpServerResponse.text("Another page may not do that.", { status: 403 })
-  })
+/**
+ * Browsers let every page open WebSockets to, and post forms to, every address: only our own page may. A page of another name
+ * could have that name lead to this machine once it is loaded, and pass for ours: so names have to be known. An address cannot
+ * be led elsewhere.
+ */
+const sameOrigin =
+  (names: ReadonlySet<string>) =>
+  <E, R>(app: Effect.Effect<HttpServerResponse.HttpServerResponse, E, R>) =>
+    Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) => {
+      const { host, origin } = headers
+      const page = Option.getOrUndefined(Option.liftThrowable(() => new URL(origin ?? ""))())
+      const allowed =
+        origin === undefined ||
+        (page !== undefined && page.host === host && (isAddress(page.hostname) || names.has(page.hostname)))
+      return allowed ? app : HttpServerResponse.text("Another page may not do that.", { status: 403 })
+    })
+
+const isAddress = (hostname: string) => Net.isIP(hostname.replace(/^\[|\]$/g, "")) !== 0
 
 /** Takes nobody new and cuts off who does not talk: a browser keeps connections open that it may need some day. */
 const close = (server: Http.Server) =>

@@ -1,7 +1,7 @@
 /**
  * One tab's WebSocket, from the upgrade to the end.
  *
- * What a tab says is worked off in its order, one message at a time. A save that has begun ends, even when its tab is gone.
+ * What a tab says is worked off in its order, one message at a time, to the last one that has arrived, even when its tab is gone.
  */
 import * as NodeHttpServerRequest from "@effect/platform-node/NodeHttpServerRequest"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
@@ -10,23 +10,16 @@ import * as Socket from "@effect/platform/Socket"
 import type * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Fiber from "effect/Fiber"
 import * as Mailbox from "effect/Mailbox"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type * as Net from "node:net"
 import { reasonOf } from "../../src/DatabaseError.js"
+import type { ConversationId } from "../../src/model/Conversation.js"
 import * as Document from "./Document.js"
 import { Documents } from "./Documents.js"
 import { heartbeatMillis, maxMessageLength } from "./limits.js"
-import {
-  type ConversationId,
-  decode,
-  encode,
-  type FromServer,
-  type FromTab,
-  type Refusal
-} from "./Protocol.js"
+import { decode, encode, type FromServer, type FromTab, type Refusal } from "./Protocol.js"
 import { type Membership, Rooms } from "./Rooms.js"
 
 // -----------------------------------------------------------------------------
@@ -36,7 +29,7 @@ import { type Membership, Rooms } from "./Rooms.js"
 /** Upgrades the request, and talks with the tab until one of them hangs up. */
 export const run = Effect.fn("Session.run")(function* (conversation: ConversationId) {
   const request = yield* HttpServerRequest.HttpServerRequest
-  const { send, inbox, closed } = yield* open(
+  const { send, inbox } = yield* open(
     yield* request.upgrade,
     NodeHttpServerRequest.toIncomingMessage(request).socket
   )
@@ -47,13 +40,7 @@ export const run = Effect.fn("Session.run")(function* (conversation: Conversatio
       Schedule.spaced(heartbeat)
     )
   )
-  yield* inbox.take.pipe(
-    Effect.timeout(silence),
-    Effect.flatMap(receive),
-    Effect.forever,
-    Effect.raceFirst(closed),
-    Effect.ignore
-  )
+  yield* inbox.take.pipe(Effect.timeout(silence), Effect.flatMap(receive), Effect.forever, Effect.ignore)
   return HttpServerResponse.empty()
 }, Effect.scoped)
 
@@ -81,11 +68,27 @@ const open = Effect.fnUntraced(function* (socket: Socket.Socket, tcp: Net.Socket
   const outbox = yield* Mailbox.make<string>()
   const write = yield* socket.writer
 
-  const reading = yield* Effect.forkScoped(
-    socket.runRaw((frame) => {
-      // A frame that is not text is no message either, and is refused as one.
-      if (!inbox.unsafeOffer(typeof frame === "string" ? frame : "")) tcp.destroy()
-    })
+  const send = (message: FromServer): void => {
+    if (tcp.writableLength > maxBacklog) tcp.destroy()
+    else outbox.unsafeOffer(encode(message))
+  }
+
+  yield* Effect.forkScoped(
+    socket
+      .runRaw((frame) => {
+        if (frame.length > maxMessageLength) {
+          // Nothing of that size is kept until its turn comes.
+          send({
+            _tag: "Refused",
+            reason: "MessageTooLong",
+            message: `A message may have ${maxMessageLength} characters.`
+          })
+          return
+        }
+        // A frame that is not text is no message either, and is refused as one.
+        if (!inbox.unsafeOffer(typeof frame === "string" ? frame : "")) tcp.destroy()
+      })
+      .pipe(Effect.ensuring(inbox.end))
   )
   yield* Effect.addFinalizer(() =>
     write(new Socket.CloseEvent(serviceRestart, "connect again")).pipe(
@@ -95,11 +98,7 @@ const open = Effect.fnUntraced(function* (socket: Socket.Socket, tcp: Net.Socket
     )
   )
   yield* Effect.forkScoped(Effect.forever(Effect.flatMap(outbox.take, write)))
-  const send = (message: FromServer): void => {
-    if (tcp.writableLength > maxBacklog) tcp.destroy()
-    else outbox.unsafeOffer(encode(message))
-  }
-  return { send, inbox, closed: Fiber.join(reading) }
+  return { send, inbox }
 })
 
 /** The close code of RFC 6455's registry for a server that goes down and that others replace. */
@@ -133,9 +132,10 @@ const receiver = Effect.fnUntraced(function* (
 
   /** Answers with the reason of a failure, and keeps what only the program's owner should know in the log. */
   const orRefuse = <A, E extends Failure, R>(effect: Effect.Effect<A, E, R>, id?: number) =>
-    Effect.catchAll(effect, (error: Failure) =>
-      error._tag === "SqlError"
-        ? Effect.zipRight(
+    Effect.catchAll(effect, (error: Failure) => {
+      switch (error._tag) {
+        case "SqlError":
+          return Effect.zipRight(
             Effect.logWarning(`The database refused: ${reasonOf(error)?._tag ?? "for an unknown reason"}`),
             refuse(
               "Unavailable",
@@ -143,8 +143,12 @@ const receiver = Effect.fnUntraced(function* (
               id
             )
           )
-        : refuse(error._tag, error.message, id)
-    )
+        case "ConversationNotFound":
+          return refuse("UnknownConversation", "There is no such text.", id)
+        default:
+          return refuse(error._tag, error.message, id)
+      }
+    })
 
   const answer = (message: FromTab): Effect.Effect<void, never, Scope.Scope> => {
     switch (message._tag) {
@@ -176,13 +180,11 @@ const receiver = Effect.fnUntraced(function* (
   }
 
   return (frame: string) =>
-    frame.length > maxMessageLength
-      ? refuse("MessageTooLong", `A message may have ${maxMessageLength} characters.`)
-      : Effect.matchEffect(decode(frame), {
-          // The reason would quote what was sent, which may be somebody's text.
-          onFailure: () => refuse("BadMessage", "This is no message of the protocol."),
-          onSuccess: answer
-        })
+    Effect.matchEffect(decode(frame), {
+      // The reason would quote what was sent, which may be somebody's text.
+      onFailure: () => refuse("BadMessage", "This is no message of the protocol."),
+      onSuccess: answer
+    })
 })
 
 type Failure = Effect.Effect.Error<ReturnType<Context.Tag.Service<Documents>["save"]>>

@@ -18,9 +18,11 @@ import { loader } from "../../migrations/index.js"
 import * as Database from "../../src/Database.js"
 import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as Migrator from "../../src/Migrator.js"
+import * as Class from "../../src/model/Class.js"
+import * as Conversation from "../../src/model/Conversation.js"
+import * as User from "../../src/model/User.js"
 import * as Announcements from "./Announcements.js"
 import * as Documents from "./Documents.js"
-import * as Health from "./Health.js"
 import * as Page from "./Page.js"
 import * as Rooms from "./Rooms.js"
 import * as Server from "./Server.js"
@@ -41,7 +43,10 @@ const database = Layer.scopedContext(
 )
 const migrated = Layer.provideMerge(Migrator.layer({ loader }), database)
 
-const texts = Layer.mergeAll(Rooms.layer, Documents.layer).pipe(Layer.provide(Announcements.layer))
+const repositories = Layer.mergeAll(User.layer, Class.layer, Conversation.layer)
+const texts = Layer.merge(Rooms.layer, Documents.layer).pipe(
+  Layer.provide(Layer.merge(Announcements.layer, repositories))
+)
 
 const address = Layer.effectDiscard(
   HttpServer.addressFormattedWith((address) => Console.log(`Two tabs in sync: ${address}/`))
@@ -51,7 +56,7 @@ const address = Layer.effectDiscard(
 const program = address.pipe(
   Layer.provide(Server.layer),
   Layer.provide(Server.layerNode),
-  Layer.provide(Layer.mergeAll(texts, Health.layer, Page.layer)),
+  Layer.provide(Layer.merge(texts, Page.layer)),
   Layer.provide(Layer.merge(migrated, NodeContext.layer))
 )
 

@@ -18,6 +18,7 @@ import {
 } from "./Backend.js"
 import { type CopyConnection, endedError, makeConnection, streamPortal } from "./connections.js"
 import { type Decisions, isEndOfServer } from "./Decisions.js"
+import { isMarked } from "./expected.js"
 import { Hooks, type Outcome } from "./Hooks.js"
 import { Held, type Hold, type Pool } from "./Pool.js"
 import * as Retry from "./Retry.js"
@@ -42,7 +43,10 @@ export interface TransactionOptions<E = unknown> {
   readonly statementTimeout?: Duration.DurationInput | undefined
   /** `lock_timeout` of this transaction. */
   readonly lockTimeout?: Duration.DurationInput | undefined
-  /** Whether an error belongs to the domain: it still rolls back, but is logged at WARNING without its trace. */
+  /**
+   * Whether an error of the caller's own is no fault: it still rolls back, but is logged at WARNING without its trace. Domain
+   * errors need no mention.
+   */
   readonly expected?: ((error: E) => boolean) | undefined
   /**
    * Runs the whole body again when the server could not serialize it or ended it as a deadlock's victim (40001, 40P01, also
@@ -558,10 +562,10 @@ const logRetry = (attempt: Attempt, ...errors: ReadonlyArray<unknown>) =>
 
 const isExpected = <E>(cause: Cause.Cause<E>, { expected }: TransactionOptions<E>): boolean => {
   const failures = [...Cause.failures(cause)]
-  if (expected === undefined || failures.length === 0 || Cause.defects(cause).length > 0) return false
+  if (failures.length === 0 || Cause.defects(cause).length > 0) return false
   // A test of the caller's that throws must not keep ROLLBACK from being sent.
   try {
-    return failures.every(expected)
+    return failures.every((error) => isMarked(error) || expected?.(error) === true)
   } catch {
     return false
   }

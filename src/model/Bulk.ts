@@ -5,8 +5,8 @@ import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import * as Copy from "../Copy.js"
 import type { Database } from "../Database.js"
-import * as DomainError from "./DomainError.js"
-import type { InvalidInput } from "./Input.js"
+import * as Transaction from "../Transaction.js"
+import { InvalidInput } from "./Input.js"
 
 // -----------------------------------------------------------------------------
 // model
@@ -14,7 +14,7 @@ import type { InvalidInput } from "./Input.js"
 
 /** How rows are inserted in bulk. */
 export interface Options {
-  /** Rows of one statement; 1,000 when left out. A batch also ends once it is larger than 8 MiB. */
+  /** Rows of one statement, at least 1; 1,000 when left out. A batch also ends once it is larger than 8 MiB. */
   readonly batchRows?: number | undefined
   /**
    * What becomes of a row whose id or natural key is taken, by a stored row or by one before it: `fail` (when left out) inserts
@@ -37,6 +37,8 @@ export interface Result {
 /**
  * Takes rows from `input` as they are needed, so that there can be more of them than fit in memory. What fits in one batch is
  * one statement; more is a transaction of one statement for each batch. Either way all rows are inserted or none.
+ *
+ * @internal
  */
 export const insert = <I, A, E>(
   input: Iterable<I>,
@@ -44,7 +46,6 @@ export const insert = <I, A, E>(
   parts: {
     /** Names the transaction in logs. */
     readonly name: string
-    readonly transact: Context["transact"]
     /** Makes a row; `prefix` says which it is in the messages of errors. */
     readonly make: (input: I, prefix: string) => Effect.Effect<A, InvalidInput>
     /** The size of a row in bytes, roughly. */
@@ -52,10 +53,14 @@ export const insert = <I, A, E>(
     /** Inserts a batch in one statement, and says how many rows were inserted. */
     readonly write: (rows: ReadonlyArray<A>) => Effect.Effect<number, E>
   }
-): Effect.Effect<Result, E | InvalidInput | SqlError> =>
+): Effect.Effect<Result, E | InvalidInput | SqlError, Database> =>
   Effect.suspend(() => {
+    const batchRows = options.batchRows ?? defaultBatchRows
+    if (!(batchRows >= 1)) {
+      const issues = [{ path: "batchRows", message: "must be at least 1" }]
+      return Effect.fail(new InvalidInput({ model: "Bulk.Options", issues }))
+    }
     const rows = input[Symbol.iterator]()
-    const batchRows = Math.max(1, options.batchRows ?? defaultBatchRows)
     let taken = 0
     let inserted = 0
 
@@ -85,19 +90,23 @@ export const insert = <I, A, E>(
       if (second.length === 0) {
         yield* write(first)
       } else {
-        yield* parts.transact(
+        yield* Transaction.run(
           Effect.gen(function* () {
             yield* write(first)
             for (let made = second; made.length > 0; made = yield* batch) yield* write(made)
           }),
-          { name: parts.name, expected: DomainError.isDomainError }
+          { name: parts.name }
         )
       }
       return { inserted, skipped: taken - inserted }
     }).pipe(Effect.ensuring(Effect.sync(() => rows.return?.())))
   })
 
-/** Stores the rows of a stream by COPY, all or none, and gives their number. One statement. */
+/**
+ * Stores the rows of a stream by COPY, all or none, and gives their number. One statement.
+ *
+ * @internal
+ */
 export const copy = <I, A, E, R>(
   input: Stream.Stream<I, E, R>,
   target: Copy.Target,
@@ -122,8 +131,6 @@ export const copy = <I, A, E, R>(
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
-
-type Context = typeof Database.Service
 
 const defaultBatchRows = 1000
 const batchBytes = 8 * 2 ** 20

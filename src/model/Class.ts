@@ -12,15 +12,15 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
-import * as Stream from "effect/Stream"
+import type * as Stream from "effect/Stream"
 import * as Crypto from "node:crypto"
 import * as Database from "../Database.js"
 import * as DatabaseError from "../DatabaseError.js"
 import * as Bulk from "./Bulk.js"
 import * as DomainError from "./DomainError.js"
 import * as Input from "./Input.js"
-import * as Lookup from "./Lookup.js"
 import * as Page from "./Page.js"
+import * as Rows from "./Rows.js"
 import { settle } from "./Settle.js"
 import * as Text from "./Text.js"
 import * as User from "./User.js"
@@ -271,16 +271,15 @@ const toClass = ({ createdAt, id, inviteCode, name, ownerId }: Row): Class => ({
 const repository = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
   const database = yield* Database.Database
+  const inDatabase = Effect.provideService(Database.Database, database)
 
-  const columns = sql.literal(
-    `id, name, owner_id AS "ownerId", invite_code AS "inviteCode", created_at AS "createdAt"`
+  const rows = Rows.make<Row, ClassId, Class>(
+    sql,
+    table,
+    `id, name, owner_id AS "ownerId", invite_code AS "inviteCode", created_at AS "createdAt"`,
+    toClass
   )
-  const one = Effect.map((rows: ReadonlyArray<Row>) => Option.map(Option.fromNullable(rows[0]), toClass))
-  const countOf = (where: Statement.Fragment) =>
-    Effect.map(
-      sql<{ readonly count: number }>`SELECT count(*)::float8 AS count FROM class ${where}`,
-      ([row]) => row?.count ?? 0
-    )
+  const { columns } = rows
 
   const conflicts = <A, E, R>(made: Partial<Class>, self: Effect.Effect<A, E, R>) =>
     self.pipe(
@@ -327,13 +326,6 @@ const repository = Effect.gen(function* () {
     return { class: toClass(row), created: row.outcome === "made" }
   })
 
-  const findManyById = Effect.fn("ClassRepository.findManyById")((ids: ReadonlyArray<ClassId>) =>
-    Effect.map(
-      sql<Row>`SELECT ${columns} FROM class WHERE id = ANY(${ids}::uuid[])`,
-      (rows): ReadonlyMap<ClassId, Class> => new Map(rows.map((row) => [row.id, toClass(row)]))
-    )
-  )
-
   return ClassRepository.of({
     create: Effect.fn("ClassRepository.create")(function* (input) {
       const made = yield* makeAt(input)
@@ -347,17 +339,23 @@ const repository = Effect.gen(function* () {
       return made
     }),
 
-    findById: Effect.fn("ClassRepository.findById")((id) =>
-      one(sql<Row>`SELECT ${columns} FROM class WHERE id = ${id}`)
-    ),
+    findById: Effect.fn("ClassRepository.findById")(rows.byId),
 
     findByInviteCode: Effect.fn("ClassRepository.findByInviteCode")((inviteCode) =>
-      one(sql<Row>`SELECT ${columns} FROM class WHERE invite_code = ${inviteCode.trim()}`)
+      Text.isStorable(inviteCode)
+        ? rows.one(sql<Row>`
+            SELECT ${columns}
+            FROM class
+            WHERE invite_code IN (${Text.canonicalLine(inviteCode)}, ${inviteCode.trim()})
+            ORDER BY invite_code = ${inviteCode.trim()} DESC
+            LIMIT 1
+          `)
+        : Effect.succeedNone
     ),
 
-    findManyById,
+    findManyById: Effect.fn("ClassRepository.findManyById")(rows.byIds),
 
-    load: Lookup.make(findManyById),
+    load: rows.load,
 
     update: Effect.fn("ClassRepository.update")(function* (id, input) {
       const { inviteCode, name, ownerId } = yield* decodeChanges(input)
@@ -366,11 +364,7 @@ const repository = Effect.gen(function* () {
         ...(ownerId === undefined ? [] : [sql`owner_id = ${ownerId}`]),
         ...(inviteCode === undefined ? [] : [sql`invite_code = ${inviteCode}`])
       ]
-      const updated = yield* one(
-        changes.length === 0
-          ? sql<Row>`SELECT ${columns} FROM class WHERE id = ${id}`
-          : sql<Row>`UPDATE class SET ${sql.csv(changes)} WHERE id = ${id} RETURNING ${columns}`
-      ).pipe(
+      const updated = yield* rows.change(id, changes).pipe(
         DatabaseError.catchUniqueViolation("class_invite_code_key", () => new InviteCodeTaken()),
         noOwner(ownerId)
       )
@@ -378,8 +372,7 @@ const repository = Effect.gen(function* () {
     }),
 
     delete: Effect.fn("ClassRepository.delete")(function* (id) {
-      const deleted = yield* sql`DELETE FROM class WHERE id = ${id} RETURNING id`
-      if (deleted.length === 0) yield* new ClassNotFound({ classId: id })
+      if (!(yield* rows.remove(id))) yield* new ClassNotFound({ classId: id })
     }),
 
     deletionImpact: Effect.fn("ClassRepository.deletionImpact")(function* (id) {
@@ -428,7 +421,6 @@ const repository = Effect.gen(function* () {
     insertMany: Effect.fn("ClassRepository.insertMany")((input, options = {}) =>
       Bulk.insert(input, options, {
         name: "ClassRepository.insertMany",
-        transact: database.transact,
         make: makeAt,
         bytes: () => 500,
         write: (classes) =>
@@ -450,7 +442,7 @@ const repository = Effect.gen(function* () {
               (inserted) => inserted.length
             )
           )
-      })
+      }).pipe(inDatabase)
     ),
 
     insertStream: Effect.fn("ClassRepository.insertStream")(<E, R>(input: Stream.Stream<NewClass, E, R>) =>
@@ -470,21 +462,17 @@ const repository = Effect.gen(function* () {
             ]
           }
         )
-      ).pipe(Effect.provideService(Database.Database, database))
+      ).pipe(inDatabase)
     ),
 
-    stream: Stream.map(sql<Row>`SELECT ${columns} FROM class ORDER BY id`.stream, toClass),
+    stream: rows.stream(sql`ORDER BY id`),
 
-    streamByOwner: (ownerId) =>
-      Stream.map(
-        sql<Row>`SELECT ${columns} FROM class WHERE owner_id = ${ownerId} ORDER BY created_at, id`.stream,
-        toClass
-      ),
+    streamByOwner: (ownerId) => rows.stream(sql`WHERE owner_id = ${ownerId} ORDER BY created_at, id`),
 
-    count: countOf(sql.literal("")),
+    count: rows.count(),
 
     countByOwner: Effect.fn("ClassRepository.countByOwner")((ownerId) =>
-      countOf(sql`WHERE owner_id = ${ownerId}`)
+      rows.count(sql`WHERE owner_id = ${ownerId}`)
     )
   })
 })

@@ -18,7 +18,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
-import * as Stream from "effect/Stream"
+import type * as Stream from "effect/Stream"
 import * as Crypto from "node:crypto"
 import * as Database from "../Database.js"
 import * as DatabaseError from "../DatabaseError.js"
@@ -26,8 +26,8 @@ import * as Bulk from "./Bulk.js"
 import * as Class from "./Class.js"
 import * as DomainError from "./DomainError.js"
 import * as Input from "./Input.js"
-import * as Lookup from "./Lookup.js"
 import * as Page from "./Page.js"
+import * as Rows from "./Rows.js"
 import { settle } from "./Settle.js"
 import * as Text from "./Text.js"
 import * as User from "./User.js"
@@ -174,15 +174,21 @@ export class ConversationRepository extends Context.Tag("promptgrimoire-db/Conve
     ) => Effect.Effect<CrdtVersion, ConversationNotFound | StaleCrdtState | SqlError>
 
     /**
-     * Stores what `merge` makes of the stored state, such as `Y.mergeUpdates` of it and a new update. Meanwhile the row is
-     * locked (FOR NO KEY UPDATE): other saves wait, in this process and in all others, readers do not. So `merge` should do
-     * nothing but merge. Two statements, or one if `merge` gives the stored state back, in a transaction.
+     * Stores what `merge` makes of the stored state, such as `Y.mergeUpdates` of it and a new update. It gets the text, for the
+     * first state to begin with, where there is no state yet, and null where there is one. Meanwhile the row is locked (FOR NO
+     * KEY UPDATE): other saves wait, in this process and in all others, readers do not. So `merge` should do nothing but merge.
+     * Two statements, or one if `merge` gives the stored state back, in a transaction.
      */
     readonly mergeCrdtState: <E, R>(
       id: ConversationId,
-      merge: (stored: Uint8Array | null) => Effect.Effect<Uint8Array, E, R>
+      merge: (stored: Uint8Array | null, rawText: string | null) => Effect.Effect<Uint8Array, E, R>
     ) => Effect.Effect<
-      { readonly state: Uint8Array; readonly version: CrdtVersion },
+      {
+        readonly state: Uint8Array
+        readonly version: CrdtVersion
+        /** Whether it is another state than was stored. */
+        readonly changed: boolean
+      },
       E | ConversationNotFound | SqlError,
       R
     >
@@ -347,19 +353,18 @@ const bytesOf = (state: Uint8Array | null): Uint8Array | null =>
 const repository = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
   const database = yield* Database.Database
+  const inDatabase = Effect.provideService(Database.Database, database)
 
   const key = `id, class_id AS "classId", owner_id AS "ownerId", created_at AS "createdAt"`
-  const columns = sql.literal(`${key}, raw_text AS "rawText", crdt_state AS "crdtState"`)
+  const rows = Rows.make<Row, ConversationId, Conversation>(
+    sql,
+    table,
+    `${key}, raw_text AS "rawText", crdt_state AS "crdtState"`,
+    toConversation
+  )
+  const { columns } = rows
   const summary = sql.literal(`${key}, left(raw_text, 200) AS excerpt`)
   const version = sql.literal("coalesce(encode(sha256(crdt_state), 'hex'), 'none')")
-  const one = Effect.map((rows: ReadonlyArray<Row>) =>
-    Option.map(Option.fromNullable(rows[0]), toConversation)
-  )
-  const countOf = (where: Statement.Fragment) =>
-    Effect.map(
-      sql<{ readonly count: number }>`SELECT count(*)::float8 AS count FROM conversation ${where}`,
-      ([row]) => row?.count ?? 0
-    )
 
   const noParent =
     ({ classId, ownerId }: Partial<Conversation>) =>
@@ -417,15 +422,6 @@ const repository = Effect.gen(function* () {
   const same = ({ classId, id, ownerId }: Conversation) =>
     sql`id = ${id} AND class_id = ${classId} AND owner_id = ${ownerId}`
 
-  const findManyById = Effect.fn("ConversationRepository.findManyById")(
-    (ids: ReadonlyArray<ConversationId>) =>
-      Effect.map(
-        sql<Row>`SELECT ${columns} FROM conversation WHERE id = ANY(${ids}::uuid[])`,
-        (rows): ReadonlyMap<ConversationId, Conversation> =>
-          new Map(rows.map((row) => [row.id, toConversation(row)]))
-      )
-  )
-
   return ConversationRepository.of({
     create: Effect.fn("ConversationRepository.create")(function* (input) {
       const made = yield* makeAt(input)
@@ -440,27 +436,21 @@ const repository = Effect.gen(function* () {
       return made
     }),
 
-    findById: Effect.fn("ConversationRepository.findById")((id) =>
-      one(sql<Row>`SELECT ${columns} FROM conversation WHERE id = ${id}`)
-    ),
+    findById: Effect.fn("ConversationRepository.findById")(rows.byId),
 
-    findManyById,
+    findManyById: Effect.fn("ConversationRepository.findManyById")(rows.byIds),
 
-    load: Lookup.make(findManyById),
+    load: rows.load,
 
     update: Effect.fn("ConversationRepository.update")(function* (id, input) {
       const { rawText } = yield* decodeChanges(input)
-      const updated = yield* one(
-        rawText === undefined
-          ? sql<Row>`SELECT ${columns} FROM conversation WHERE id = ${id}`
-          : sql<Row>`UPDATE conversation SET raw_text = ${rawText} WHERE id = ${id} RETURNING ${columns}`
-      )
+      const changes = rawText === undefined ? [] : [sql`raw_text = ${rawText}`]
+      const updated = yield* rows.change(id, changes)
       return yield* Effect.mapError(updated, () => new ConversationNotFound({ conversationId: id }))
     }),
 
     delete: Effect.fn("ConversationRepository.delete")(function* (id) {
-      const deleted = yield* sql`DELETE FROM conversation WHERE id = ${id} RETURNING id`
-      if (deleted.length === 0) yield* new ConversationNotFound({ conversationId: id })
+      if (!(yield* rows.remove(id))) yield* new ConversationNotFound({ conversationId: id })
     }),
 
     crdtState: Effect.fn("ConversationRepository.crdtState")(function* (id) {
@@ -489,18 +479,21 @@ const repository = Effect.gen(function* () {
     mergeCrdtState: Effect.fn("ConversationRepository.mergeCrdtState")((id, merge) =>
       database.transact(
         Effect.gen(function* () {
-          const [row] = yield* sql<Pick<Row, "crdtState">>`
-            SELECT crdt_state AS "crdtState" FROM conversation WHERE id = ${id} FOR NO KEY UPDATE
+          const [row] = yield* sql<Pick<Row, "crdtState"> & { readonly rawText: string | null }>`
+            SELECT crdt_state AS "crdtState", CASE WHEN crdt_state IS NULL THEN raw_text END AS "rawText"
+            FROM conversation
+            WHERE id = ${id}
+            FOR NO KEY UPDATE
           `
           if (row === undefined) return yield* new ConversationNotFound({ conversationId: id })
-          const state = yield* merge(bytesOf(row.crdtState))
-          const merged = crdtVersion(state)
-          if (merged !== crdtVersion(row.crdtState)) {
-            yield* sql`UPDATE conversation SET crdt_state = ${state} WHERE id = ${id}`
-          }
-          return { state, version: merged }
+          const stored = bytesOf(row.crdtState)
+          const state = yield* merge(stored, row.rawText)
+          const version = crdtVersion(state)
+          const changed = version !== crdtVersion(stored)
+          if (changed) yield* sql`UPDATE conversation SET crdt_state = ${state} WHERE id = ${id}`
+          return { state, version, changed }
         }),
-        { name: "ConversationRepository.mergeCrdtState", expected: DomainError.isDomainError }
+        { name: "ConversationRepository.mergeCrdtState" }
       )
     ),
 
@@ -546,7 +539,6 @@ const repository = Effect.gen(function* () {
     insertMany: Effect.fn("ConversationRepository.insertMany")((input, options = {}) =>
       Bulk.insert(input, options, {
         name: "ConversationRepository.insertMany",
-        transact: database.transact,
         make: makeAt,
         bytes: ({ crdtState, rawText }) => 200 + rawText.length + 2 * (crdtState?.byteLength ?? 0),
         write: (made) =>
@@ -569,7 +561,7 @@ const repository = Effect.gen(function* () {
               (inserted) => inserted.length
             )
           )
-      })
+      }).pipe(inDatabase)
     ),
 
     insertStream: Effect.fn("ConversationRepository.insertStream")(
@@ -591,33 +583,23 @@ const repository = Effect.gen(function* () {
               ]
             }
           )
-        ).pipe(Effect.provideService(Database.Database, database))
+        ).pipe(inDatabase)
     ),
 
-    stream: Stream.map(sql<Row>`SELECT ${columns} FROM conversation ORDER BY id`.stream, toConversation),
+    stream: rows.stream(sql`ORDER BY id`),
 
-    streamByOwner: (ownerId) =>
-      Stream.map(
-        sql<Row>`SELECT ${columns} FROM conversation WHERE owner_id = ${ownerId} ORDER BY created_at, id`
-          .stream,
-        toConversation
-      ),
+    streamByOwner: (ownerId) => rows.stream(sql`WHERE owner_id = ${ownerId} ORDER BY created_at, id`),
 
-    streamByClass: (classId) =>
-      Stream.map(
-        sql<Row>`SELECT ${columns} FROM conversation WHERE class_id = ${classId} ORDER BY created_at, id`
-          .stream,
-        toConversation
-      ),
+    streamByClass: (classId) => rows.stream(sql`WHERE class_id = ${classId} ORDER BY created_at, id`),
 
-    count: countOf(sql.literal("")),
+    count: rows.count(),
 
     countByOwner: Effect.fn("ConversationRepository.countByOwner")((ownerId) =>
-      countOf(sql`WHERE owner_id = ${ownerId}`)
+      rows.count(sql`WHERE owner_id = ${ownerId}`)
     ),
 
     countByClass: Effect.fn("ConversationRepository.countByClass")((classId) =>
-      countOf(sql`WHERE class_id = ${classId}`)
+      rows.count(sql`WHERE class_id = ${classId}`)
     )
   })
 })

@@ -1,16 +1,9 @@
 /**
  * Failures that an application expects: an address that is taken, a class that is not there. They are part of what an
- * operation can answer, not faults of the database, and a transaction that one of them ends is logged at WARNING:
- *
- * ```ts
- * Transaction.run(body, { expected: DomainError.isDomainError })
- * ```
+ * operation can answer, not faults of the database, and a transaction that one of them ends is logged at WARNING.
  */
 import * as Data from "effect/Data"
-import * as Predicate from "effect/Predicate"
-
-/** What marks a domain error. */
-export const TypeId: unique symbol = Symbol.for("promptgrimoire-db/DomainError")
+import * as Expected from "../driver/expected.js"
 
 /**
  * `Data.TaggedError` for domain errors, for this library's and for an application's own. Their fields are logged: keep
@@ -18,13 +11,13 @@ export const TypeId: unique symbol = Symbol.for("promptgrimoire-db/DomainError")
  */
 export const TaggedError: typeof Data.TaggedError = (tag) => {
   class DomainError extends Data.TaggedError(tag) {
-    readonly [TypeId] = TypeId
+    readonly [Expected.TypeId] = Expected.TypeId
   }
   return DomainError as never
 }
 
-/** Whether an error belongs to the domain; the `expected` of a transaction. */
-export const isDomainError = (error: unknown): boolean => Predicate.hasProperty(error, TypeId)
+/** Whether an error belongs to the domain. */
+export const isDomainError = Expected.isMarked
 
 /** There is a row with this id already. */
 export class IdTaken extends TaggedError("IdTaken")<{

@@ -19,7 +19,11 @@ export class InvalidInput extends DomainError.TaggedError("InvalidInput")<{
   }
 }
 
-/** A field that can be left out. */
+/**
+ * A field that can be left out.
+ *
+ * @internal
+ */
 export const optional = <A, I>(schema: Schema.Schema<A, I>) => Schema.optionalWith(schema, { exact: true })
 
 /** What a schema of input takes: a field that can be left out can also be `undefined`. */
@@ -29,7 +33,11 @@ export type Of<Fields> = {
     : Fields[Name]
 }
 
-/** Reads input by a schema, and reports all that is wrong with it at once. */
+/**
+ * Reads input by a schema, and reports all that is wrong with it at once.
+ *
+ * @internal
+ */
 export const decode = <A, I>(model: string, schema: Schema.Schema<A, I>) => {
   const parse = Schema.decodeUnknown(schema, { errors: "all" })
   return (input: Of<I>, prefix = ""): Effect.Effect<A, InvalidInput> =>

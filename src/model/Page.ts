@@ -57,13 +57,21 @@ export class InvalidPageRequest extends DomainError.TaggedError("InvalidPageRequ
 // for repositories
 // -----------------------------------------------------------------------------
 
-/** What a row of a list must have besides its own columns. */
+/**
+ * What a row of a list must have besides its own columns.
+ *
+ * @internal
+ */
 export interface Positioned {
   /** `created_at` as PostgreSQL writes it: a `Date` has milliseconds, the column microseconds. */
   readonly position: string
 }
 
-/** Reads one page. One statement. */
+/**
+ * Reads one page. One statement.
+ *
+ * @internal
+ */
 export const read = <Row extends { readonly id: string }, A>(options: {
   readonly sql: SqlClient.SqlClient
   /** Names the list; a cursor of one list is refused by another. */

@@ -1,14 +1,20 @@
 import * as Schema from "effect/Schema"
 
 /** The length of a text as PostgreSQL counts it for `varchar(n)`: in characters (code points), not in UTF-16 units. */
-export const characters = (value: string): number => {
+const characters = (value: string): number => {
   let count = 0
   for (const _ of value) count++
   return count
 }
 
+/** One line without white space around it, in the one form that Unicode's composed and decomposed letters have in common (NFC). */
+export const canonicalLine = (value: string): string => value.trim().normalize("NFC")
+
 /** The spelling under which an address is stored and looked up: two spellings of one address are not two accounts. */
-export const canonicalEmail = (value: string): string => value.trim().toLowerCase()
+export const canonicalEmail = (value: string): string => canonicalLine(value.toLowerCase())
+
+/** Whether PostgreSQL can hold a text at all; what it cannot hold it must not be asked for either. */
+export const isStorable = (value: string): boolean => !/[\0\p{Cs}]/u.test(value)
 
 // -----------------------------------------------------------------------------
 // rules: each answers with what is wrong, never with the value
@@ -16,7 +22,16 @@ export const canonicalEmail = (value: string): string => value.trim().toLowerCas
 
 type Rule = (value: string) => string | undefined
 
-const notEmpty: Rule = (value) => (value === "" ? "must not be empty" : undefined)
+/** Whether there is a text of which nothing is to be seen. */
+const isInvisible = (value: string): boolean =>
+  /^[\p{White_Space}\p{Default_Ignorable_Code_Point}]+$/u.test(value)
+
+const notEmpty: Rule = (value) =>
+  value === ""
+    ? "must not be empty"
+    : isInvisible(value)
+      ? "must not consist of invisible characters alone"
+      : undefined
 
 const atMost =
   (max: number): Rule =>
@@ -36,9 +51,15 @@ const storable =
     return `must not contain control characters or broken surrogates, and has ${code} at position ${found.index}`
   }
 
-const oneLine = storable(/[\p{Cc}\p{Cs}]/u)
+/** Line ends also of Unicode; and what turns the direction of the text that follows, on the page around it too. */
+const oneLine = storable(/[\p{Cc}\p{Cs}\u2028\u2029\u202a-\u202e\u2066-\u2069]/u)
 const manyLines = storable(/(?![\t\n\r])[\p{Cc}\p{Cs}]/u)
-const address: Rule = (value) => (/^\S+@\S+$/.test(value) ? undefined : "must be an e-mail address")
+const address: Rule = (value) => {
+  const at = value.lastIndexOf("@")
+  const parts = [value.slice(0, Math.max(at, 0)), value.slice(at + 1)]
+  const isAddress = !/\s/.test(value) && parts.every((part) => part !== "" && !isInvisible(part))
+  return isAddress ? undefined : "must be an e-mail address"
+}
 
 const text = Schema.String.annotations({ message: () => "must be text" })
 
@@ -68,9 +89,8 @@ export const uuid = obeying((value) =>
 /** A text as a column holds it: at most `max` characters, and otherwise whatever another program has put there. */
 export const stored = (max: number) => obeying(atMost(max))
 
-/** One line that says something: outer white space is taken off, and what is left has no control characters. */
-export const line = (max: number) =>
-  normalized(obeying(notEmpty, atMost(max), oneLine), (value) => value.trim())
+/** One line that says something, in the spelling of {@link canonicalLine}; it has no control characters. */
+export const line = (max: number) => normalized(obeying(notEmpty, atMost(max), oneLine), canonicalLine)
 
 /** An e-mail address, in the spelling of {@link canonicalEmail}. */
 export const email = (max: number) =>
@@ -78,7 +98,10 @@ export const email = (max: number) =>
 
 const textOrNull = Schema.NullOr(Schema.String).annotations({ message: () => "must be text or null" })
 
-/** One line or nothing: an empty text, or white space alone, means `null`. */
+/**
+ * One line or nothing: an empty text, or one of which nothing is to be seen, means `null`. What another system has given out has
+ * its letters as they were given.
+ */
 export const optionalLine = Schema.transform(
   textOrNull,
   textOrNull.pipe(Schema.filter((value) => (value === null ? undefined : oneLine(value)))),
@@ -86,7 +109,7 @@ export const optionalLine = Schema.transform(
     strict: true,
     decode: (value) => {
       const trimmed = value?.trim() ?? ""
-      return trimmed === "" ? null : trimmed
+      return trimmed === "" || isInvisible(trimmed) ? null : trimmed
     },
     encode: (value) => value
   }

@@ -4,9 +4,15 @@
  * {@link User} is a row as it is read, with whatever other programs have put there. {@link NewUser} is what goes in, and is
  * checked: text is trimmed and not empty, `''` becomes null, lengths are the columns', control characters are refused.
  *
- * E-mail addresses are one whatever the case of their letters. They are stored in lower case, so that `ix_user_email` keeps
- * them unique; rows of other programs that are not in lower case are found all the same, at the price of a scan of the table
- * when there is no exact match and no index on `lower(email)`.
+ * E-mail addresses are one whatever the case of their letters. They are stored in lower case and in NFC, so that `ix_user_email`
+ * keeps them unique. Rows of other programs whose addresses are not in lower case are found all the same, as PostgreSQL's own
+ * `lower()` sees them. An address that is not there is therefore looked for twice, the second time by a scan of the table, unless
+ * there is an index on `lower(email)`:
+ *
+ * ```sql
+ * CREATE INDEX CONCURRENTLY ix_user_lower_email ON "user" (lower(email));
+ * ANALYZE "user";
+ * ```
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -17,14 +23,14 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
-import * as Stream from "effect/Stream"
+import type * as Stream from "effect/Stream"
 import * as Crypto from "node:crypto"
 import * as Database from "../Database.js"
 import * as DatabaseError from "../DatabaseError.js"
 import * as Bulk from "./Bulk.js"
 import * as DomainError from "./DomainError.js"
 import * as Input from "./Input.js"
-import * as Lookup from "./Lookup.js"
+import * as Rows from "./Rows.js"
 import { settle } from "./Settle.js"
 import * as Text from "./Text.js"
 
@@ -266,24 +272,39 @@ const toUser = ({ createdAt, displayName, email, id, stytchMemberId }: Row): Use
 const repository = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
   const database = yield* Database.Database
+  const inDatabase = Effect.provideService(Database.Database, database)
 
-  const columns = sql.literal(
-    `id, email, display_name AS "displayName", stytch_member_id AS "stytchMemberId", created_at AS "createdAt"`
+  const rows = Rows.make<Row, UserId, User>(
+    sql,
+    table,
+    `id, email, display_name AS "displayName", stytch_member_id AS "stytchMemberId", created_at AS "createdAt"`,
+    toUser
   )
-  const one = Effect.map((rows: ReadonlyArray<Row>) => Option.map(Option.fromNullable(rows[0]), toUser))
+  const { columns } = rows
 
-  /** The spelling that a stored address has, if it is not that of another program's row of user `except`. */
-  const spelling = (email: string, except: UserId | null = null) => sql`
-    coalesce(
-      (SELECT email FROM "user" WHERE email = ${email}::text),
-      (
-        SELECT email FROM "user"
-        WHERE lower(email) = lower(${email}::text) AND id IS DISTINCT FROM ${except}::uuid
-        ORDER BY created_at, id LIMIT 1
-      ),
-      ${email}::text
-    )
-  `
+  /**
+   * The spelling that an address has where it is stored, except by a user who gets it now; else that of ours. `typed` is looked
+   * for too: PostgreSQL puts some letters into another lower case than JavaScript, and none but ASCII in the locale C.
+   */
+  const spelling = (typed: string, except: UserId | null = null) => {
+    const email = Text.canonicalEmail(typed)
+    return sql`
+      coalesce(
+        (
+          SELECT email FROM "user"
+          WHERE email IN (${email}::text, lower(${typed.trim()}::text)) AND id IS DISTINCT FROM ${except}::uuid
+          ORDER BY email = ${email}::text DESC LIMIT 1
+        ),
+        (
+          SELECT email FROM "user"
+          WHERE lower(email) IN (lower(${email}::text), lower(${typed.trim()}::text))
+            AND id IS DISTINCT FROM ${except}::uuid
+          ORDER BY created_at, id LIMIT 1
+        ),
+        ${email}::text
+      )
+    `
+  }
 
   const conflicts = <A, E, R>(id: UserId | undefined, self: Effect.Effect<A, E, R>) =>
     self.pipe(
@@ -323,13 +344,6 @@ const repository = Effect.gen(function* () {
     return { user: toUser(row), created: row.outcome === "made" }
   })
 
-  const findManyById = Effect.fn("UserRepository.findManyById")((ids: ReadonlyArray<UserId>) =>
-    Effect.map(
-      sql<Row>`SELECT ${columns} FROM "user" WHERE id = ANY(${ids}::uuid[])`,
-      (rows): ReadonlyMap<UserId, User> => new Map(rows.map((row) => [row.id, toUser(row)]))
-    )
-  )
-
   return UserRepository.of({
     create: Effect.fn("UserRepository.create")(function* (input) {
       const user = yield* makeAt(input)
@@ -337,39 +351,34 @@ const repository = Effect.gen(function* () {
         user.id,
         sql`
           INSERT INTO "user" (id, email, display_name, stytch_member_id, created_at)
-          VALUES (${user.id}, ${spelling(user.email)}, ${user.displayName}, ${user.stytchMemberId},
+          VALUES (${user.id}, ${spelling(input.email)}, ${user.displayName}, ${user.stytchMemberId},
                   ${DateTime.formatIso(user.createdAt)})
         `
       )
       return user
     }),
 
-    findById: Effect.fn("UserRepository.findById")((id) =>
-      one(sql<Row>`SELECT ${columns} FROM "user" WHERE id = ${id}`)
-    ),
+    findById: Effect.fn("UserRepository.findById")(rows.byId),
 
     findByEmail: Effect.fn("UserRepository.findByEmail")((email) =>
-      one(sql<Row>`SELECT ${columns} FROM "user" WHERE email = ${spelling(Text.canonicalEmail(email))}`)
+      Text.isStorable(email)
+        ? rows.one(sql<Row>`SELECT ${columns} FROM "user" WHERE email = ${spelling(email)}`)
+        : Effect.succeedNone
     ),
 
-    findManyById,
+    findManyById: Effect.fn("UserRepository.findManyById")(rows.byIds),
 
-    load: Lookup.make(findManyById),
+    load: rows.load,
 
     update: Effect.fn("UserRepository.update")(function* (id, input) {
-      const { displayName, email, stytchMemberId } = yield* decodeChanges(input)
+      const { displayName, stytchMemberId } = yield* decodeChanges(input)
       const changes = [
-        ...(email === undefined ? [] : [sql`email = ${spelling(email, id)}`]),
+        ...(input.email === undefined ? [] : [sql`email = ${spelling(input.email, id)}`]),
         ...(displayName === undefined ? [] : [sql`display_name = ${displayName}`]),
         ...(stytchMemberId === undefined ? [] : [sql`stytch_member_id = ${stytchMemberId}`])
       ]
-      const updated = one(
-        changes.length === 0
-          ? sql<Row>`SELECT ${columns} FROM "user" WHERE id = ${id}`
-          : sql<Row>`UPDATE "user" SET ${sql.csv(changes)} WHERE id = ${id} RETURNING ${columns}`
-      )
       return yield* Effect.flatMap(
-        updated.pipe(
+        rows.change(id, changes).pipe(
           DatabaseError.catchUniqueViolation("ix_user_email", () => new EmailTaken()),
           DatabaseError.catchUniqueViolation("ix_user_stytch_member_id", () => new StytchMemberTaken())
         ),
@@ -378,8 +387,7 @@ const repository = Effect.gen(function* () {
     }),
 
     delete: Effect.fn("UserRepository.delete")(function* (id) {
-      const deleted = yield* sql`DELETE FROM "user" WHERE id = ${id} RETURNING id`
-      if (deleted.length === 0) yield* new UserNotFound({ userId: id })
+      if (!(yield* rows.remove(id))) yield* new UserNotFound({ userId: id })
     }),
 
     deletionImpact: Effect.fn("UserRepository.deletionImpact")(function* (id) {
@@ -402,7 +410,7 @@ const repository = Effect.gen(function* () {
 
     insertOrGet: Effect.fn("UserRepository.insertOrGet")(function* (input) {
       const user = yield* makeAt(input)
-      return yield* insertOr(user, sql`SELECT ${columns} FROM "user" WHERE email = ${spelling(user.email)}`)
+      return yield* insertOr(user, sql`SELECT ${columns} FROM "user" WHERE email = ${spelling(input.email)}`)
     }),
 
     upsert: Effect.fn("UserRepository.upsert")(function* (input) {
@@ -412,7 +420,7 @@ const repository = Effect.gen(function* () {
         sql`
           UPDATE "user"
           SET display_name = ${user.displayName}, stytch_member_id = coalesce(${user.stytchMemberId}, stytch_member_id)
-          WHERE email = ${spelling(user.email)}
+          WHERE email = ${spelling(input.email)}
           RETURNING ${columns}
         `
       ).pipe(DatabaseError.catchUniqueViolation("ix_user_stytch_member_id", () => new StytchMemberTaken()))
@@ -421,35 +429,44 @@ const repository = Effect.gen(function* () {
     insertMany: Effect.fn("UserRepository.insertMany")((input, options = {}) =>
       Bulk.insert(input, options, {
         name: "UserRepository.insertMany",
-        transact: database.transact,
-        make: makeAt,
+        make: (input, prefix) =>
+          Effect.map(makeAt(input, prefix), (user) => ({ ...user, typed: input.email.trim() })),
         bytes: () => 500,
         write: (users) =>
           conflicts(
             undefined,
             Effect.map(
               sql`
+                WITH new AS (
+                  SELECT *
+                  FROM unnest(
+                    ${users.map(({ id }) => id)}::uuid[],
+                    ${users.map(({ email }) => email)}::text[],
+                    ${users.map(({ typed }) => typed)}::text[],
+                    ${users.map(({ displayName }) => displayName)}::text[],
+                    ${users.map(({ stytchMemberId }) => stytchMemberId)}::text[],
+                    ${users.map(({ createdAt }) => DateTime.formatIso(createdAt))}::timestamptz[]
+                  ) AS new (id, email, typed, display_name, stytch_member_id, created_at)
+                ),
+                other AS (
+                  SELECT DISTINCT ON (asked.folded) asked.folded, "user".email
+                  FROM (SELECT lower(email) FROM new UNION SELECT lower(typed) FROM new) AS asked (folded)
+                  JOIN "user" ON lower("user".email) = asked.folded
+                  ORDER BY asked.folded, "user".created_at, "user".id
+                )
                 INSERT INTO "user" (id, email, display_name, stytch_member_id, created_at)
-                SELECT new.id, coalesce(other.email, new.email), new.display_name, new.stytch_member_id, new.created_at
-                FROM unnest(
-                  ${users.map(({ id }) => id)}::uuid[],
-                  ${users.map(({ email }) => email)}::text[],
-                  ${users.map(({ displayName }) => displayName)}::text[],
-                  ${users.map(({ stytchMemberId }) => stytchMemberId)}::text[],
-                  ${users.map(({ createdAt }) => DateTime.formatIso(createdAt))}::timestamptz[]
-                ) AS new (id, email, display_name, stytch_member_id, created_at)
-                LEFT JOIN (
-                  SELECT DISTINCT ON (lower(email)) lower(email) AS folded, email
-                  FROM "user"
-                  WHERE email <> lower(email)
-                ) AS other ON other.folded = new.email
+                SELECT new.id, coalesce(same.email, likewise.email, new.email), new.display_name,
+                       new.stytch_member_id, new.created_at
+                FROM new
+                LEFT JOIN other AS same ON same.folded = lower(new.email)
+                LEFT JOIN other AS likewise ON likewise.folded = lower(new.typed)
                 ${sql.literal(options.onConflict === "skip" ? "ON CONFLICT DO NOTHING" : "")}
                 RETURNING id
               `,
               (inserted) => inserted.length
             )
           )
-      })
+      }).pipe(inDatabase)
     ),
 
     insertStream: Effect.fn("UserRepository.insertStream")(function* <E, R>(
@@ -458,31 +475,34 @@ const repository = Effect.gen(function* () {
       const others = yield* sql<{ readonly folded: string; readonly email: string }>`
         SELECT lower(email) AS folded, email FROM "user" WHERE email <> lower(email)
       `
-      const spellings = new Map(others.map(({ email, folded }) => [folded, email]))
+      const spellings = new Map(
+        others.flatMap(({ email, folded }) => [[folded, email] as const, [email, email] as const])
+      )
       return yield* conflicts(
         undefined,
         Bulk.copy(
           input,
           { table, columns: ["id", "email", "display_name", "stytch_member_id", "created_at"] },
           {
-            make: makeAt,
+            make: (input, prefix) =>
+              Effect.map(makeAt(input, prefix), (user) => ({
+                ...user,
+                email: spellings.get(user.email) ?? spellings.get(input.email.trim()) ?? user.email
+              })),
             values: ({ createdAt, displayName, email, id, stytchMemberId }) => [
               id,
-              spellings.get(email) ?? email,
+              email,
               displayName,
               stytchMemberId,
               DateTime.formatIso(createdAt)
             ]
           }
         )
-      ).pipe(Effect.provideService(Database.Database, database))
+      ).pipe(inDatabase)
     }),
 
-    stream: Stream.map(sql<Row>`SELECT ${columns} FROM "user" ORDER BY id`.stream, toUser),
+    stream: rows.stream(sql`ORDER BY id`),
 
-    count: Effect.map(
-      sql<{ readonly count: number }>`SELECT count(*)::float8 AS count FROM "user"`,
-      ([row]) => row?.count ?? 0
-    )
+    count: rows.count()
   })
 })

@@ -105,6 +105,46 @@ layer(Site.layer, { excludeTestServices: true, timeout: "2 minutes" })("edits at
     })
   )
 
+  it.scoped("keep what was composed where the browser tells of it only after the end", () =>
+    Effect.gen(function* () {
+      const { one, two } = yield* openOnLines("text: ")
+      yield* two.selects(6)
+      yield* Effect.promise(() => two.page.evaluate(`edit.dispatchEvent(new Event("compositionstart"))`))
+      yield* one.selects(0)
+      yield* one.types("more ")
+      yield* one.saved
+      assert.strictEqual(yield* two.text, "text: ")
+      yield* Effect.promise(() =>
+        two.page.evaluate(`{
+          edit.setRangeText("日本", 6, 6, "end")
+          edit.dispatchEvent(new Event("compositionend"))
+          edit.dispatchEvent(new InputEvent("input"))
+        }`)
+      )
+      yield* two.shows("more text: 日本")
+      yield* one.shows("more text: 日本")
+    })
+  )
+
+  it.scoped("that cannot be saved are told to a screen reader", () =>
+    Effect.gen(function* () {
+      const { lines, one } = yield* openOnLines()
+      yield* Effect.promise(() =>
+        one.page.evaluate(`{
+          globalThis.seen = []
+          new MutationObserver((changes) => {
+            seen.push(...changes.map(({ attributeName }) => attributeName ?? "text"))
+          }).observe(document.querySelector("#status"), { attributes: true, childList: true })
+        }`)
+      )
+      yield* lines[0].cut
+      yield* one.saysStatus(/^Offline/)
+      const seen = yield* Effect.promise(() => one.page.evaluate<ReadonlyArray<string>>("seen"))
+      // What becomes live after it has changed is not read out.
+      assert.deepStrictEqual(seen.slice(0, 2), ["aria-live", "text"])
+    })
+  )
+
   it.scoped("are undone by who made them, and by nobody else", () =>
     Effect.gen(function* () {
       const { one, two } = yield* openOnLines()

@@ -1,3 +1,4 @@
+import * as PgClient from "@effect/sql-pg/PgClient"
 import * as NodeSocket from "@effect/platform-node/NodeSocket"
 import * as Socket from "@effect/platform/Socket"
 import { assert, layer } from "@effect/vitest"
@@ -5,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Encoding from "effect/Encoding"
 import * as Mailbox from "effect/Mailbox"
 import * as Schema from "effect/Schema"
+import * as Http from "node:http"
 import * as Y from "yjs"
 import { maxMessageLength, maxTextLength } from "../../examples/two-tab-sync/limits.js"
 import { FromServer, type FromTab } from "../../examples/two-tab-sync/Protocol.js"
@@ -52,6 +54,20 @@ const update = (id: number, edit: (doc: Y.Doc) => void) => {
 }
 const writes = (id: number, text: string) => update(id, (doc) => doc.getText("text").insert(0, text))
 
+/** The last of two changes of a document, without the first one. */
+const later = (id: number, edit: (text: Y.Text) => void) => {
+  const doc = new Y.Doc()
+  const text = doc.getText("text")
+  text.insert(0, "ac")
+  const before = Y.encodeStateVector(doc)
+  edit(text)
+  return {
+    _tag: "Update",
+    id,
+    update: Encoding.encodeBase64(Y.encodeStateAsUpdate(doc, before))
+  } as const
+}
+
 layer(Site.layer, { excludeTestServices: true, timeout: "2 minutes" })("the server", (it) => {
   it.scoped("refuses what is no message, and goes on with who sent it", () =>
     Effect.gen(function* () {
@@ -98,7 +114,25 @@ layer(Site.layer, { excludeTestServices: true, timeout: "2 minutes" })("the serv
         { _tag: "Update", id: 2, update: "" } as const,
         writes(3, "carriage\r\nreturn"),
         update(4, (doc) => doc.getText("text").insertEmbed(0, { image: secret })),
-        update(5, (doc) => doc.getArray("text").push([1, 2, 3]))
+        update(5, (doc) => doc.getArray("text").push([1, 2, 3])),
+        update(6, (doc) => doc.getMap("another").set("kept", secret)),
+        update(7, (doc) => {
+          doc.getText("text").insert(0, "as long as what it replaces")
+          doc.getMap(secret).set("gone", 1)
+          doc.getMap(secret).delete("gone")
+        }),
+        update(8, (doc) => doc.getText("text").insert(0, "bold", { bold: secret })),
+        update(9, (doc) => {
+          doc.getText("text").insert(0, "not bold any more", { bold: secret })
+          doc.getText("text").format(0, 17, { bold: null, italic: true })
+        }),
+        update(10, (doc) => doc.getText("text").setAttribute("language", secret)),
+        update(11, (doc) => {
+          doc.getText("text").setAttribute(secret, true)
+          doc.getText("text").removeAttribute(secret)
+        }),
+        later(12, (text) => text.insert(0, "b")),
+        later(13, (text) => text.delete(0, 1))
       ]
       for (const message of bad) {
         assert.include(yield* refused(message), { _tag: "Refused", reason: "BadUpdate", id: message.id })
@@ -147,6 +181,39 @@ layer(Site.layer, { excludeTestServices: true, timeout: "2 minutes" })("the serv
     })
   )
 
+  it.scoped("refuses what is too long when it comes, and not when its turn comes", () =>
+    Effect.gen(function* () {
+      const path = yield* Site.newText
+      const { hear, say, write } = yield* connect(path)
+      yield* say(hello)
+      const sql = yield* PgClient.PgClient
+      yield* Effect.gen(function* () {
+        yield* sql`SELECT FROM conversation WHERE id = ${path.slice("/c/".length)} FOR UPDATE`
+        yield* say(writes(1, "waits for the row"))
+        yield* write("".padEnd(maxMessageLength + 1))
+        assert.strictEqual((yield* hear("Refused", "Saved"))._tag, "Refused")
+      }).pipe(sql.withTransaction)
+      assert.include(yield* hear("Refused", "Saved"), { _tag: "Saved", id: 1 })
+    })
+  )
+
+  it.scoped("has one room for a conversation, also for who writes its id in upper case", () =>
+    Effect.gen(function* () {
+      const path = yield* Site.newText
+      const lower = yield* connect(path)
+      const upper = yield* connect(`/c/${path.slice("/c/".length).toUpperCase()}`)
+      yield* lower.say(hello)
+      yield* upper.say({ ...hello, person: { tab: hello.person.tab.replace("a", "b"), name: "Ben" } })
+      const everybody = upper
+        .hear("People")
+        .pipe(Effect.repeat({ until: ({ people }) => people.length === 2 }))
+      yield* everybody
+      yield* lower.say(writes(1, "for both"))
+      const { update } = yield* upper.hear("Update")
+      assert.isAbove(update.length, "for both".length)
+    })
+  )
+
   it.scoped("says that there is no such conversation", () =>
     Effect.gen(function* () {
       const { hear, say } = yield* connect("/c/00000000-0000-4000-8000-0000000000ff")
@@ -192,6 +259,33 @@ layer(Site.layer, { excludeTestServices: true, timeout: "2 minutes" })("the serv
       assert.strictEqual(yield* status(path.replace("/c/", "/sync/"), elsewhere), 403)
       assert.strictEqual(yield* status("/conversations", { origin: "not an origin" }, "POST"), 403)
       assert.strictEqual(yield* status("/conversations", { origin: program.address }, "POST"), 303)
+    })
+  )
+
+  it.scoped("knows its own page by the names that it was told, and by any address", () =>
+    Effect.gen(function* () {
+      const { program } = yield* Site.Site
+      const status = (host: string, origin = `http://${host}`) =>
+        Effect.async<number | undefined>((resume) => {
+          const request = Http.request(
+            `${program.address}/conversations`,
+            { method: "POST", headers: { host, origin } },
+            (response) => {
+              response.resume()
+              resume(Effect.succeed(response.statusCode))
+            }
+          )
+          request.end()
+          return Effect.sync(() => request.destroy())
+        })
+      const ours = ["localhost:3000", "127.0.0.1:3000", "192.168.1.7:3000", "[::1]:3000", Site.publicName]
+      for (const host of ours) assert.strictEqual(yield* status(host), 303, host)
+      // Its name leads here by now, and a page of it was loaded before.
+      for (const host of ["evil.example:3000", `${Site.publicName}.evil.example`]) {
+        assert.strictEqual(yield* status(host), 403, host)
+      }
+      assert.strictEqual(yield* status("127.0.0.1:3000", "http://127.0.0.1:3001"), 403)
+      assert.strictEqual(yield* status(Site.publicName, `https://${Site.publicName}`), 303)
     })
   )
 

@@ -64,6 +64,26 @@ layer(TestLayer, { excludeTestServices: true })("Class", (it) => {
     })
   )
 
+  it.effect(
+    "has one invite code, whether its letters are composed or not, and none that cannot be stored",
+    () =>
+      Effect.gen(function* () {
+        const classes = yield* Class.ClassRepository
+        const { id: ownerId } = yield* someUser
+        const code = unique("ECOLE\u0301")
+        const made = yield* classes.create(newClass(ownerId, { inviteCode: code }))
+        assert.strictEqual(made.inviteCode, code.normalize("NFC"))
+        deepStrictEqual(yield* classes.findByInviteCode(code), Option.some(made))
+        const error = yield* Effect.flip(classes.create(newClass(ownerId, { inviteCode: made.inviteCode })))
+        assert.strictEqual(error._tag, "InviteCodeTaken")
+        // Another program has stored it as it was typed.
+        const sql = yield* PgClient
+        yield* sql`UPDATE class SET invite_code = ${code} WHERE id = ${made.id}`
+        assert.isTrue(Option.isSome(yield* classes.findByInviteCode(code)))
+        deepStrictEqual(yield* classes.findByInviteCode(`${code}\0`), Option.none())
+      })
+  )
+
   it.effect("says what is in the way", () =>
     Effect.gen(function* () {
       const classes = yield* Class.ClassRepository

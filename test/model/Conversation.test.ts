@@ -287,7 +287,27 @@ layer(TestLayer, { excludeTestServices: true })("Conversation", (it) => {
         const second = yield* merge
         deepStrictEqual([first.statements, first.transactions], [2, 1])
         deepStrictEqual([second.statements, second.transactions], [1, 1])
-        deepStrictEqual(yield* second.result, yield* first.result)
+        const { changed, ...saved } = yield* first.result
+        assert.isTrue(changed)
+        deepStrictEqual(yield* second.result, { ...saved, changed: false })
+      })
+    )
+
+    it.effect("begins with the text where there is no state", () =>
+      Effect.gen(function* () {
+        const conversations = yield* Conversation.ConversationRepository
+        const { conversation } = yield* someConversation
+        const seen: Array<unknown> = []
+        const merge = conversations.mergeCrdtState(conversation.id, (...stored) => {
+          seen.push(stored)
+          return Effect.succeed(bytes(1))
+        })
+        yield* merge
+        yield* merge
+        deepStrictEqual(seen, [
+          [null, conversation.rawText],
+          [bytes(1), null]
+        ])
       })
     )
 

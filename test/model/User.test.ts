@@ -1,6 +1,7 @@
 import { PgClient } from "@effect/sql-pg/PgClient"
 import { assert, describe, layer } from "@effect/vitest"
 import { deepStrictEqual } from "@effect/vitest/utils"
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FastCheck from "effect/FastCheck"
@@ -30,12 +31,12 @@ import {
 const nobody = User.UserId.make("00000000-0000-4000-8000-000000000000")
 
 /** A user that another program stored, in its own spelling. */
-const legacyUser = Effect.fnUntraced(function* (email: string) {
+const legacyUser = Effect.fnUntraced(function* (email: string, member: string | null = "") {
   const sql = yield* PgClient
   const { id } = yield* User.make(newUser())
   yield* sql`
     INSERT INTO "user" (id, email, display_name, stytch_member_id, created_at)
-    VALUES (${id}, ${email}, ' ', '', '2026-01-21 00:00:00.123456+00')
+    VALUES (${id}, ${email}, ' ', ${member}, '2026-01-21 00:00:00.123456+00')
   `
   return id
 })
@@ -122,7 +123,41 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
       })
     )
 
-    for (const email of ["", "   ", "nobody", "a b@c", "@", "a@"]) {
+    it.effect("is one line that says something, with its letters composed", () =>
+      Effect.gen(function* () {
+        const users = yield* User.UserRepository
+        for (const displayName of [
+          "\u200b",
+          " \u2060\ufe0f ",
+          "two\u2028lines",
+          "evil\u202egnp.exe",
+          "a\u2066b"
+        ]) {
+          const error = yield* Effect.flip(users.create(newUser({ displayName })))
+          assert.strictEqual(error._tag, "InvalidInput", JSON.stringify(displayName))
+        }
+        const family = yield* users.create(
+          newUser({ displayName: "Jose\u0301 👩‍👩‍👧", stytchMemberId: "\u200b" })
+        )
+        assert.strictEqual(family.displayName, "Jos\u00e9 👩‍👩‍👧")
+        assert.isNull(family.stytchMemberId)
+        const stytchMemberId = unique("e\u0301")
+        assert.strictEqual((yield* users.create(newUser({ stytchMemberId }))).stytchMemberId, stytchMemberId)
+      })
+    )
+
+    for (const email of [
+      "",
+      "   ",
+      "nobody",
+      "a b@c",
+      "@",
+      "a@",
+      "@b",
+      "\u200b@c",
+      "a@\u200b",
+      "a\u2028@c"
+    ]) {
       it.effect(`is no e-mail address: ${JSON.stringify(email)}`, () =>
         Effect.gen(function* () {
           const users = yield* User.UserRepository
@@ -142,6 +177,83 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
         deepStrictEqual(yield* users.findByEmail("ÜNÏ.CODE@EXAMPLE.ORG"), Option.some(user))
         const error = yield* Effect.flip(users.create(newUser({ email: "ünï.CODE@example.org" })))
         assert.strictEqual(error._tag, "EmailTaken")
+      })
+    )
+
+    it.effect("are one whether their letters are composed or not, and none with what cannot be stored", () =>
+      Effect.gen(function* () {
+        const users = yield* User.UserRepository
+        const user = yield* users.create(newUser({ email: "Rene\u0301@example.org" }))
+        assert.strictEqual(user.email, "ren\u00e9@example.org")
+        deepStrictEqual(yield* users.findByEmail("ren\u00e9@example.org"), Option.some(user))
+        deepStrictEqual(yield* users.findByEmail("rene\u0301@example.org"), Option.some(user))
+        for (const email of ["ren\u00e9@example.org\0", "\ud800@example.org"]) {
+          deepStrictEqual(yield* Transaction.run(users.findByEmail(email)), Option.none())
+        }
+      })
+    )
+
+    it.effect("that PostgreSQL puts into another lower case are found by their own spelling", () =>
+      Effect.gen(function* () {
+        const users = yield* User.UserRepository
+        for (const email of ["ΝΙΚΟΣ@example.org", "İlker@example.org", "Jose\u0301@example.org"]) {
+          const id = yield* legacyUser(email, null)
+          assert.strictEqual((yield* Effect.flatten(users.findByEmail(email))).id, id)
+          assert.strictEqual((yield* Effect.flip(users.create(newUser({ email }))))._tag, "EmailTaken")
+          assert.strictEqual((yield* users.insertOrGet(newUser({ email }))).user.id, id)
+          assert.strictEqual((yield* users.upsert(newUser({ email }))).user.id, id)
+          const { inserted } = yield* users.insertMany([newUser({ email })], { onConflict: "skip" })
+          assert.strictEqual(inserted, 0)
+          const error = yield* Effect.flip(users.insertStream(Stream.make(newUser({ email }))))
+          assert.strictEqual(error._tag, "EmailTaken")
+        }
+      })
+    )
+
+    it.effect("are looked up without a scan of the table where there is an index for it", () =>
+      Effect.gen(function* () {
+        const users = yield* User.UserRepository
+        const sql = yield* PgClient
+        /** How often an effect, and nothing else in this transaction, reads the whole table. */
+        const scans = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+          Effect.gen(function* () {
+            const count = sql<{ readonly scans: number }>`
+              SELECT seq_scan::int AS scans FROM pg_stat_xact_user_tables WHERE relname = 'user'
+            `
+            const [before] = yield* count
+            yield* effect
+            const [after] = yield* count
+            return (after?.scans ?? 0) - (before?.scans ?? 0)
+          })
+        const nobody = "nobody@example.com"
+        const operations: ReadonlyArray<() => Effect.Effect<unknown, unknown, User.UserRepository>> = [
+          () => users.findByEmail(nobody),
+          () => users.create(newUser()),
+          () => users.insertOrGet(newUser()),
+          () => users.upsert(newUser()),
+          () => Effect.flatMap(someUser, ({ id }) => users.update(id, { email: unique("NEW@") })),
+          () => users.insertMany([newUser(), newUser()])
+        ]
+        const undone = yield* Effect.flip(
+          Transaction.run(
+            Effect.gen(function* () {
+              yield* sql`
+                INSERT INTO "user" (id, email, display_name, created_at)
+                SELECT gen_random_uuid(), CASE WHEN n % 100 = 0 THEN 'U' ELSE 'u' END || 'ser' || n || '@example.net', 'U', now()
+                FROM generate_series(1, 5000) AS n
+              `
+              yield* sql`ANALYZE "user"`
+              for (const operation of operations) assert.isAbove(yield* scans(operation()), 0)
+              yield* sql`CREATE INDEX ix_user_lower_email ON "user" (lower(email))`
+              yield* sql`ANALYZE "user"`
+              for (const [index, operation] of operations.entries()) {
+                assert.strictEqual(yield* scans(operation()), 0, `operation ${index}`)
+              }
+              return yield* Effect.fail("undone")
+            })
+          )
+        )
+        assert.strictEqual(undone, "undone")
       })
     )
 
@@ -280,7 +392,7 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
       })
     )
 
-    it.effect("end a transaction with a warning when they are expected, and with an error when not", () =>
+    it.effect("end a transaction with a warning, whoever called it, and faults with an error", () =>
       Effect.gen(function* () {
         const users = yield* User.UserRepository
         const { email } = yield* someUser
@@ -290,12 +402,26 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
           Logger.make(({ logLevel }) => log.push(logLevel.label))
         )
         const clash = users.create(newUser({ email }))
-        yield* Effect.flip(Transaction.run(clash, { expected: DomainError.isDomainError })).pipe(
-          Effect.provide(logger)
+        const levelOf = <E>(error: Effect.Effect<unknown, E>, options?: Transaction.TransactionOptions<E>) =>
+          Effect.map(Effect.exit(Transaction.run(error, options ?? {})).pipe(Effect.provide(logger)), () =>
+            log.splice(0).join()
+          )
+        assert.strictEqual(yield* levelOf(clash), "WARN")
+        class NotInvited extends DomainError.TaggedError("NotInvited") {}
+        assert.strictEqual(yield* levelOf(new NotInvited()), "WARN")
+        const none = { expected: () => false }
+        assert.strictEqual(yield* levelOf(new NotInvited(), none), "WARN")
+        const fault = Effect.fail("a fault")
+        assert.strictEqual(yield* levelOf(fault), "ERROR")
+        assert.strictEqual(yield* levelOf(fault, none), "ERROR")
+        assert.strictEqual(yield* levelOf(fault, { expected: (error) => error === "a fault" }), "WARN")
+        // One that is expected does not hide another that is not.
+        const both = Effect.failCause(Cause.parallel(Cause.fail(new NotInvited()), Cause.fail("a fault")))
+        assert.strictEqual(yield* levelOf(both), "ERROR")
+        assert.strictEqual(
+          yield* levelOf(Effect.zipRight(Effect.ignore(clash), Effect.die("a bug"))),
+          "ERROR"
         )
-        deepStrictEqual(log, ["WARN"])
-        yield* Effect.flip(Transaction.run(clash)).pipe(Effect.provide(logger))
-        deepStrictEqual(log, ["WARN", "ERROR"])
       })
     )
 
@@ -515,6 +641,16 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
         deepStrictEqual([more.statements, more.transactions], [3, 1])
         deepStrictEqual(yield* more.result, { inserted: 2500, skipped: 0 })
         assert.strictEqual(yield* users.count, before + 3500)
+      })
+    )
+
+    it.effect("refuses batches that hold nothing", () =>
+      Effect.gen(function* () {
+        const users = yield* User.UserRepository
+        for (const batchRows of [0, -1, Number.NaN]) {
+          const error = yield* Effect.flip(users.insertMany([newUser()], { batchRows }))
+          assert.include(String(error), "batchRows must be at least 1")
+        }
       })
     )
 

@@ -102,8 +102,13 @@ const printable = FastCheck.oneof(
 /** One line with something on it, as it is stored. */
 export const lineOf = (maxCharacters: number) =>
   FastCheck.array(printable, { minLength: 1, maxLength: maxCharacters })
-    .map((characters) => characters.join("").trim())
-    .filter((text) => text !== "" && Array.from(text).length <= maxCharacters)
+    .map((characters) => characters.join("").trim().normalize("NFC"))
+    .filter(
+      (text) =>
+        !/[\u2028-\u202e\u2066-\u2069]/.test(text) &&
+        /[^\p{White_Space}\p{Default_Ignorable_Code_Point}]/u.test(text) &&
+        Array.from(text).length <= maxCharacters
+    )
 
 /** A text of many lines. */
 export const bodyText = FastCheck.array(

@@ -21,14 +21,16 @@ export const bind = (area: HTMLTextAreaElement, text: Y.Text): Binding => {
   let shown = text.toJSON()
   area.value = shown
 
-  area.addEventListener("input", () => {
+  const read = () => {
+    if (area.value === shown) return
     const { deleted, index, inserted } = difference(shown, area.value, area.selectionEnd)
     shown = area.value
     text.doc?.transact(() => {
       text.delete(index, deleted)
       text.insert(index, inserted)
     }, area)
-  })
+  }
+  area.addEventListener("input", read)
 
   text.observe((event) => {
     if (event.transaction.origin === area) return
@@ -46,6 +48,8 @@ export const bind = (area: HTMLTextAreaElement, text: Y.Text): Binding => {
   })
   area.addEventListener("compositionend", () => {
     composing = false
+    // Some browsers tell of the last input only after this, when the changes that waited would have wiped it out.
+    read()
     for (const change of waiting.splice(0)) change()
   })
 

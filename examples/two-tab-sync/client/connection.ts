@@ -31,6 +31,8 @@ export interface Connection {
   readonly hurry: () => void
   /** What no server has said to be committed. */
   readonly unsaved: () => Uint8Array | undefined
+  /** Sends, before the page goes, what would wait for the answer to what is on its way. */
+  readonly leave: () => void
 }
 
 /**
@@ -89,6 +91,7 @@ export const connect = (options: Options): Connection => {
         if (!inStep) {
           inStep = true
           everInStep = true
+          refusal = undefined
           const theirs = fromBase64(message.stateVector)
           if (unsent !== undefined || isAhead(doc, theirs)) unsent = Y.encodeStateAsUpdate(doc, theirs)
           else failures = 0
@@ -150,9 +153,8 @@ export const connect = (options: Options): Connection => {
   const retry = timer(open)
 
   doc.on("update", (update: Uint8Array, origin: unknown) => {
-    if (origin === fromServer) return
-    unsent = merged(unsent, update)
-    // What was too long may be shorter now.
+    if (origin !== fromServer) unsent = merged(unsent, update)
+    // What was too long may be shorter now, or somebody else has made room.
     if (inStep) refusal = undefined
     flush()
   })
@@ -171,7 +173,11 @@ export const connect = (options: Options): Connection => {
       retry.stop()
       open()
     },
-    unsaved
+    unsaved,
+    leave: () => {
+      if (!inStep || unsent === undefined || refusal !== undefined) return
+      say({ _tag: "Update", id: ++lastId, update: toBase64(unsent) })
+    }
   }
 }
 

@@ -42,11 +42,15 @@ const inWords = (now: Status): string => {
   }
 }
 
+let stateSince = performance.now()
+
 const showStatus = (now: Status) => {
-  status.textContent = inWords(now)
-  status.dataset["state"] = now.state
-  // Nobody wants to hear "saved" after each letter; that it is not saved is another thing.
+  // Nobody wants to hear "saved" after each letter; that it is not saved is another thing. Only what is live before it changes
+  // is read out.
   status.ariaLive = now.state === "offline" || now.state === "refused" ? "polite" : "off"
+  status.textContent = inWords(now)
+  if (now.state !== status.dataset["state"]) stateSince = performance.now()
+  status.dataset["state"] = now.state
 }
 
 const showPeople = (all: ReadonlyArray<Person>) => {
@@ -105,11 +109,17 @@ name.addEventListener("change", () => {
 window.addEventListener("online", connection.hurry)
 document.addEventListener("visibilitychange", connection.hurry)
 
-// Reloading the page, or going back to it, brings back what could not be saved.
+// Reloading the page, or going back to it, brings back what could not be saved. A tab that is closed does not come back: the
+// server gets all that it has not got yet.
 window.addEventListener("pagehide", () => {
   const unsaved = connection.unsaved()
   if (unsaved !== undefined) sessionStorage.setItem(unsavedKey, toBase64(unsaved))
+  connection.leave()
 })
+/** A server that takes longer to save, in milliseconds, may not save at all. */
+const patience = 1000
 window.addEventListener("beforeunload", (event) => {
-  if (connection.unsaved() !== undefined && status.dataset["state"] !== "saving") event.preventDefault()
+  if (connection.unsaved() === undefined) return
+  const saving = status.dataset["state"] === "saving" && performance.now() - stateSince < patience
+  if (!saving) event.preventDefault()
 })

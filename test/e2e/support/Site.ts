@@ -22,13 +22,18 @@ export class Site extends Context.Tag("test/Site")<
   }
 >() {}
 
+/** A name, besides that of the machine, under which the site is reached. */
+export const publicName = "texts.example"
+
 /** The site of a test file, its database for the test itself, and a browser. */
 export const layer = Layer.unwrapScoped(
   Effect.map(TestDatabase.make({ loader }), (database) =>
     Layer.mergeAll(
       Layer.scoped(
         Site,
-        Effect.map(Program.start(database), (program) => Site.of({ program, database }))
+        Effect.map(Program.start(database, { environment: { PUBLIC_NAMES: publicName } }), (program) =>
+          Site.of({ program, database })
+        )
       ),
       Database.layer({ url: database, minConnections: 0, maxConnections: 2 }),
       Chromium.layer
