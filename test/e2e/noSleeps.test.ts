@@ -50,3 +50,9 @@ it("only the connection uses the browser's clock", () => {
   )
   assert.deepStrictEqual(users, ["examples/two-tab-sync/client/connection.ts"])
 })
+
+it("no browser test polls inside the program's page, whose policy forbids to evaluate text there", () => {
+  const polls = new RegExp(["\\.page\\.waitFor", "Function"].join(""))
+  const users = sources.filter((name) => polls.test(Fs.readFileSync(Path.join(root, name), "utf8")))
+  assert.deepStrictEqual(users, [])
+})
