@@ -1,7 +1,8 @@
 /**
  * How long writers stall while three foreign keys of one table change their action: {@link ForeignKey.rebuild} beside drop-and-add in one transaction, which is
  * what Alembic, drizzle-kit, Ecto and Atlas do. Both run in turn on the same server, and a control figure says what the same writers suffer while nobody changes
- * anything. `npm run bench:fk -- 500000 2000000` chooses the numbers of rows.
+ * anything. `npm run bench:fk -- 500000 2000000` chooses the numbers of rows. It exits with 1 where the rebuild stalls writers for longer than {@link longest}, or for longer
+ * with more rows, or, from 10 million rows on, less than {@link leastRatio} times shorter than drop-and-add.
  */
 import * as Clock from "effect/Clock"
 import * as Console from "effect/Console"
@@ -26,6 +27,12 @@ const rounds = 3
 
 /** How long the control figure is measured in each round, in milliseconds. */
 const controlMillis = 5000
+
+/** The longest stall in the median that a rebuild may cause while nobody else holds a lock, in milliseconds. */
+const longest = 50
+
+/** How many times shorter it has to be than that of drop-and-add, in the medians, from so many rows on. */
+const leastRatio = { rows: 10_000_000, ratio: 50 }
 
 const settings = { shared_buffers: "1GB", max_wal_size: "8GB", maintenance_work_mem: "256MB" }
 
@@ -193,10 +200,18 @@ const report = (
     String(errors)
   ])
 
+/** Medians of the stalls of one size, in milliseconds. */
+interface Stalls {
+  readonly rows: number
+  readonly control: number
+  readonly ours: number
+  readonly theirs: number
+}
+
 const measure = (
   rows: number
 ): Effect.Effect<
-  void,
+  Stalls,
   DatabaseError | ForeignKey.NoMatch | ForeignKey.Busy,
   Database.Database | Scope.Scope
 > =>
@@ -233,7 +248,35 @@ const measure = (
         Math.max(...stalls.theirs) / Math.max(...stalls.ours)
       ).toFixed(1)} to 1.\n`
     )
+    return {
+      rows,
+      control: median(stalls.control),
+      ours: median(stalls.ours),
+      theirs: median(stalls.theirs)
+    }
   })
+
+/** What the figures should be and are not. A machine that stalls its writers by itself stalls them during a rebuild too. */
+const broken = (all: ReadonlyArray<Stalls>): ReadonlyArray<string> => {
+  const [smallest] = all
+  return all.flatMap(({ control, ours, rows, theirs }) => [
+    ...(ours > longest + control
+      ? [
+          `${rows} rows: the rebuild stalled writers for ${figure(ours)}, more than ${longest} ms and the control's`
+        ]
+      : []),
+    ...(smallest !== undefined && ours > 2 * smallest.ours + control
+      ? [
+          `${rows} rows: the stall grew from the ${figure(smallest.ours)} of ${smallest.rows} rows to ${figure(ours)}`
+        ]
+      : []),
+    ...(rows >= leastRatio.rows && theirs < leastRatio.ratio * ours
+      ? [
+          `${rows} rows: drop-and-add stalled ${(theirs / ours).toFixed(1)} times as long, not ${leastRatio.ratio} times`
+        ]
+      : [])
+  ])
+}
 
 const median = (values: ReadonlyArray<number>) =>
   [...values].sort((left, right) => left - right)[Math.floor(values.length / 2)] ?? Number.NaN
@@ -259,6 +302,7 @@ Three foreign keys on one table, four writers in closed loops; writers, changes 
     "writes per s",
     "write errors"
   ])
+  const all: Array<Stalls> = []
   for (const rows of chosen.length === 0 ? sizes : chosen) {
     const name = `bench_${rows}`
     const admin = <A, E, R>(use: (session: Session) => Effect.Effect<A, E, R>) =>
@@ -266,11 +310,16 @@ Three foreign keys on one table, four writers in closed loops; writers, changes 
         Effect.provide(Database.layer({ url: server.url, minConnections: 0 }))
       )
     yield* admin((session) => session.query(`CREATE DATABASE ${name}`))
-    yield* Effect.scoped(measure(rows)).pipe(
-      Effect.provide(Database.layer({ url: Redacted.value(server.urlFor(name)), minConnections: 0 }))
+    all.push(
+      yield* Effect.scoped(measure(rows)).pipe(
+        Effect.provide(Database.layer({ url: Redacted.value(server.urlFor(name)), minConnections: 0 }))
+      )
     )
     yield* admin((session) => session.query(`DROP DATABASE ${name} WITH (FORCE)`))
   }
+  const problems = broken(all)
+  yield* Effect.forEach(problems, (problem) => Console.error(problem), { discard: true })
+  if (problems.length > 0) process.exitCode = 1
 })
 
 await Effect.runPromise(Effect.scoped(program))
