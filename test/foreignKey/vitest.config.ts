@@ -5,7 +5,7 @@ export default defineConfig({
   test: {
     testTimeout: 60_000,
     hookTimeout: 120_000,
-    include: ["test/ForeignKey.test.ts", "test/foreignKey/**/*.test.ts"],
+    include: ["test/ForeignKey.test.ts", "test/foreignKey/**/*.test.ts", "test/purge/**/*.test.ts"],
     globalSetup: ["src/testing/globalSetup.ts"],
     pool: "forks",
     maxWorkers: 2,

@@ -7,15 +7,15 @@ import * as Random from "effect/Random"
 import type * as Scope from "effect/Scope"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
-import { nameOf, type Relation } from "./Catalog.js"
-import * as PurgeClosure from "./PurgeClosure.js"
-import * as PurgeGraph from "./PurgeGraph.js"
-import * as PurgeWalk from "./PurgeWalk.js"
-import type { TableSelector } from "./Selectors.js"
-import * as Settings from "./Settings.js"
-import { label, rowsOf } from "./Sql.js"
+import { nameOf, type Relation } from "../foreignKey/Catalog.js"
+import * as Closure from "./Closure.js"
+import * as Graph from "./Graph.js"
+import * as Walk from "./Walk.js"
+import type { TableSelector } from "../foreignKey/Selectors.js"
+import * as Settings from "../foreignKey/Settings.js"
+import { label, rowsOf } from "../foreignKey/Sql.js"
 
-export { Blocked, Stuck } from "./PurgeWalk.js"
+export { Blocked, Stuck } from "./Walk.js"
 
 /** Which row to delete. */
 export interface Target {
@@ -134,7 +134,7 @@ export const plan = (open: Open, target: Target): Effect.Effect<Plan, DatabaseEr
 export const run = (
   open: Open,
   options: Options
-): Effect.Effect<Result, DatabaseError | UnknownTarget | Refused | PurgeWalk.Blocked | PurgeWalk.Stuck> =>
+): Effect.Effect<Result, DatabaseError | UnknownTarget | Refused | Walk.Blocked | Walk.Stuck> =>
   Effect.scoped(
     Effect.gen(function* () {
       const start = yield* Clock.currentTimeMillis
@@ -152,7 +152,7 @@ export const run = (
       const updated = new Map<string, number>()
       let transactions = 0
       const elapsed = Effect.map(Clock.currentTimeMillis, (now) => now - start)
-      yield* PurgeWalk.toTheEnd({
+      yield* Walk.toTheEnd({
         ...task,
         batch: Math.max(1, Math.floor(options.batch ?? 1000)),
         run: <Row extends object>(sql: string, params: ReadonlyArray<unknown>) =>
@@ -198,7 +198,7 @@ const prepared = (open: Open, purpose: string) =>
 
 const millis = (duration: Duration.DurationInput) => Math.max(1, Math.round(Duration.toMillis(duration)))
 
-const nameOfTable = ({ table }: PurgeGraph.Node) => label(table.schema, table.name)
+const nameOfTable = ({ table }: Graph.Node) => label(table.schema, table.name)
 
 const constraintOf = (reason: DatabaseError["reason"]) =>
   "constraint" in reason && "schema" in reason && "table" in reason
@@ -208,7 +208,7 @@ const constraintOf = (reason: DatabaseError["reason"]) =>
 /** What a key forbids in the middle of a purge was not there when it was planned. */
 const violation = (error: DatabaseError) =>
   error.reason._tag === "ForeignKeyViolation"
-    ? new PurgeWalk.Blocked({ constraint: constraintOf(error.reason) })
+    ? new Walk.Blocked({ constraint: constraintOf(error.reason) })
     : error
 
 /** Tries again what was not done for want of a lock: waits at random, up to two seconds. */
@@ -236,7 +236,7 @@ const transient: ReadonlySet<string> = new Set(["LockTimeout", "DeadlockDetected
 
 type Prepared = {
   readonly plan: Plan
-  readonly task: Pick<PurgeWalk.Task, "graph" | "from" | "key" | "values"> | undefined
+  readonly task: Pick<Walk.Task, "graph" | "from" | "key" | "values"> | undefined
 }
 
 const prepare = (session: Session, target: Target): Effect.Effect<Prepared, DatabaseError | UnknownTarget> =>
@@ -260,17 +260,17 @@ const prepare = (session: Session, target: Target): Effect.Effect<Prepared, Data
         }
       ])
     }
-    const graph = yield* PurgeGraph.read(session, table.oid)
+    const graph = yield* Graph.read(session, table.oid)
     const early = refusalsOf(graph)
     if (early.length > 0) return refuse(early)
     const from = rowsOf(table)
     const values = target.where.map(({ value }) => value)
     yield* session.query("SET statement_timeout = 0")
     const [row] = yield* session.query<{ readonly counts: string }>(
-      PurgeClosure.count(graph, from, columns.parts),
+      Closure.count(graph, from, columns.parts),
       values
     )
-    const counts = JSON.parse(row?.counts ?? "{}") as PurgeClosure.Counts
+    const counts = JSON.parse(row?.counts ?? "{}") as Closure.Counts
     return {
       plan: planOf(graph, counts, name, target.trustTriggers === true),
       task: { graph, from, key: columns.parts, values }
@@ -366,7 +366,7 @@ const findColumns = (session: Session, table: Relation, { where }: Target) =>
           (key) => key.length === names.length && key.every((column) => names.includes(column))
         ),
       parts: names.map((column) =>
-        PurgeClosure.rootPart(
+        Closure.rootPart(
           column,
           found.columns[column]?.type ?? "text",
           found.columns[column]?.operator ?? "pg_catalog.="
@@ -376,15 +376,12 @@ const findColumns = (session: Session, table: Relation, { where }: Target) =>
   })
 
 /** What the catalogs alone forbid. */
-const refusalsOf = (graph: PurgeGraph.Graph): ReadonlyArray<Refusal> => {
+const refusalsOf = (graph: Graph.Graph): ReadonlyArray<Refusal> => {
   const found: Array<Refusal> = graph.faulty.map(({ constraint, problem }) => ({
     code: "catalog-disagrees",
     reason: `what ${constraint} does on a delete cannot be foreseen: ${problem}`
   }))
-  const need = (
-    node: PurgeGraph.Node,
-    privileges: ReadonlyArray<"usage" | "select" | "delete" | "update">
-  ) => {
+  const need = (node: Graph.Node, privileges: ReadonlyArray<"usage" | "select" | "delete" | "update">) => {
     const missing = privileges.filter((privilege) => !node.rights[privilege])
     const table = nameOfTable(node)
     if (missing.length > 0) {
@@ -404,18 +401,13 @@ const refusalsOf = (graph: PurgeGraph.Graph): ReadonlyArray<Refusal> => {
     need(node, ["usage", "select", "delete"])
   }
   for (const { child, kind } of graph.edges) {
-    if (kind !== "cascade" && !PurgeGraph.isReached(graph, child)) need(child, ["usage", "select"])
+    if (kind !== "cascade" && !Graph.isReached(graph, child)) need(child, ["usage", "select"])
     if (kind === "set-null") need(child, ["update"])
   }
   return found.filter((one, index) => found.findIndex(({ reason }) => reason === one.reason) === index)
 }
 
-const planOf = (
-  graph: PurgeGraph.Graph,
-  counts: PurgeClosure.Counts,
-  table: string,
-  trustTriggers: boolean
-): Plan => {
+const planOf = (graph: Graph.Graph, counts: Closure.Counts, table: string, trustTriggers: boolean): Plan => {
   const refused: Array<Refusal> = []
   const warnings: Array<string> = []
   const updates: Array<Plan["updates"][number]> = []
@@ -506,7 +498,7 @@ const planOf = (
   }
 }
 
-const describe = ({ child, columns, key }: PurgeGraph.Edge) =>
+const describe = ({ child, columns, key }: Graph.Edge) =>
   key.onDelete === "set-null"
     ? columns.some((column) => child.rights.notNull.includes(column))
       ? "SET NULL of a column that is NOT NULL"

@@ -8,23 +8,23 @@
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
-import { nameOf } from "./Catalog.js"
-import * as PurgeClosure from "./PurgeClosure.js"
-import * as PurgeGraph from "./PurgeGraph.js"
-import { identifier, label, rowsOf } from "./Sql.js"
+import { nameOf } from "../foreignKey/Catalog.js"
+import * as Closure from "./Closure.js"
+import * as Graph from "./Graph.js"
+import { identifier, label, rowsOf } from "../foreignKey/Sql.js"
 
 /** How many rows of a table one transaction deleted. */
 export interface Count {
-  readonly node: PurgeGraph.Node
+  readonly node: Graph.Node
   readonly rows: number
 }
 
 /** What a walk needs. */
 export interface Task {
-  readonly graph: PurgeGraph.Graph
+  readonly graph: Graph.Graph
   /** The root's table as FROM names it, its key, and that key's values. */
   readonly from: string
-  readonly key: PurgeClosure.RootKey
+  readonly key: Closure.RootKey
   readonly values: ReadonlyArray<string>
   /** Rows of one statement. */
   readonly batch: number
@@ -35,7 +35,7 @@ export interface Task {
   ) => Effect.Effect<ReadonlyArray<Row>, DatabaseError | Blocked | Stuck>
   /** One transaction deleted rows. */
   readonly onDeleted: (counts: ReadonlyArray<Count>) => Effect.Effect<void>
-  readonly onUpdated: (edge: PurgeGraph.Edge, rows: number) => Effect.Effect<void>
+  readonly onUpdated: (edge: Graph.Edge, rows: number) => Effect.Effect<void>
 }
 
 /** Rows appeared during the purge that forbid the rest of it. What was deleted stays deleted; everything left is consistent. */
@@ -72,10 +72,10 @@ export const toTheEnd = (task: Task): Effect.Effect<number, DatabaseError | Bloc
 
 /** A row that is being worked on. */
 interface Row {
-  readonly node: PurgeGraph.Node
+  readonly node: Graph.Node
   readonly identity: ReadonlyArray<string>
   /** The key that it was found by, and the row that it refers to; none for the root. */
-  edge: PurgeGraph.Edge | undefined
+  edge: Graph.Edge | undefined
   via: Row | undefined
   /** All rows of the walk that it was found below. */
   readonly parents: Array<Row>
@@ -86,7 +86,7 @@ interface Row {
 
 interface Frame {
   readonly depth: number
-  readonly node: PurgeGraph.Node
+  readonly node: Graph.Node
   readonly rows: ReadonlyArray<Row>
   /** Rows of deeper frames that go with this one's. */
   readonly held: Array<Row>
@@ -136,7 +136,7 @@ const pass = (
 
     const findRoot = Effect.map(
       task.run<{ readonly identity: ReadonlyArray<string> }>(
-        `SELECT ${PurgeClosure.identity(graph.root, "t")} AS identity FROM ${task.from} t WHERE ${PurgeClosure.isRoot(task.key, "t")}`,
+        `SELECT ${Closure.identity(graph.root, "t")} AS identity FROM ${task.from} t WHERE ${Closure.isRoot(task.key, "t")}`,
         task.values
       ),
       ([row]) => row
@@ -181,7 +181,7 @@ const pass = (
         }
       }
       frame.seen = deleted + frame.skip.length
-      const isLeaf = edge.kind === "cascade" && !PurgeGraph.isInner(graph, edge.child)
+      const isLeaf = edge.kind === "cascade" && !Graph.isInner(graph, edge.child)
       const limit = isLeaf ? batch * batchesOfLeaves : batch
       const children = yield* childrenOf(task, edge, rows, frame.skip, limit)
       const fresh: Array<Row> = []
@@ -230,14 +230,9 @@ const pass = (
 
 const nameOfRow = ({ identity, node }: Row) => `${node.table.oid}:${JSON.stringify(identity)}`
 
-const nameOfTable = ({ table }: PurgeGraph.Node) => label(table.schema, table.name)
+const nameOfTable = ({ table }: Graph.Node) => label(table.schema, table.name)
 
-const newRow = (
-  node: PurgeGraph.Node,
-  identity: ReadonlyArray<string>,
-  edge?: PurgeGraph.Edge,
-  via?: Row
-): Row => ({
+const newRow = (node: Graph.Node, identity: ReadonlyArray<string>, edge?: Graph.Edge, via?: Row): Row => ({
   node,
   identity,
   edge,
@@ -247,7 +242,7 @@ const newRow = (
   low: Number.POSITIVE_INFINITY
 })
 
-const newFrame = (depth: number, node: PurgeGraph.Node, rows: ReadonlyArray<Row>): Frame => {
+const newFrame = (depth: number, node: Graph.Node, rows: ReadonlyArray<Row>): Frame => {
   const frame: Frame = {
     depth,
     node,
@@ -272,13 +267,11 @@ const nextEdge = (frame: Frame) => {
 }
 
 /** Keys that forbid the delete come first: rows that refer by them and go anyway must go before what they refer to. */
-const edgesBelow = (graph: PurgeGraph.Graph, node: PurgeGraph.Node) => {
-  const of = (kind: PurgeGraph.Edge["kind"]) =>
+const edgesBelow = (graph: Graph.Graph, node: Graph.Node) => {
+  const of = (kind: Graph.Edge["kind"]) =>
     graph.edges.filter(
       (edge) =>
-        edge.parent === node &&
-        edge.kind === kind &&
-        (kind !== "block" || PurgeGraph.isReached(graph, edge.child))
+        edge.parent === node && edge.kind === kind && (kind !== "block" || Graph.isReached(graph, edge.child))
     )
   return [...of("block"), ...of("cascade"), ...of("set-null")]
 }
@@ -309,27 +302,27 @@ const inSlices = <E>(
   })
 
 /** The identities of rows as parameters: one array for each part. */
-const columnsOf = (node: PurgeGraph.Node, rows: ReadonlyArray<Row>) =>
+const columnsOf = (node: Graph.Node, rows: ReadonlyArray<Row>) =>
   node.identity.map((_, index) => rows.map(({ identity }) => identity[index] ?? ""))
 
 const childrenOf = (
   { run }: Task,
-  edge: PurgeGraph.Edge,
+  edge: Graph.Edge,
   rows: ReadonlyArray<Row>,
   skip: ReadonlyArray<Row>,
   limit: number
 ) => {
   const width = edge.parent.identity.length
   return run<{ readonly ord: number; readonly identity: ReadonlyArray<string> }>(
-    `SELECT v.ord::int4 AS ord, ${PurgeClosure.identity(edge.child, "c")} AS identity
-    FROM ${PurgeClosure.values(edge.parent, 1)} v
-    JOIN ${rowsOf(edge.key.referenced)} p ON ${PurgeClosure.identifies(edge.parent, "p", "v")}
-    JOIN ${rowsOf(edge.key.referencing)} c ON ${PurgeGraph.matches(edge, "p", "c")}
+    `SELECT v.ord::int4 AS ord, ${Closure.identity(edge.child, "c")} AS identity
+    FROM ${Closure.values(edge.parent, 1)} v
+    JOIN ${rowsOf(edge.key.referenced)} p ON ${Closure.identifies(edge.parent, "p", "v")}
+    JOIN ${rowsOf(edge.key.referencing)} c ON ${Graph.matches(edge, "p", "c")}
     ${
       skip.length === 0
         ? ""
         : `WHERE NOT EXISTS (
-      SELECT FROM ${PurgeClosure.values(edge.child, width + 1)} s WHERE ${PurgeClosure.identifies(edge.child, "c", "s")}
+      SELECT FROM ${Closure.values(edge.child, width + 1)} s WHERE ${Closure.identifies(edge.child, "c", "s")}
     )`
     }
     LIMIT ${limit}`,
@@ -338,13 +331,9 @@ const childrenOf = (
 }
 
 /** Rows that refer to a row by a key that forbids its delete are deleted only if the same delete reaches them by cascades. */
-const confirmGoing = (
-  { from, graph, key, run, values }: Task,
-  edge: PurgeGraph.Edge,
-  rows: ReadonlyArray<Row>
-) =>
+const confirmGoing = ({ from, graph, key, run, values }: Task, edge: Graph.Edge, rows: ReadonlyArray<Row>) =>
   Effect.flatMap(
-    run<{ readonly ord: number }>(PurgeClosure.going(graph, from, key, edge.child), [
+    run<{ readonly ord: number }>(Closure.going(graph, from, key, edge.child), [
       ...values,
       ...columnsOf(edge.child, rows)
     ]),
@@ -353,7 +342,7 @@ const confirmGoing = (
   )
 
 /** What SET NULL would do when the rows are deleted, in statements of one batch each. */
-const setNull = ({ batch, onUpdated, run }: Task, edge: PurgeGraph.Edge, rows: ReadonlyArray<Row>) =>
+const setNull = ({ batch, onUpdated, run }: Task, edge: Graph.Edge, rows: ReadonlyArray<Row>) =>
   Effect.gen(function* () {
     let before: ReadonlySet<string> = new Set()
     for (;;) {
@@ -361,13 +350,13 @@ const setNull = ({ batch, onUpdated, run }: Task, edge: PurgeGraph.Edge, rows: R
         `UPDATE ${rowsOf(edge.key.referencing)} t SET ${edge.columns.map((column) => `${identifier(column)} = NULL`).join(", ")}
         FROM (
           SELECT c.tableoid AS rel, c.ctid AS tid
-          FROM ${PurgeClosure.values(edge.parent, 1)} v
-          JOIN ${rowsOf(edge.key.referenced)} p ON ${PurgeClosure.identifies(edge.parent, "p", "v")}
-          JOIN ${rowsOf(edge.key.referencing)} c ON ${PurgeGraph.matches(edge, "p", "c")}
+          FROM ${Closure.values(edge.parent, 1)} v
+          JOIN ${rowsOf(edge.key.referenced)} p ON ${Closure.identifies(edge.parent, "p", "v")}
+          JOIN ${rowsOf(edge.key.referencing)} c ON ${Graph.matches(edge, "p", "c")}
           LIMIT ${batch}
         ) f
         WHERE t.tableoid = f.rel AND t.ctid = f.tid
-        RETURNING ${PurgeClosure.identity(edge.child, "t")} AS identity`,
+        RETURNING ${Closure.identity(edge.child, "t")} AS identity`,
         columnsOf(edge.parent, rows)
       )
       if (updated.length > 0) yield* onUpdated(edge, updated.length)
@@ -387,14 +376,14 @@ const setNull = ({ batch, onUpdated, run }: Task, edge: PurgeGraph.Edge, rows: R
  */
 const remove = ({ onDeleted, run }: Task, rows: ReadonlyArray<Row>) =>
   Effect.gen(function* () {
-    const groups = new Map<PurgeGraph.Edge | undefined, Array<Row>>()
+    const groups = new Map<Graph.Edge | undefined, Array<Row>>()
     for (const row of rows) {
       const group = groups.get(row.edge)
       if (group === undefined) groups.set(row.edge, [row])
       else group.push(row)
     }
     const params: Array<ReadonlyArray<string>> = []
-    const parts: Array<{ readonly node: PurgeGraph.Node; readonly sql: string }> = []
+    const parts: Array<{ readonly node: Graph.Node; readonly sql: string }> = []
     for (const [edge, members] of groups) {
       const [first] = members
       if (first === undefined) continue
@@ -402,7 +391,7 @@ const remove = ({ onDeleted, run }: Task, rows: ReadonlyArray<Row>) =>
       const own = node.identity.map((_, index) => `k${index}`)
       const columns = [...columnsOf(node, members)]
       const names = [...own]
-      let condition = PurgeClosure.identifies(node, "t", "v")
+      let condition = Closure.identifies(node, "t", "v")
       if (edge !== undefined) {
         columns.push(
           ...columnsOf(
@@ -413,7 +402,7 @@ const remove = ({ onDeleted, run }: Task, rows: ReadonlyArray<Row>) =>
         names.push(...edge.parent.identity.map((_, index) => `p${index}`))
         condition += ` AND EXISTS (
           SELECT FROM ${rowsOf(edge.key.referenced)} p
-          WHERE ${PurgeClosure.identifies(edge.parent, "p", "v", "p")} AND ${PurgeGraph.matches(edge, "p", "t")}
+          WHERE ${Closure.identifies(edge.parent, "p", "v", "p")} AND ${Graph.matches(edge, "p", "t")}
         )`
       }
       const start = params.length + 1
@@ -421,7 +410,7 @@ const remove = ({ onDeleted, run }: Task, rows: ReadonlyArray<Row>) =>
       parts.push({
         node,
         sql: `DELETE FROM ${rowsOf(node.table)} t
-        USING ${PurgeClosure.arrays(columns.length, start)} AS v(${names.join(", ")})
+        USING ${Closure.arrays(columns.length, start)} AS v(${names.join(", ")})
         WHERE ${condition} RETURNING 1`
       })
     }

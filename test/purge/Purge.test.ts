@@ -10,8 +10,8 @@ import * as Purge from "../../src/Purge.js"
 import { repository } from "../support/command.js"
 import { eventually } from "../support/eventually.js"
 import { adminSession, emptyDatabase } from "../support/server.js"
-import { disable } from "./PurgeGraphs.js"
-import { application, database } from "./support.js"
+import { disable } from "./Graphs.js"
+import { application, database } from "../foreignKey/support.js"
 
 /** Courses with posts, which have replies by two ways and likes; a log of which transaction deleted how many rows. */
 const tables = `

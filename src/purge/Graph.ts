@@ -5,10 +5,10 @@
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
-import * as Catalog from "./Catalog.js"
-import * as Detector from "./Detector.js"
-import * as Lock from "./Lock.js"
-import { identifier } from "./Sql.js"
+import * as Catalog from "../foreignKey/Catalog.js"
+import * as Detector from "../foreignKey/Detector.js"
+import * as Lock from "../foreignKey/Lock.js"
+import { identifier } from "../foreignKey/Sql.js"
 
 /** An expression that identifies a row together with others, without its table's alias. */
 export interface Part {

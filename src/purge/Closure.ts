@@ -2,11 +2,11 @@
  * The rows that one DELETE would delete, as SQL. A row is its table's OID and its ctid as text (13 cannot hash a tid), which is exact within
  * one statement: everything here is one statement, so one snapshot.
  */
-import * as PurgeGraph from "./PurgeGraph.js"
-import { identifier, rowsOf } from "./Sql.js"
+import * as Graph from "./Graph.js"
+import { identifier, rowsOf } from "../foreignKey/Sql.js"
 
 /** The columns of a unique key of the root, and their types. */
-export type RootKey = ReadonlyArray<PurgeGraph.Part>
+export type RootKey = ReadonlyArray<Graph.Part>
 
 /** The condition that selects the root's row; its values are the parameters 1, 2, ... */
 export const isRoot = (key: RootKey, alias: string): string =>
@@ -30,13 +30,13 @@ export interface Counts {
 }
 
 /** Counts what one DELETE would delete and change, in one statement that locks the tables ACCESS SHARE. */
-export const count = (graph: PurgeGraph.Graph, from: string, key: RootKey): string => `
+export const count = (graph: Graph.Graph, from: string, key: RootKey): string => `
 WITH RECURSIVE reach (rel, place) AS (
   SELECT t.tableoid::oid::int8, t.ctid::text FROM ${from} t WHERE ${isRoot(key, "t")}
   UNION
   SELECT n.rel, n.place FROM reach r CROSS JOIN LATERAL (${union(
     graph.edges
-      .filter((edge) => edge.kind === "cascade" && PurgeGraph.isInner(graph, edge.child))
+      .filter((edge) => edge.kind === "cascade" && Graph.isInner(graph, edge.child))
       .map((edge) => below(edge, "c.tableoid::oid::int8 AS rel, c.ctid::text AS place")),
     "SELECT NULL::int8 AS rel, NULL::text AS place WHERE false"
   )}) n
@@ -50,7 +50,7 @@ SELECT pg_catalog.jsonb_build_object(
  * Which rows of a node would go, from their identities: the parameters after those of the root are one array of texts for each part. Gives the
  * ordinals of those that do. It follows the keys upwards, so it reads a row's ancestors only.
  */
-export const going = (graph: PurgeGraph.Graph, from: string, key: RootKey, node: PurgeGraph.Node): string => `
+export const going = (graph: Graph.Graph, from: string, key: RootKey, node: Graph.Node): string => `
 WITH RECURSIVE up (rel, place, ord) AS (
   SELECT t.tableoid::oid::int8, t.ctid::text, v.ord FROM ${values(node, key.length + 1)} v
   JOIN ${rowsOf(node.table)} t ON ${identifies(node, "t", "v")}
@@ -60,7 +60,7 @@ WITH RECURSIVE up (rel, place, ord) AS (
       .filter((edge) => edge.kind === "cascade")
       .map(
         (edge) => `SELECT p.tableoid::oid::int8 AS rel, p.ctid::text AS place
-    FROM ${rowsOf(edge.key.referencing)} c JOIN ${rowsOf(edge.key.referenced)} p ON ${PurgeGraph.matches(edge, "p", "c")}
+    FROM ${rowsOf(edge.key.referencing)} c JOIN ${rowsOf(edge.key.referenced)} p ON ${Graph.matches(edge, "p", "c")}
     WHERE u.rel IN (${edge.child.relations.join(", ")}) AND c.tableoid::oid::int8 = u.rel AND c.ctid = u.place::tid`
       ),
     "SELECT NULL::int8 AS rel, NULL::text AS place WHERE false"
@@ -70,7 +70,7 @@ SELECT DISTINCT u.ord::int4 AS ord FROM up u JOIN ${from} t ON t.tableoid::oid::
 WHERE ${isRoot(key, "t")}`
 
 /** Identities as a table of texts `k0`, `k1`, ... with their ordinal `ord`; the arrays are the parameters from `first` on. */
-export const values = (node: PurgeGraph.Node, first: number): string => {
+export const values = (node: Graph.Node, first: number): string => {
   const names = node.identity.map((_, index) => `k${index}`)
   return `(SELECT * FROM ${arrays(names.length, first)} WITH ORDINALITY AS w(${names.join(", ")}, ord))`
 }
@@ -83,7 +83,7 @@ export const arrays = (count: number, first: number): string =>
   `ROWS FROM (${Array.from({ length: count }, (_, index) => `pg_catalog.unnest($${first + index}::text[])`).join(", ")})`
 
 /** The condition under which a row has an identity, whose texts are the columns `k0`, `k1`, ... */
-export const identifies = (node: PurgeGraph.Node, row: string, value: string, prefix = "k"): string =>
+export const identifies = (node: Graph.Node, row: string, value: string, prefix = "k"): string =>
   node.identity
     .map(
       ({ column, operator, type }, index) =>
@@ -92,11 +92,11 @@ export const identifies = (node: PurgeGraph.Node, row: string, value: string, pr
     .join(" AND ")
 
 /** The identity of a row as an array of texts. */
-export const identity = (node: PurgeGraph.Node, row: string): string =>
+export const identity = (node: Graph.Node, row: string): string =>
   `ARRAY[${node.identity.map(({ column }) => `${row}.${column}::text`).join(", ")}]::text[]`
 
 /** The columns of a root's key as parts of an identity. */
-export const rootPart = (column: string, type: string, operator: string): PurgeGraph.Part => ({
+export const rootPart = (column: string, type: string, operator: string): Graph.Part => ({
   column: identifier(column),
   type,
   operator
@@ -110,12 +110,12 @@ const union = (selects: ReadonlyArray<string>, none: string) =>
   selects.length === 0 ? none : selects.join("\n    UNION ALL\n    ")
 
 /** The rows below the row `r`. The list of OIDs is a one-time filter, which keeps keys of other tables from being looked at. */
-const below = (edge: PurgeGraph.Edge, columns: string) => `SELECT ${columns}
-    FROM ${rowsOf(edge.key.referenced)} p JOIN ${rowsOf(edge.key.referencing)} c ON ${PurgeGraph.matches(edge, "p", "c")}
+const below = (edge: Graph.Edge, columns: string) => `SELECT ${columns}
+    FROM ${rowsOf(edge.key.referenced)} p JOIN ${rowsOf(edge.key.referencing)} c ON ${Graph.matches(edge, "p", "c")}
     WHERE r.rel IN (${edge.parent.relations.join(", ")}) AND p.tableoid::oid::int8 = r.rel AND p.ctid = r.place::tid`
 
-const countNode = (graph: PurgeGraph.Graph, node: PurgeGraph.Node) => {
-  if (PurgeGraph.isInner(graph, node)) {
+const countNode = (graph: Graph.Graph, node: Graph.Node) => {
+  if (Graph.isInner(graph, node)) {
     return `SELECT pg_catalog.count(*) FROM reach r WHERE r.rel IN (${node.relations.join(", ")})`
   }
   const edges = graph.edges.filter((edge) => edge.kind === "cascade" && edge.child === node)
@@ -128,7 +128,7 @@ const countNode = (graph: PurgeGraph.Graph, node: PurgeGraph.Node) => {
       )}) c) d`
 }
 
-const countEdge = (graph: PurgeGraph.Graph, edge: PurgeGraph.Edge) =>
+const countEdge = (graph: Graph.Graph, edge: Graph.Edge) =>
   edge.kind === "cascade"
     ? "SELECT NULL::jsonb"
     : `SELECT pg_catalog.jsonb_build_object(
@@ -137,18 +137,14 @@ const countEdge = (graph: PurgeGraph.Graph, edge: PurgeGraph.Edge) =>
       ) FROM reach r CROSS JOIN LATERAL (${below(edge, `(${member(graph, edge)}) AS going, (${dangles(edge)}) AS dangling`)}) x`
 
 /** Whether the row `c` would refer to no row that stays, once SET DEFAULT has set its columns. Only the server knows what a default gives that is not constant. */
-const dangles = ({ child, columns, comparisons, key, kind }: PurgeGraph.Edge) => {
+const dangles = ({ child, columns, comparisons, key, kind }: Graph.Edge) => {
   const values = key.columns.map((column) =>
     columns.includes(column) ? child.defaults[column] : `c.${identifier(column)}`
   )
   if (kind !== "set-default" || values.includes(undefined)) return "false"
   const isNull = values.map((value) => `(${value}) IS NULL`)
   const conditions = values.map((value, index) =>
-    PurgeGraph.isEqual(
-      `d.${identifier(key.referencedColumns[index] ?? "")}`,
-      `(${value})`,
-      comparisons[index]
-    )
+    Graph.isEqual(`d.${identifier(key.referencedColumns[index] ?? "")}`, `(${value})`, comparisons[index])
   )
   const isMissing = `NOT EXISTS (
     SELECT FROM ${rowsOf(key.referenced)} d
@@ -162,9 +158,9 @@ const dangles = ({ child, columns, comparisons, key, kind }: PurgeGraph.Edge) =>
 }
 
 /** Whether the row `c` of a key's referencing table goes too. */
-const member = (graph: PurgeGraph.Graph, { child }: PurgeGraph.Edge) => {
-  if (!PurgeGraph.isReached(graph, child)) return "false"
-  if (PurgeGraph.isInner(graph, child)) {
+const member = (graph: Graph.Graph, { child }: Graph.Edge) => {
+  if (!Graph.isReached(graph, child)) return "false"
+  if (Graph.isInner(graph, child)) {
     return "EXISTS (SELECT FROM reach x WHERE x.rel = c.tableoid::oid::int8 AND x.place = c.ctid::text)"
   }
   return graph.edges
@@ -172,7 +168,7 @@ const member = (graph: PurgeGraph.Graph, { child }: PurgeGraph.Edge) => {
     .map(
       (edge) => `EXISTS (
         SELECT FROM ${rowsOf(edge.key.referencing)} c2
-        JOIN ${rowsOf(edge.key.referenced)} p2 ON ${PurgeGraph.matches(edge, "p2", "c2")}
+        JOIN ${rowsOf(edge.key.referenced)} p2 ON ${Graph.matches(edge, "p2", "c2")}
         JOIN reach x ON x.rel = p2.tableoid::oid::int8 AND x.place = p2.ctid::text
         WHERE c2.tableoid = c.tableoid AND c2.ctid = c.ctid
       )`

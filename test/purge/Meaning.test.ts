@@ -4,7 +4,7 @@ import * as Redacted from "effect/Redacted"
 import * as Database from "../../src/Database.js"
 import * as Purge from "../../src/Purge.js"
 import { adminSession, emptyDatabase } from "../support/server.js"
-import { application, database } from "./support.js"
+import { application, database } from "../foreignKey/support.js"
 
 const row = (table: string, value: string, column = "id") => ({
   from: { table },

@@ -5,8 +5,8 @@ import * as Runtime from "effect/Runtime"
 import * as Catalog from "../../src/foreignKey/Catalog.js"
 import * as Purge from "../../src/Purge.js"
 import { adminSession } from "../support/server.js"
-import * as Graphs from "./PurgeGraphs.js"
-import { application, database } from "./support.js"
+import * as Graphs from "./Graphs.js"
+import { application, database } from "../foreignKey/support.js"
 
 const databases = Number(process.env["PURGE_PROPERTY_RUNS"] ?? 60)
 
