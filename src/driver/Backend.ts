@@ -497,28 +497,31 @@ export const passedMillis = (clock: Clock.Clock): number => Number(clock.unsafeC
 
 /**
  * Calls back after so many milliseconds, and gives the function that calls it off. A timer that comes much too late says that this process
- * stood still, not that the server was silent: what it answered meanwhile is yet to be read. Then there is more time, once. A timer may also come
- * in time at the end of such a pause, and timers come before what is to be read: so it rings some turns of the event loop later.
+ * stood still, not that the server was silent: what it answered meanwhile is yet to be read. Then there is more time, once. The wait is
+ * divided, because a pause that ends just when the wait does would not make its end late.
  */
 export const alarm = (millis: number, ring: () => void): (() => void) => {
-  const due = performance.now() + millis
-  let turn: NodeJS.Immediate | undefined
-  const ringAfter = (turns: number) => {
-    if (turns === 0) ring()
-    else turn = setImmediate(ringAfter, turns - 1)
+  const more = Math.min(millis, 1000)
+  let end = performance.now() + millis
+  let mayExtend = true
+  let timer: NodeJS.Timeout
+  const wait = (now: number) => {
+    const due = Math.min(end, now + partMillis)
+    timer = setTimeout(() => {
+      const then = performance.now()
+      if (mayExtend && then - due >= lateMillis && then + more > end) {
+        mayExtend = false
+        end = then + more
+      }
+      if (then >= end) ring()
+      else wait(then)
+    }, due - now)
   }
-  let timer = setTimeout(() => {
-    if (performance.now() - due < lateMillis) ringAfter(readingTurns)
-    else timer = setTimeout(ring, Math.min(millis, 1000))
-  }, millis)
-  return () => {
-    clearTimeout(timer)
-    clearImmediate(turn)
-  }
+  wait(performance.now())
+  return () => clearTimeout(timer)
 }
 
-/** In the first of them an answer is read, in the others it is acted on. */
-const readingTurns = 4
+const partMillis = 500
 
 const lateMillis = 250
 
