@@ -210,21 +210,22 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
       })
     )
 
+    // In a database of its own: where rows were updated before, an index may not be used by transactions of that time.
     it.effect("are looked up without a scan of the table where there is an index for it", () =>
       Effect.gen(function* () {
         const users = yield* User.UserRepository
         const sql = yield* PgClient
-        /** How often an effect, and nothing else in this transaction, reads the whole table. */
+        /** How often an effect, in a transaction of its own, reads the whole table. */
         const scans = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-          Effect.gen(function* () {
-            const count = sql<{ readonly scans: number }>`
-              SELECT seq_scan::int AS scans FROM pg_stat_xact_user_tables WHERE relname = 'user'
-            `
-            const [before] = yield* count
-            yield* effect
-            const [after] = yield* count
-            return (after?.scans ?? 0) - (before?.scans ?? 0)
-          })
+          Transaction.run(
+            Effect.gen(function* () {
+              yield* effect
+              const [row] = yield* sql<{ readonly scans: number }>`
+                SELECT seq_scan::int AS scans FROM pg_stat_xact_user_tables WHERE relname = 'user'
+              `
+              return row?.scans ?? 0
+            })
+          )
         const nobody = "nobody@example.com"
         const operations: ReadonlyArray<() => Effect.Effect<unknown, unknown, User.UserRepository>> = [
           () => users.findByEmail(nobody),
@@ -234,27 +235,19 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
           () => Effect.flatMap(someUser, ({ id }) => users.update(id, { email: unique("NEW@") })),
           () => users.insertMany([newUser(), newUser()])
         ]
-        const undone = yield* Effect.flip(
-          Transaction.run(
-            Effect.gen(function* () {
-              yield* sql`
-                INSERT INTO "user" (id, email, display_name, created_at)
-                SELECT gen_random_uuid(), CASE WHEN n % 100 = 0 THEN 'U' ELSE 'u' END || 'ser' || n || '@example.net', 'U', now()
-                FROM generate_series(1, 5000) AS n
-              `
-              yield* sql`ANALYZE "user"`
-              for (const operation of operations) assert.isAbove(yield* scans(operation()), 0)
-              yield* sql`CREATE INDEX ix_user_lower_email ON "user" (lower(email))`
-              yield* sql`ANALYZE "user"`
-              for (const [index, operation] of operations.entries()) {
-                assert.strictEqual(yield* scans(operation()), 0, `operation ${index}`)
-              }
-              return yield* Effect.fail("undone")
-            })
-          )
-        )
-        assert.strictEqual(undone, "undone")
-      })
+        yield* sql`
+          INSERT INTO "user" (id, email, display_name, created_at)
+          SELECT gen_random_uuid(), CASE WHEN n % 100 = 0 THEN 'U' ELSE 'u' END || 'ser' || n || '@example.net', 'U', now()
+          FROM generate_series(1, 5000) AS n
+        `
+        yield* sql`ANALYZE "user"`
+        for (const operation of operations) assert.isAbove(yield* scans(operation()), 0)
+        yield* sql`CREATE INDEX ix_user_lower_email ON "user" (lower(email))`
+        yield* sql`ANALYZE "user"`
+        for (const [index, operation] of operations.entries()) {
+          assert.strictEqual(yield* scans(operation()), 0, `operation ${index}`)
+        }
+      }).pipe(Effect.provide(TestLayer))
     )
 
     it.effect("that another program stored in mixed case are found, kept, and not used twice", () =>
