@@ -219,11 +219,14 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
         const scans = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
           Transaction.run(
             Effect.gen(function* () {
-              yield* effect
-              const [row] = yield* sql<{ readonly scans: number }>`
+              // The server also counts what this connection did before and has not reported yet.
+              const count = sql<{ readonly scans: number }>`
                 SELECT seq_scan::int AS scans FROM pg_stat_xact_user_tables WHERE relname = 'user'
               `
-              return row?.scans ?? 0
+              const [before] = yield* count
+              yield* effect
+              const [after] = yield* count
+              return (after?.scans ?? 0) - (before?.scans ?? 0)
             })
           )
         const nobody = "nobody@example.com"
