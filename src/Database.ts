@@ -255,9 +255,17 @@ const assemble = Effect.fnUntraced(function* (
     telemetry,
     decisions
   })
-  const outside = autocommit(pool, begin)
+  const outside = autocommit(pool, begin, decisions)
   const traced = traceAs(spanAttributes)
-  const client = yield* makeClient({ begin, config, pool, transactions, notifications, spanAttributes })
+  const client = yield* makeClient({
+    begin,
+    config,
+    decisions,
+    pool,
+    transactions,
+    notifications,
+    spanAttributes
+  })
   return Context.make(Database, {
     config,
     stats: pool.state,

@@ -204,6 +204,8 @@ export const fromEnvironment = (
         raw[name as EnvironmentSetting] = text
       })
     }
+    // The url of the environment's direct way is that of the environment's database, not of another one.
+    if (settings.url !== undefined) delete raw.directUrl
     for (const [name, value] of Object.entries(settings)) {
       if (value !== undefined) raw[name as keyof Settings] = value
     }
@@ -276,17 +278,40 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
       })
     }
 
+    // A default gives way to a setting that was given: only what was said can be wrong.
+    const within = <A>(
+      name: keyof typeof defaults,
+      value: A,
+      limit: A,
+      exceeds: (value: A, limit: A) => boolean
+    ): A => (raw[name] === undefined && exceeds(value, limit) ? limit : value)
+
     const url = endpoint("url", raw.url)
     const directUrl = raw.directUrl === undefined ? url : endpoint("directUrl", raw.directUrl)
-    const minConnections = integer("minConnections", 0)
     const maxConnections = integer("maxConnections", 1)
+    const minConnections = within(
+      "minConnections",
+      integer("minConnections", 0),
+      maxConnections,
+      (least, most) => least > most
+    )
     const acquireTimeout = duration("acquireTimeout", { zero: false, off: false })
     const connectTimeout = duration("connectTimeout", { zero: false, off: false })
-    const idleTimeout = duration("idleTimeout", { zero: false, off: true })
     const connectionTTL = duration("connectionTTL", { zero: false, off: true })
+    const idleTimeout = within(
+      "idleTimeout",
+      duration("idleTimeout", { zero: false, off: true }),
+      connectionTTL,
+      Duration.greaterThan
+    )
     const validateAfterIdle = duration("validateAfterIdle", { zero: true, off: true })
     const statementTimeout = duration("statementTimeout", { zero: false, off: true })
-    const lockTimeout = duration("lockTimeout", { zero: false, off: true })
+    const lockTimeout = within(
+      "lockTimeout",
+      duration("lockTimeout", { zero: false, off: true }),
+      statementTimeout,
+      Duration.greaterThan
+    )
     const idleInTransactionTimeout = duration("idleInTransactionTimeout", { zero: false, off: true })
     const echo = boolean("echo")
     const maxWaiting = integer("maxWaiting", 0)

@@ -174,6 +174,54 @@ describe("The settings", () => {
     })
   )
 
+  it.effect("give way with their defaults to what was given, and to nothing that was not", () =>
+    Effect.gen(function* () {
+      const url = "postgresql://user@host/name"
+      const few = yield* DatabaseConfig.resolve({ url, maxConnections: 3 })
+      assert.strictEqual(few.minConnections, 3)
+      const quick = yield* DatabaseConfig.resolve({ url, statementTimeout: "3 seconds" })
+      assert.deepStrictEqual(quick.lockTimeout, Duration.seconds(3))
+      const young = yield* DatabaseConfig.resolve({ url, connectionTTL: "5 minutes" })
+      assert.deepStrictEqual(young.idleTimeout, Duration.minutes(5))
+      const wrong = yield* Effect.flip(DatabaseConfig.resolve({ url, maxConnections: 3, minConnections: 4 }))
+      assert.deepStrictEqual(settingsOf(wrong.problems), ["minConnections"])
+    })
+  )
+
+  it.effect("take the environment's direct way to the environment's database only", () =>
+    Effect.gen(function* () {
+      const environment = {
+        DATABASE_URL: "postgresql://user@pooler/theirs",
+        DATABASE_DIRECT_URL: "postgresql://user@server/theirs"
+      }
+      const theirs = yield* fromEnvironment(environment)
+      assert.strictEqual(theirs.directEndpoint.host, "server")
+      const own = yield* DatabaseConfig.fromEnvironment({ url: "postgresql://user@mine/own" }).pipe(
+        Effect.withConfigProvider(ConfigProvider.fromMap(new Map(Object.entries(environment))))
+      )
+      assert.deepStrictEqual([own.directEndpoint.host, own.directEndpoint.database], ["mine", "own"])
+    })
+  )
+
+  it.effect("read a url's database as it is written, and take no two words for what is encrypted", () =>
+    Effect.gen(function* () {
+      const read = (url: string) => DatabaseConfig.resolve({ url })
+      for (const name of ["a@b", "a/b", "a?b#c", "100%", "a+b c", "ü"]) {
+        const { endpoint } = yield* read(`postgresql://user@host/${encodeURIComponent(name)}?sslmode=disable`)
+        assert.strictEqual(endpoint.database, name)
+      }
+      for (const query of [
+        "ssl=false",
+        "ssl=no-verify",
+        "sslmode=verify-full&sslmode=require",
+        "sslmode=prefer"
+      ]) {
+        const error = yield* Effect.flip(read(`postgresql://user@host/name?${query}`))
+        assert.include(error.message, "sslmode", query)
+      }
+    })
+  )
+
   it.effect("say that the url is missing, from code and from the environment", () =>
     Effect.gen(function* () {
       const error = yield* Effect.flip(fromEnvironment({}))

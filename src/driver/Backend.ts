@@ -351,7 +351,15 @@ export class Backend {
         this.running = false
         timer?.()
         const note = this.options.observe?.(request, performance.now() - started, failure)
-        resume(note === undefined ? exit : Effect.zipRight(note, exit))
+        // A logger that throws must not change what the server answered.
+        resume(
+          note === undefined
+            ? exit
+            : Effect.zipRight(
+                Effect.catchAllDefect(note, () => Effect.void),
+                exit
+              )
+        )
       }
       send((error, result) => {
         if (error === null || error === undefined) return finish(Effect.succeed(result as A))
@@ -463,6 +471,7 @@ export type Line = Pick<
   | "expectsReadOnly"
   | "isOpen"
   | "isQuiet"
+  | "onClose"
   | "portal"
   | "processId"
   | "quiet"
@@ -563,10 +572,13 @@ const startupOptions = (timeouts: SessionTimeouts): ReadonlyArray<string> => [
 export const serverMillis = (duration: Duration.Duration): number =>
   Duration.isFinite(duration) ? Math.ceil(Duration.toMillis(duration)) : 0
 
-/** How long a server that is under a `statement_timeout` may take to answer, in milliseconds; no limit where it is longer than Node's timers can hold. */
+/**
+ * How long a server that is under a `statement_timeout` may take to answer, in milliseconds; no limit where there is none (0, too, means that) or it is longer than
+ * Node's timers can hold.
+ */
 export const answerMillis = (statementTimeout: Duration.Duration): number | undefined => {
-  const millis = Duration.toMillis(statementTimeout) + 5000
-  return millis < 2 ** 31 ? millis : undefined
+  const millis = Duration.toMillis(statementTimeout)
+  return millis > 0 && millis + 5000 < 2 ** 31 ? millis + 5000 : undefined
 }
 
 /** The protocol counts parameters in 16 bits. */

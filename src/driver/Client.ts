@@ -11,6 +11,7 @@ import * as Stream from "effect/Stream"
 import type { DatabaseConfig } from "../DatabaseConfig.js"
 import type { DatabaseError } from "../DatabaseError.js"
 import { autocommit, reserved } from "./connections.js"
+import type { Decisions } from "./Decisions.js"
 import { invalid, invalidChannel, invalidPayload, type NotificationHub } from "./NotificationHub.js"
 import type { Pool } from "./Pool.js"
 import { traced } from "./Traced.js"
@@ -22,6 +23,7 @@ export interface ClientParts {
   readonly pool: Pool
   /** What begins a transaction with the limits of the settings. */
   readonly begin: string
+  readonly decisions: Decisions
   readonly transactions: Transactions
   readonly notifications: NotificationHub
   readonly spanAttributes: Readonly<Record<string, unknown>>
@@ -35,9 +37,9 @@ export const makeClient = (
   parts: ClientParts
 ): Effect.Effect<PgClient.PgClient, never, Reactivity.Reactivity> =>
   Effect.gen(function* () {
-    const { begin, config, notifications, pool, spanAttributes, transactions } = parts
+    const { begin, config, decisions, notifications, pool, spanAttributes, transactions } = parts
     const reactivity = yield* Reactivity.Reactivity
-    const outside = autocommit(pool, begin)
+    const outside = autocommit(pool, begin, decisions)
     const connectionIn = (context: Context.Context<never>) => transactions.connectionIn(context) ?? outside
     const acquirer = Effect.map(Effect.context<never>(), connectionIn)
     const statements = traced(Statement.make(acquirer, PgClient.makeCompiler(), [], undefined), {
@@ -53,7 +55,7 @@ export const makeClient = (
         return client
       },
       withoutTransforms: () => client,
-      reserve: reserved(pool, begin),
+      reserve: reserved(pool, begin, decisions),
       withTransaction: <A, E, R>(effect: Effect.Effect<A, E, R>) => transactions.transact(effect),
       reactive: reactivity.stream,
       reactiveMailbox: reactivity.query,

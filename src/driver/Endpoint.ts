@@ -1,4 +1,5 @@
 import * as Either from "effect/Either"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type { ConnectionOptions } from "node:tls"
 import * as PgConnectionString from "pg-connection-string"
@@ -42,10 +43,12 @@ export const parseEndpoint = (url: string): Either.Either<Endpoint, string> => {
     )
   }
   const { database, host, options, password, port, ssl, user } = parsed.right
-  const sslmode = /[?&]sslmode=([^&]*)/.exec(url)?.[1]
-  if (sslmode !== undefined && !["disable", "require", "verify-ca", "verify-full"].includes(sslmode)) {
-    return Either.left("a url with sslmode disable, require, verify-ca or verify-full")
+  const sslmodes = [...url.matchAll(/[?&]sslmode=([^&]*)/g)].map(([, mode = ""]) => mode)
+  const isMode = (mode: string) => ["disable", "require", "verify-ca", "verify-full"].includes(mode)
+  if (sslmodes.length > 1 || !sslmodes.every(isMode)) {
+    return Either.left("a url with sslmode disable, require, verify-ca or verify-full, once")
   }
+  if (typeof ssl === "string") return Either.left("a url with sslmode instead of ssl")
   if (!host) return Either.left("a url with a host, or with ?host=/directory/of/the/socket")
   if (!user) return Either.left("a url with a user")
   const portNumber = port ? Number(port) : 5432
@@ -56,7 +59,7 @@ export const parseEndpoint = (url: string): Either.Either<Endpoint, string> => {
     // A url has brackets around an IPv6 address.
     host: host.replace(/^\[(.*)\]$/, "$1"),
     port: portNumber,
-    database: database || user,
+    database: pathOf(url) ?? (database || user),
     user,
     password: password ? Redacted.make(password) : undefined,
     ssl:
@@ -75,6 +78,12 @@ export const withDatabase = (url: string, database: string): Redacted.Redacted =
       (_, authority: string) => `${authority}/${encodeURIComponent(database)}`
     )
   )
+
+/** The database's name, of which the parser leaves some characters encoded. */
+const pathOf = (url: string): string | undefined => {
+  const [, path = ""] = /^\w+:\/\/[^/?]*\/([^?]*)/.exec(url) ?? []
+  return path === "" ? undefined : Option.getOrUndefined(Option.liftThrowable(decodeURIComponent)(path))
+}
 
 const unreadable = "a valid url; special characters of the password are written as %XX"
 

@@ -7,6 +7,7 @@ import * as Mailbox from "effect/Mailbox"
 import * as Random from "effect/Random"
 import type * as Scope from "effect/Scope"
 import { DatabaseError } from "../DatabaseError.js"
+import { controlMillis } from "./Backend.js"
 import type { Notification, Session } from "./Session.js"
 
 /** What a listener gets. */
@@ -65,10 +66,7 @@ export const make = (
           self.wasConnected = true
           self.failures = 0
           yield* Deferred.succeed(self.ready, undefined)
-          yield* Effect.raceFirst(
-            Effect.raceFirst(session.lost, beating(session, heartbeat)),
-            Deferred.await(self.abandoned)
-          )
+          yield* Effect.raceFirst(session.lost, beating(session, heartbeat))
         })
       ).pipe(
         Effect.ensuring(
@@ -94,6 +92,7 @@ export const make = (
               )
         ),
         Effect.retry({ while: () => self.wasConnected }),
+        Effect.raceFirst(Deferred.await(self.abandoned)),
         Effect.ignore
       )
 
@@ -140,7 +139,12 @@ export const make = (
         }
         return self.session === undefined
           ? Effect.void
-          : Effect.ignore(self.session.query(`UNLISTEN ${identifier(listener.channel)}`))
+          : self.session.query(`UNLISTEN ${identifier(listener.channel)}`).pipe(
+              // Not for longer than a server takes that answers.
+              Effect.interruptible,
+              Effect.timeoutOption(controlMillis),
+              Effect.ignore
+            )
       }).pipe(Effect.asVoid)
 
     yield* Effect.addFinalizer(() =>

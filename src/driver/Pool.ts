@@ -460,7 +460,8 @@ export const make = Effect.fn("Pool.make")(function* (
     const dialWarning = isNews
       ? Effect.logWarning("The pool cannot open connections", dialFailure)
       : Effect.void
-    return Effect.zipRight(dialWarning, reportLeaks)
+    // A logger that throws must not end the housekeeping.
+    return Effect.catchAllDefect(Effect.zipRight(dialWarning, reportLeaks), () => Effect.void)
   })
 
   const reportLeaks = Effect.suspend(() => {

@@ -8,14 +8,8 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Stream from "effect/Stream"
 import { DatabaseError, type Reason, reasonOf } from "../DatabaseError.js"
-import {
-  answerMillis,
-  controlMillis,
-  type Line,
-  type Request,
-  type Response,
-  serverMillis
-} from "./Backend.js"
+import { answerMillis, controlMillis, type Line, type Response, serverMillis } from "./Backend.js"
+import * as Commit from "./commit.js"
 import { type CopyConnection, endedError, makeConnection, streamPortal } from "./connections.js"
 import { type Decisions, isEndOfServer } from "./Decisions.js"
 import { isMarked } from "./expected.js"
@@ -115,6 +109,8 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       (text, source) => guarded(root.backend.copyIn(text, beside(level, source)))
     )
     const level: Level = { root, depth, limits, turns, connection, hooks: new Hooks(), ended: false }
+    // Whoever waits for somebody who waits for the server would wait for ever.
+    root.backend.onClose(() => turns.free())
     return level
   }
 
@@ -244,7 +240,11 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           const savepoint: Savepoint = {
             root,
             name: `s${++root.savepoints}`,
-            restoreLimits: Object.keys(own).length === 0 ? [] : setLimits(parent.limits)
+            restoreLimits: setLimits({
+              statementTimeout:
+                own.statementTimeout === undefined ? undefined : parent.limits.statementTimeout,
+              lockTimeout: own.lockTimeout === undefined ? undefined : parent.limits.lockTimeout
+            })
           }
           // An interrupted SAVEPOINT would abort the transaction around it, which is not concerned.
           const begun = naming(root, control(root, [`SAVEPOINT ${savepoint.name}`, ...setLimits(own)]))
@@ -467,69 +467,25 @@ const commit = (root: Root): Effect.Effect<void, DatabaseError> =>
   Effect.suspend(() => {
     const { backend } = root
     if (isOver(root)) return Effect.fail(endedError)
-    const first = backend.abortedBy
-    // It cannot be interrupted, so that it has the transaction's limit also where a program set another one that is not known.
-    const request: Request = {
-      text: "COMMIT",
-      phase: "commit",
+    return Commit.commit(backend, {
+      decisions: root.decisions,
+      transactionId: root.transactionId,
+      // It cannot be interrupted, so that it has the transaction's limit also where a program set another one that is not known.
       timeoutMillis: backend.answerMillis ?? Number.POSITIVE_INFINITY
-    }
-    return Effect.suspend(() => {
-      const sent = backend.isOpen
-      return Effect.mapError(backend.run(request), (error) => commitError(root, error, sent))
-    }).pipe(
-      Effect.filterOrFail(
-        (response) => commandOf(response) === "COMMIT",
-        () => root.decisions.error({ operation: "commit", reason: { _tag: "TransactionRolledBack", first } })
-      )
-    )
+    })
   }).pipe(
-    Effect.tapError((error) =>
-      willRetry(root, error.reason)
+    Effect.tapError((error) => {
+      root.isUnknown = error.reason._tag === "CommitOutcomeUnknown"
+      return willRetry(root, error.reason)
         ? logged(root.options, logRetry(root.attempt, error))
         : logged(root.options, Effect.logError(commitMessage(error), Cause.fail(error)))
-    ),
-    Effect.asVoid
+    })
   )
 
 const commitMessage = ({ reason }: DatabaseError): string =>
   reason._tag === "CommitOutcomeUnknown"
     ? "Database session error, the transaction may or may not have been committed"
     : "Database session error, the transaction was not committed"
-
-/** A COMMIT that never left failed for good; the outcome of one that the server may have got is not known. */
-const commitError = (root: Root, error: DatabaseError, sent: boolean): DatabaseError => {
-  root.isUnknown = sent && isUnknown(error.reason)
-  return root.decisions.error({
-    operation: "commit",
-    inTransaction: true,
-    reason: root.isUnknown
-      ? {
-          _tag: "CommitOutcomeUnknown",
-          transactionId: root.transactionId,
-          systemCode: error.reason._tag === "ConnectionLost" ? error.reason.systemCode : undefined
-        }
-      : error.reason,
-    cause: error
-  })
-}
-
-const isUnknown = (reason: Reason): boolean => {
-  switch (reason._tag) {
-    case "ConnectionLost":
-      return reason.phase === "commit"
-    // The server ends such transactions before it commits them; a standby has nothing to commit.
-    case "ReplicaConflict":
-    case "IdleInTransactionTimeout":
-    case "TransactionTimeout":
-      return false
-    default:
-      return (
-        ("severity" in reason && (reason.severity === "FATAL" || reason.severity === "PANIC")) ||
-        ("code" in reason && (reason.code === "40003" || reason.code === "08007"))
-      )
-  }
-}
 
 /** Logs the whole cause, and only then sends ROLLBACK. */
 const rollback = <E>(
@@ -635,6 +591,3 @@ const control = (root: Root, statements: ReadonlyArray<string>): Effect.Effect<v
   Effect.asVoid(
     root.backend.run({ text: statements.join(";"), timeoutMillis: controlMillis, isControl: true })
   )
-
-const commandOf = (response: Response): string | undefined =>
-  "command" in response ? response.command : undefined

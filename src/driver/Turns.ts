@@ -12,6 +12,7 @@ export type Wait<Gone> = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Eff
  */
 export class Turns {
   private taken = false
+  private isFree = false
   private readonly waiting = new Set<Ticket>()
 
   /** Runs a step when its turn has come. */
@@ -23,6 +24,7 @@ export class Turns {
   /** Waits for a turn; for a caller that cannot be interrupted but in what it `restore`s. */
   readonly take = <Gone = never>(restore: Wait<Gone>): Effect.Effect<void, Gone> =>
     Effect.suspend((): Effect.Effect<void, Gone> => {
+      if (this.isFree) return Effect.void
       if (!this.taken) {
         this.taken = true
         return Effect.void
@@ -47,7 +49,18 @@ export class Turns {
   /** Ends a turn. */
   readonly pass: Effect.Effect<void> = Effect.sync(() => this.next())
 
+  /** Nobody has to wait for a turn any more: what was taken in turns is gone. */
+  free(): void {
+    this.isFree = true
+    for (const ticket of this.waiting) {
+      ticket.given = true
+      ticket.resume?.()
+    }
+    this.waiting.clear()
+  }
+
   private next(): void {
+    if (this.isFree) return
     const [ticket] = this.waiting
     if (ticket === undefined) {
       this.taken = false

@@ -14,7 +14,9 @@ import {
   type Request,
   type Response
 } from "./Backend.js"
+import * as Commit from "./commit.js"
 import type { CopyIn } from "./Copy.js"
+import type { Decisions } from "./Decisions.js"
 import * as Pool from "./Pool.js"
 import { Turns } from "./Turns.js"
 
@@ -57,12 +59,14 @@ export const makeConnection = (
 })
 
 /** Statements outside any transaction: each borrows a connection for itself. `begin` begins the transaction that a stream needs. */
-export const autocommit = (pool: Pool.Pool, begin: string): CopyConnection =>
+export const autocommit = (pool: Pool.Pool, begin: string, decisions: Decisions): CopyConnection =>
   makeConnection(
     (request) => Pool.use(pool, (backend) => runFresh(backend, request)),
     (text, values) =>
       scopedStream(
-        Effect.flatMap(Pool.borrow(pool), (backend) => pullInOwnTransaction(backend, begin, text, values))
+        Effect.flatMap(Pool.borrow(pool), (backend) =>
+          pullInOwnTransaction(backend, { begin, decisions }, text, values)
+        )
       ),
     (text, source) => Pool.use(pool, (backend) => backend.copyIn(text, Pool.holding(backend)(source)))
   )
@@ -71,7 +75,7 @@ export const autocommit = (pool: Pool.Pool, begin: string): CopyConnection =>
  * A connection of one's own, outside any transaction block that we know of. A stream needs one: while it is read nothing else runs, unless the user of the
  * connection has begun a transaction, in which streams and statements mix.
  */
-export const reserved = (pool: Pool.Pool, begin: string) =>
+export const reserved = (pool: Pool.Pool, begin: string, decisions: Decisions) =>
   Effect.gen(function* () {
     const backend = yield* Pool.borrow(pool)
     const turns = new Turns()
@@ -100,7 +104,10 @@ export const reserved = (pool: Pool.Pool, begin: string) =>
           guarded(
             Effect.suspend(() =>
               backend.transactionStatus === "I"
-                ? Effect.zipRight(alone, pullInOwnTransaction(backend, begin, text, values, isOver))
+                ? Effect.zipRight(
+                    alone,
+                    pullInOwnTransaction(backend, { begin, decisions }, text, values, isOver)
+                  )
                 : pullPortal(backend.portal(text, values), guarded)
             )
           )
@@ -168,7 +175,7 @@ const pullPortal = (portal: PortalHandle, turn: Turn): Effect.Effect<Pull, never
  */
 const pullInOwnTransaction = (
   backend: Line,
-  begin: string,
+  { begin, decisions }: { readonly begin: string; readonly decisions: Decisions },
   text: string,
   values: ReadonlyArray<unknown>,
   isOver: () => boolean = () => false
@@ -181,7 +188,7 @@ const pullInOwnTransaction = (
     yield* backend.run({ text: begin, isControl: true })
     const own: Turn = (step) => Effect.suspend(() => (isOver() ? Effect.fail(endedError) : step))
     const pull = yield* pullPortal(backend.portal(text, values), own)
-    const commit = own(backend.run({ text: "COMMIT", phase: "commit" })).pipe(
+    const commit = own(Commit.commit(backend, { decisions })).pipe(
       Effect.mapBoth({
         onFailure: Option.some,
         onSuccess: () => {

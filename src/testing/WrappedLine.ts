@@ -47,6 +47,10 @@ export class WrappedLine implements Line {
     this.line.answerMillis = millis
   }
 
+  onClose(listener: (error: unknown) => void): () => void {
+    return this.line.onClose(listener)
+  }
+
   destroy(cause?: Error): void {
     this.line.destroy(cause)
   }
