@@ -99,16 +99,10 @@ export const restoreTriggerNames = (place: Place, vector: Fidelity.Vector): stri
  */
 export const fireFirst = (first: Place, second: Place, roles: ReadonlyArray<Fidelity.Role>): string =>
   guard(`FOR r IN
-    SELECT f.tgrelid::regclass AS relation, f.tgname AS one, s.tgname AS other, s.tgname COLLATE "C" < f.tgname COLLATE "C" AS late
-    FROM ${triggersOf(first)} f
-    JOIN ${triggersOf(second)} s ON s.tgrelid = f.tgrelid AND s.role = f.role
-    WHERE f.role IN (${roles.map(literal).join(", ")}) AND f.tgparentid = 0
-      AND (s.tgname COLLATE "C" < f.tgname COLLATE "C" OR EXISTS (
-        SELECT FROM pg_catalog.pg_partition_tree(f.tgrelid) q
-        JOIN ${triggersOf(first)} fc ON fc.tgrelid = q.relid AND fc.role = f.role
-        JOIN ${triggersOf(second)} sc ON sc.tgrelid = q.relid AND sc.role = f.role
-        WHERE fc.tgparentid <> 0 AND sc.tgparentid <> 0 AND sc.tgname COLLATE "C" < fc.tgname COLLATE "C"
-      ))
+    WITH pair AS MATERIALIZED (${pairs(first, second)})
+    SELECT p.relation::regclass AS relation, p.one, p.other, p.late FROM pair p
+    WHERE p.role IN (${roles.map(literal).join(", ")}) AND p.whole
+      AND (p.late OR EXISTS (SELECT FROM pair c WHERE c.role = p.role AND NOT c.whole AND c.late))
   LOOP
     EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO promptgrimoire_fk_exchange', r.other, r.relation);
     EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO promptgrimoire_fk_exchanged', r.one, r.relation);
@@ -117,12 +111,8 @@ export const fireFirst = (first: Place, second: Place, roles: ReadonlyArray<Fide
   END LOOP;`)
 
 /** The roles in which a trigger of the second key fires before the first key's on some table, as an SQL expression of type jsonb. */
-export const lateRoles = (first: Place, second: Place): string => `(
-    SELECT coalesce(jsonb_agg(DISTINCT f.role), '[]')
-    FROM ${triggersOf(first)} f
-    JOIN ${triggersOf(second)} s ON s.tgrelid = f.tgrelid AND s.role = f.role
-    WHERE s.tgname COLLATE "C" < f.tgname COLLATE "C"
-  )`
+export const lateRoles = (first: Place, second: Place): string =>
+  `(SELECT coalesce(jsonb_agg(DISTINCT p.role), '[]') FROM (${pairs(first, second)}) p WHERE p.late)`
 
 /** Gives the triggers of the partitions' own keys of one name a late name where they would fire before those of their partitioned table's key. */
 export const firePartsLast = (whole: Place, part: string, roles: ReadonlyArray<Fidelity.Role>): string =>
@@ -156,6 +146,13 @@ export const restoreEnabled = (place: Place, vector: Fidelity.Vector): string =>
 // -----------------------------------------------------------------------------
 
 const triggers = (vector: Fidelity.Vector) => vector.flatMap((entry) => entry.triggers)
+
+/** The triggers of two keys that do the same on the same table, and whether the second key's is the earlier one. Those of partitions that follow another one are not whole. */
+const pairs = (first: Place, second: Place) => `
+    SELECT f.tgrelid AS relation, f.role, f.tgname AS one, s.tgname AS other, f.tgparentid = 0 AS whole,
+      s.tgname COLLATE "C" < f.tgname COLLATE "C" AS late
+    FROM ${triggersOf(first)} f
+    JOIN ${triggersOf(second)} s ON s.tgrelid = f.tgrelid AND s.role = f.role`
 
 /** Rows of our own as a table `w`. */
 const recordset = (rows: ReadonlyArray<object>, columns: string) =>
