@@ -267,7 +267,10 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
           yield* Transaction.run(sql`SELECT ${"sesame"}::varchar AS word`)
           yield* Stream.runDrain(sql`SELECT ${"sesame"}::bpchar AS word`.stream)
         }).pipe(Effect.provide(databaseLayer({ echo: true })), Effect.provide(recordLogs(records)))
-        const texts = records.filter(({ level }) => level === "DEBUG").map(({ message }) => message)
+        const texts = records
+          .filter(({ level }) => level === "DEBUG")
+          // Behind a pooler the limits follow.
+          .map(({ message }) => message.replace(/^BEGIN;.*$/, "BEGIN"))
         assert.includeMembers(texts, [
           "SELECT $1::text AS word",
           "BEGIN",

@@ -23,6 +23,7 @@ export const direct: Readonly<Record<string, string>> = {
     "counts backends in pg_stat_activity",
   "those above the minimum until they were idle for the idle timeout": "counts backends in pg_stat_activity",
   "none beyond its lifetime, while the database answers": "counts backends in pg_stat_activity",
+  "decides on its own what becomes of the connection": "tells connections apart by their backends",
 
   // A named statement is prepared on one of the pooler's backends, and used on another.
   "that comes again is prepared on the server, the second time": "named statements are off",
