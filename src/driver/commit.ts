@@ -1,5 +1,5 @@
 import * as Effect from "effect/Effect"
-import { DatabaseError, type Reason } from "../DatabaseError.js"
+import type { DatabaseError, Reason } from "../DatabaseError.js"
 import type { Line, Response } from "./Backend.js"
 import type { Decisions } from "./Decisions.js"
 
