@@ -62,6 +62,7 @@ export interface Options<R = never> {
 
 /** What the migrator is doing. */
 export type Progress =
+  /** Another migrator is at work. */
   | { readonly _tag: "Waiting" }
   | {
       readonly _tag: "Started"
@@ -308,8 +309,11 @@ const exclusively = <A, E, R, R2>(
     Effect.gen(function* () {
       const table = options.table ?? Ledger.defaultTable
       const ledger = yield* Ledger.make(table)
-      yield* progress(options, { _tag: "Waiting" })
-      const lock = yield* MigratorLock.acquire(table, options.wait ?? "1 minute")
+      const lock = yield* MigratorLock.acquire(
+        table,
+        options.wait ?? "1 minute",
+        progress(options, { _tag: "Waiting" })
+      )
       return yield* lock.guard(Effect.zipRight(ledger.create, work(ledger)))
     })
   )

@@ -192,14 +192,22 @@ describe("Migrator.run", () => {
         })
       )
       yield* Deferred.await(started)
+      const events: Array<string> = []
+      const onProgress = ({ _tag }: Migrator.Progress) => Effect.sync(() => events.push(_tag))
       const error = yield* refusal(
-        Migrator.run({ loader: Migrator.fromRecord({ "1_slow": Effect.void }), wait: "200 millis" })
+        Migrator.run({
+          loader: Migrator.fromRecord({ "1_slow": Effect.void }),
+          wait: "200 millis",
+          onProgress
+        })
       )
       assert.strictEqual(error.reason, "Locked")
       assert.match(error.message, /process \d+, promptgrimoire-db-test/)
+      assert.deepStrictEqual(events.splice(0), ["Waiting"])
       yield* Fiber.interrupt(first)
-      const next = yield* Migrator.run({ loader: Migrator.fromRecord({ "1_slow": Effect.void }) })
+      const next = yield* Migrator.run({ loader: Migrator.fromRecord({ "1_slow": Effect.void }), onProgress })
       assert.deepStrictEqual(ids(next), [1])
+      assert.notInclude(events, "Waiting")
     })
   )
 

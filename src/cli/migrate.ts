@@ -35,7 +35,7 @@ const interrupted = Effect.succeed(
 const describe = (event: Migrator.Progress): string => {
   switch (event._tag) {
     case "Waiting":
-      return "Waiting for the migrator's lock ..."
+      return "Waiting for another migrator to finish ..."
     case "Started":
       return `${event.direction === "up" ? "Applying" : "Undoing"} ${event.id}_${event.name} ...`
     case "Retrying":

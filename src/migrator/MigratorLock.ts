@@ -19,11 +19,12 @@ export interface MigratorLock {
 /**
  * Makes this process the only migrator of a ledger in its database until the scope closes: a session advisory lock on a
  * dedicated session. It is tried again and again, and never waited for, because a session that waits inside a statement
- * holds back CREATE INDEX CONCURRENTLY, also its own.
+ * holds back CREATE INDEX CONCURRENTLY, also its own. `onBusy` is run once, if another one has it.
  */
 export const acquire = Effect.fn("Migrator.lock")(function* (
   table: string,
-  wait: Duration.DurationInput
+  wait: Duration.DurationInput,
+  onBusy: Effect.Effect<void>
 ): Effect.fn.Return<MigratorLock, MigratorError | DatabaseError, Scope.Scope | Database> {
   const session = yield* (yield* Database).session
   const key = lockKey(table)
@@ -35,7 +36,9 @@ export const acquire = Effect.fn("Migrator.lock")(function* (
     session.query<{ locked: boolean }>("SELECT pg_catalog.pg_try_advisory_lock($1) AS locked", [key]),
     ([row]) => (row?.locked === true ? Effect.void : Effect.fail("busy" as const))
   )
+  const tell = yield* Effect.once(onBusy)
   yield* attempt.pipe(
+    Effect.tapError((error) => (error === "busy" ? tell : Effect.void)),
     Effect.retry({
       while: (error) => error === "busy",
       schedule: Schedule.jittered(Schedule.exponential("20 millis", 1.5)).pipe(

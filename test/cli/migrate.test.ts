@@ -200,7 +200,7 @@ describe("promptgrimoire-db migrate", () => {
   it.scopedLive("resumes after it was killed at any moment", () =>
     Effect.gen(function* () {
       const target = yield* url
-      for (const marker of ["Waiting for", "Applying 1_", "Applying 2_"]) {
+      for (const marker of ["Applying 1_", "1_create_user_class_conversation done", "Applying 2_"]) {
         yield* killedAt(marker, ["migrate", "--url", target])
       }
       const last = yield* promptgrimoireDb(["migrate", "--json", "--url", target])
