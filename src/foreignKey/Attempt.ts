@@ -187,6 +187,7 @@ export const runOutsideTransaction = (
   Effect.gen(function* () {
     yield* bench.stillAlone
     const blockers = yield* Ref.make<Seen>([])
+    const named = yield* Ref.make<Seen>([])
     const exhausted = yield* Ref.make<LockBudgetExhausted | undefined>(undefined)
     const start = yield* Clock.currentTimeMillis
     const second = Effect.gen(function* () {
@@ -194,6 +195,7 @@ export const runOutsideTransaction = (
       yield* Effect.sleep("1 second")
       const seen = yield* Ref.getAndSet(blockers, [])
       if (seen.length === 0) return undefined
+      yield* Ref.set(named, seen)
       const now = yield* Clock.currentTimeMillis
       yield* bench.onWait({ step: step.name, tries: 0, elapsedMillis: now - start, blockers: seen })
       const left = yield* Ref.updateAndGet(bench.budget, (budget) => budget - (now - began))
@@ -202,8 +204,8 @@ export const runOutsideTransaction = (
       yield* Effect.uninterruptible(Blocker.cancel(bench.watcher, bench.session.processId))
       return yield* Effect.never
     })
-    // The server's own limit is for when nobody is there any more to count.
-    const wait = Math.max(1, Math.ceil(yield* Ref.get(bench.budget)))
+    // The server's own limit is for when nobody is there any more to count, so it is the later one.
+    const wait = Math.max(1, Math.ceil(yield* Ref.get(bench.budget))) + 2000
     const statements = Effect.forEach(
       [...Try.outsideTransaction.before(wait), ...step.statements],
       (statement) => watched(bench, blockers, "500 millis", bench.session.query(statement)),
@@ -215,7 +217,11 @@ export const runOutsideTransaction = (
         if (outOfBudget !== undefined) return yield* outOfBudget
         if (error.reason._tag !== "LockTimeout") return yield* new TriesExhausted({ step: step.name })
         const seen = yield* Ref.get(blockers)
-        return yield* new LockBudgetExhausted({ step: step.name, tries: 1, blockers: seen })
+        return yield* new LockBudgetExhausted({
+          step: step.name,
+          tries: 1,
+          blockers: seen.length > 0 ? seen : yield* Ref.get(named)
+        })
       })
     yield* Effect.raceFirst(statements, Effect.forever(second)).pipe(
       Effect.catchAll(
@@ -264,7 +270,12 @@ const lost = (blockers: Ref.Ref<Seen>): Effect.Effect<Result> =>
 const together = (some: Seen, others: Seen): Seen => [
   ...some,
   ...others.filter(({ pid, preparedTransaction }) =>
-    some.every((one) => one.pid !== pid || one.preparedTransaction !== preparedTransaction)
+    some.every((one) =>
+      // A prepared transaction that has just ended has no name any more.
+      pid === null && preparedTransaction === null
+        ? one.pid !== null
+        : one.pid !== pid || one.preparedTransaction !== preparedTransaction
+    )
   )
 ]
 
