@@ -109,8 +109,6 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       (text, source) => guarded(root.backend.copyIn(text, beside(level, source)))
     )
     const level: Level = { root, depth, limits, turns, connection, hooks: new Hooks(), ended: false }
-    // Whoever waits for somebody who waits for the server would wait for ever.
-    root.backend.onClose(() => turns.free())
     return level
   }
 
@@ -141,14 +139,18 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
     restore: Restore,
     end: (exit: Exit.Exit<A, E>) => Effect.Effect<B, E2>
   ) =>
-    Effect.flatMap(Effect.exit(restore(inside(level, body))), (exit) =>
-      level.turns.run(
-        Effect.suspend(() => {
-          level.ended = true
-          return end(exit)
-        })
-      )
-    )
+    Effect.suspend(() => {
+      // Whoever waits for somebody who waits for the server would wait for ever.
+      const forget = level.root.backend.onClose(() => level.turns.free())
+      return Effect.flatMap(Effect.exit(restore(inside(level, body))), (exit) =>
+        level.turns.run(
+          Effect.suspend(() => {
+            level.ended = true
+            return end(exit)
+          })
+        )
+      ).pipe(Effect.ensuring(Effect.sync(forget)))
+    })
 
   /**
    * A connection on which BEGIN was answered. One can have died without anybody knowing, and it is BEGIN that finds out: nothing of the transaction can have run
