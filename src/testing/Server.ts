@@ -7,6 +7,7 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as DatabaseConfig from "../DatabaseConfig.js"
 import * as EmbeddedPostgres from "../EmbeddedPostgres.js"
+import { withDatabase } from "../driver/Endpoint.js"
 import * as Session from "../driver/Session.js"
 
 /** The prefix of the names of all test databases. */
@@ -38,7 +39,21 @@ export const serverUrl = Effect.gen(function* () {
 })
 
 /** The same server behind a transaction pooler, if there is one. */
-export const poolerUrl = Effect.option(Config.nonEmptyString("TEST_POOLER_URL"))
+const poolerUrl = Effect.option(Config.nonEmptyString("TEST_POOLER_URL"))
+
+/** What leads the Layer to a database of the server: through the pooler, if there is one. */
+export const reach = ({ name, url }: { readonly name: string; readonly url: Redacted.Redacted }) =>
+  Effect.map(
+    poolerUrl,
+    Option.match({
+      onNone: () => ({ url }),
+      onSome: (through) => ({
+        url: withDatabase(through, name),
+        directUrl: url,
+        pooler: "transaction" as const
+      })
+    })
+  )
 
 /** A session that creates databases and waits for whoever makes the same template; it lives as long as what it created. */
 export const adminSession = Effect.fnUntraced(function* (server: string) {

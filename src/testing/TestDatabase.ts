@@ -23,7 +23,7 @@ import type { MigratorError } from "../Migrator.js"
 import * as Failing from "./Failing.js"
 import * as Lock from "./Lock.js"
 import * as Sandbox from "./Sandbox.js"
-import { adminSession, CannotKeep, isKept, poolerUrl, prefix, serverUrl } from "./Server.js"
+import { adminSession, CannotKeep, isKept, prefix, reach, serverUrl } from "./Server.js"
 import * as Template from "./Template.js"
 
 // -----------------------------------------------------------------------------
@@ -74,19 +74,12 @@ type Failure =
  */
 export const layer = (options: Options = {}): Layer.Layer<Database.Provided, Failure> =>
   Layer.unwrapScoped(
-    Effect.map(Effect.zip(clone(options), poolerUrl), ([{ name, url }, pooler]) =>
+    Effect.map(Effect.flatMap(clone(options), reach), (reached) =>
       Database.layer({
         minConnections: 1,
         applicationName: "promptgrimoire-db-test",
         ...options.settings,
-        ...Option.match(pooler, {
-          onNone: () => ({ url }),
-          onSome: (through) => ({
-            url: withDatabase(through, name),
-            directUrl: url,
-            pooler: "transaction" as const
-          })
-        })
+        ...reached
       })
     )
   )

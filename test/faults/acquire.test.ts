@@ -368,23 +368,17 @@ describe("Getting a connection", () => {
       const rig = yield* makeRig({ maxConnections: 1 })
       const url = new URL(Redacted.value(rig.url))
       url.hostname = "hanging.test"
+      const settings = {
+        url: url.toString(),
+        applicationName: "hanging",
+        minConnections: 0,
+        maxConnections: 2,
+        connectTimeout: "300 millis",
+        acquireTimeout: "2 seconds"
+      } as const
       const scope = yield* Scope.make()
       const building = yield* Effect.fork(
-        Effect.either(
-          Scope.extend(
-            Layer.build(
-              Database.layer({
-                url: url.toString(),
-                applicationName: "hanging",
-                minConnections: 0,
-                maxConnections: 2,
-                connectTimeout: "300 millis",
-                acquireTimeout: "2 seconds"
-              })
-            ),
-            scope
-          )
-        )
+        Effect.either(Scope.extend(Layer.build(Database.layer(settings)), scope))
       )
       const { millis, value } = yield* timed(Fiber.join(building))
       assert.strictEqual(Either.match(value, { onLeft: tagOf, onRight: () => "built" }), "ConnectFailed")
@@ -396,16 +390,7 @@ describe("Getting a connection", () => {
 
       // The same in a pool that runs, when both of its connections are lost.
       hangs = false
-      const context = yield* Layer.build(
-        Database.layer({
-          url: url.toString(),
-          applicationName: "hanging",
-          minConnections: 0,
-          maxConnections: 2,
-          connectTimeout: "300 millis",
-          acquireTimeout: "2 seconds"
-        })
-      )
+      const context = yield* Layer.build(Database.layer(settings))
       const pool = {
         sql: Context.get(context, PgClient),
         stats: Context.get(context, Database.Database).stats

@@ -4,14 +4,12 @@ import * as HashMap from "effect/HashMap"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
-import * as Option from "effect/Option"
 import type * as Redacted from "effect/Redacted"
 import * as Cause from "effect/Cause"
 import * as Database from "../../src/Database.js"
 import type { Settings } from "../../src/DatabaseConfig.js"
-import { withDatabase } from "../../src/driver/Endpoint.js"
 import type * as Session from "../../src/driver/Session.js"
-import { poolerUrl } from "../../src/testing/Server.js"
+import { reach } from "../../src/testing/Server.js"
 import { adminSession, emptyDatabase } from "./server.js"
 
 /** An empty database, and a superuser's session in it beside the code under test. */
@@ -31,19 +29,8 @@ export class TestServer extends Context.Tag("test/TestServer")<
 /** Our Layer on the test's database; through the pooler of TEST_POOLER_URL, if there is one, as `TestDatabase.layer`. */
 export const databaseLayer = (settings: Partial<Settings> = {}) =>
   Layer.unwrapEffect(
-    Effect.map(Effect.zip(TestServer, poolerUrl), ([{ name, url }, pooler]) =>
-      Database.layer({
-        minConnections: 0,
-        ...Option.match(pooler, {
-          onNone: () => ({ url }),
-          onSome: (through) => ({
-            url: withDatabase(through, name),
-            directUrl: url,
-            pooler: "transaction" as const
-          })
-        }),
-        ...settings
-      })
+    Effect.map(Effect.flatMap(TestServer, reach), (reached) =>
+      Database.layer({ minConnections: 0, ...reached, ...settings })
     )
   )
 
