@@ -126,7 +126,7 @@ const acquireLock = (directory: string, token: string): Effect.Effect<void, Embe
 const lockTimeout = "150 seconds"
 
 /** Start time of a running process, `unknown` when the system does not tell, none when there is no such process (or only its zombie). */
-const startTime = (pid: number): Option.Option<string> =>
+export const startTime = (pid: number): Option.Option<string> =>
   process.platform === "linux" ? startTimeFromProc(pid) : startTimeFromPs(pid)
 
 const startTimeFromProc = (pid: number): Option.Option<string> =>

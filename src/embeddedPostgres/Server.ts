@@ -76,9 +76,11 @@ export const stop = (cluster: Cluster.Cluster, mode: StopMode): Effect.Effect<vo
     const running = findPostmaster(data)
     if (Option.isNone(running)) return
     const { pid } = running.value
+    // A process that ends loses its arguments before what it has open: gone is only one that has no start time any more.
+    const started = Option.getOrNull(Presence.startTime(pid))
     yield* signal(pid, data, mode)
     const gone = yield* Polling.until(
-      Effect.sync(() => !isPostmaster(pid, data)),
+      Effect.sync(() => started === null || Option.getOrNull(Presence.startTime(pid)) !== started),
       {
         every: "5 millis",
         atMost: mode === "smart" ? smartTimeout : stopTimeout
