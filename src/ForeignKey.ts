@@ -20,6 +20,7 @@ import type { DatabaseError } from "./DatabaseError.js"
 import type { Busy } from "./foreignKey/Exclusive.js"
 import type { Entry, LedgerUnreadable } from "./foreignKey/Ledger.js"
 import { Rehearsal } from "./foreignKey/Rehearsal.js"
+import type { RebuildResult } from "./foreignKey/Result.js"
 import * as Run from "./foreignKey/Run.js"
 import * as Script from "./foreignKey/Script.js"
 import type { NoMatch } from "./foreignKey/Selection.js"
@@ -47,17 +48,19 @@ export type {
   PlanResult,
   Progress,
   RebuildOptions,
-  RebuildResult,
-  Rejected,
   UndoOptions
 } from "./foreignKey/Run.js"
+export { combine as combineResults, type RebuildResult, type Rejected } from "./foreignKey/Result.js"
+export type { Warned } from "./foreignKey/Warning.js"
 export {
   constraint as parseConstraint,
+  name as parseName,
   table as parseTable,
   type ConstraintSelector,
   type Selectors,
   type TableSelector
 } from "./foreignKey/Selectors.js"
+export { label } from "./foreignKey/Sql.js"
 export type { Target } from "./foreignKey/Target.js"
 
 /**
@@ -71,7 +74,7 @@ export const list = (
 
 /**
  * Keys that do not do what their definition says: triggers that are missing, disabled or carry out another action, keys that were never validated, changes that
- * were interrupted. An empty list is good news. Fails with {@link NoMatch} if selectors were given and match nothing. Locks nothing.
+ * were interrupted. NOT ENFORCED keys are in the list too, with a note and no problem: they do what they say, which is nothing. An empty list is good news. Fails with {@link NoMatch} if selectors were given and match nothing. Locks nothing.
  */
 export const check = (
   selectors: Selectors = {}
@@ -95,12 +98,12 @@ export const plan = (
 
 /**
  * Changes the ON DELETE action of foreign keys, one after the other. A key that is refused or fails does not stop the others: it is in the result with
- * its reason, and its original still protects the data. Fails with {@link NoMatch} if selectors were given and match nothing, and with {@link Busy} if another
+ * its reason, and its original still protects the data. What a run that is interrupted has done is in its `Finished` events ({@link combineResults}). Fails with {@link NoMatch} if selectors were given and match nothing, and with {@link Busy} if another
  * process changes foreign keys of this database. Needs three connections over `directUrl`. What is changed is recorded first, in a table, for {@link undo}.
  */
 export const rebuild = (
   options: Run.RebuildOptions
-): Effect.Effect<Run.RebuildResult, DatabaseError | NoMatch | Busy, Database.Database> =>
+): Effect.Effect<RebuildResult, DatabaseError | NoMatch | Busy, Database.Database> =>
   Effect.flatMap(Rehearsal, (tell) =>
     Effect.zipRight(
       tell(plan(options)),
@@ -115,7 +118,7 @@ export const rebuild = (
  */
 export const undo = (
   options: Run.UndoOptions
-): Effect.Effect<Run.RebuildResult, DatabaseError | NoMatch | Busy, Database.Database> =>
+): Effect.Effect<RebuildResult, DatabaseError | NoMatch | Busy, Database.Database> =>
   withSessions((open) => Run.undo(open, options))
 
 /**

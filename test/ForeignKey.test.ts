@@ -137,7 +137,8 @@ describe("ForeignKey", () => {
           "public.conversation.conversation_owner_id_fkey"
         ],
         refused: [],
-        failed: []
+        failed: [],
+        warnings: []
       })
       assert.deepStrictEqual(yield* vectors(session), before)
     }).pipe(Effect.provide(database))

@@ -28,14 +28,15 @@ export const result = (
     code === exitCodes.done ? Effect.void : new Exited({ code })
   )
 
-/** Prints an error: as a JSON document on standard output, or for a person on standard error. */
+/** Prints an error: as a JSON document on standard output, beside what was done before, or for a person on standard error. */
 export const failure = (
   json: boolean,
   error: { readonly reason: string; readonly message: string },
-  code: ExitCode
+  code: ExitCode,
+  done: object = {}
 ): Effect.Effect<never, Exited> =>
   Effect.zipRight(
-    json ? Console.log(JSON.stringify({ error })) : Console.error(`Error: ${error.message}`),
+    json ? Console.log(JSON.stringify({ ...done, error })) : Console.error(`Error: ${error.message}`),
     new Exited({ code })
   )
 

@@ -9,6 +9,7 @@ import * as Transaction from "../Transaction.js"
 import * as Pooler from "../driver/Pooler.js"
 import * as Connection from "./Connection.js"
 import { ownDirectory } from "./migrate.js"
+import * as FkReport from "./fkReport.js"
 import * as Report from "./Report.js"
 import { runCommand } from "./runCommand.js"
 
@@ -59,7 +60,6 @@ const diagnose = Effect.gen(function* () {
       () => Effect.succeed(null)
     )
   )
-  const label = (key: ForeignKey.ForeignKeyInfo) => `${key.schema}.${key.table}.${key.name}`
   const diagnosis: Diagnosis = {
     server: server ?? { version: "unknown", database: "unknown", role: "unknown" },
     pooler: isFound ? "present" : "none",
@@ -70,9 +70,10 @@ const diagnose = Effect.gen(function* () {
     pendingMigrations: migrations
       .filter(({ state }) => state !== "applied")
       .map(({ id, name }) => `${id}_${name}`),
-    foreignKeysWithoutIndex: keys?.filter(({ index }) => index === null).map(label) ?? null,
+    foreignKeysWithoutIndex:
+      keys?.filter(({ enforced, index }) => enforced && index === null).map(FkReport.nameOf) ?? null,
     foreignKeyProblems:
-      keys?.flatMap((key) => key.problems.map((problem) => `${label(key)}: ${problem}`)) ?? null,
+      keys?.flatMap((key) => key.problems.map((problem) => `${FkReport.nameOf(key)}: ${problem}`)) ?? null,
     missing: keys === null ? [withoutSession] : []
   }
   return diagnosis

@@ -30,17 +30,17 @@ const listLines = (keys: ReadonlyArray<ForeignKey.ForeignKeyInfo>) => [
   ...Report.table(
     ["Foreign key", "Columns", "References", "On delete", "Index"],
     keys.map((key) => [
-      `${key.schema}.${key.table}.${key.name}`,
-      key.columns.join(", "),
-      `${key.referencedSchema}.${key.referencedTable} (${key.referencedColumns.join(", ")})`,
-      Report.words(key.onDelete),
-      key.index ?? "none"
+      FkReport.nameOf(key),
+      columns(key.columns),
+      `${ForeignKey.label(key.referencedSchema, key.referencedTable)} (${columns(key.referencedColumns)})`,
+      FkReport.onDelete(key),
+      key.index === null ? "none" : ForeignKey.label(key.index)
     ])
   ),
-  ...keys.flatMap((key) =>
-    key.problems.map((problem) => `! ${key.schema}.${key.table}.${key.name}: ${problem}`)
-  )
+  ...keys.flatMap((key) => key.problems.map((problem) => `! ${FkReport.nameOf(key)}: ${problem}`))
 ]
+
+const columns = (names: ReadonlyArray<string>) => names.map((name) => ForeignKey.label(name)).join(", ")
 
 const script = Options.boolean("sql").pipe(
   Options.withDescription(
@@ -91,16 +91,16 @@ const rebuild = Command.make(
   "rebuild",
   { ...FkOptions.change, ...FkOptions.effort },
   ({ json, url, ...options }) =>
-    Effect.flatMap(FkReport.reporter, ({ interrupted, onProgress }) =>
+    Effect.flatMap(FkReport.reporter, ({ interrupted, onProgress, soFar }) =>
       runCommand(
-        { json, url, interrupted },
+        { json, url, interrupted, soFar },
         Effect.gen(function* () {
           const result = yield* ForeignKey.rebuild({
             ...(yield* FkOptions.target(options)),
             ...FkOptions.effortOf(options),
             onProgress
           })
-          yield* FkReport.result(json, result)
+          yield* FkReport.result(json, result, "has this action already")
         })
       )
     )
@@ -118,21 +118,23 @@ const check = Command.make(
       { json, url },
       Effect.gen(function* () {
         const found = yield* ForeignKey.check(selected)
+        const isWell = found.every(({ problems }) => problems.length === 0)
         yield* Report.result(
           json,
           found,
-          found.length === 0
-            ? ["Every foreign key does what it says."]
-            : found.flatMap(({ constraint, problems }) =>
-                problems.map((problem) => `! ${constraint}: ${problem}`)
-              ),
-          found.length === 0 ? Report.exitCodes.done : Report.exitCodes.refused
+          [
+            ...found.flatMap(({ constraint, notes, problems }) =>
+              [...problems, ...notes].map((text) => `! ${constraint}: ${text}`)
+            ),
+            ...(isWell ? [`Every ${found.length === 0 ? "" : "other "}foreign key does what it says.`] : [])
+          ],
+          isWell ? Report.exitCodes.done : Report.exitCodes.refused
         )
       })
     )
 ).pipe(
   Command.withDescription(
-    "Looks for foreign keys that do not do what their catalog entry says, have no triggers, or are not valid. Exits with 3 when there are any."
+    "Looks for foreign keys that do not do what their catalog entry says, have no triggers, or are not valid. Exits with 3 when there are any. Keys that are NOT ENFORCED are named too, and do not count: they do what they say, which is nothing."
   )
 )
 

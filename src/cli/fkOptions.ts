@@ -35,9 +35,11 @@ export const named = <A>(
 /** Which keys. */
 export const selectorOptions = {
   all: Options.boolean("all").pipe(Options.withDescription("Every foreign key of the database.")),
-  schemas: Options.text("schema").pipe(
-    Options.withDescription("The keys of the tables of a schema. Repeatable, like the others below."),
-    Options.repeated
+  schemas: named(
+    "schema",
+    "the name of a schema",
+    "The keys of the tables of a schema. Repeatable, like the others below. Names as SQL writes them, as `list` prints them.",
+    ForeignKey.parseName
   ),
   tables: named(
     "table",
@@ -94,11 +96,11 @@ const onDelete = Options.choice("on-delete", ForeignKey.actions).pipe(
   Options.withDescription("The action that the keys shall have.")
 )
 
-const onDeleteColumns = Options.text("columns").pipe(
-  Options.withDescription(
-    "With set-null and set-default: only this column is set (PostgreSQL 15 and later). Repeatable."
-  ),
-  Options.repeated
+const onDeleteColumns = named(
+  "columns",
+  "the name of a column",
+  "With set-null and set-default: only this column is set (PostgreSQL 15 and later). Repeatable.",
+  ForeignKey.parseName
 )
 
 /** Which database, and how to print. */

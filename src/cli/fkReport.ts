@@ -9,22 +9,31 @@ export interface Reporter {
   readonly onProgress: (event: ForeignKey.Progress) => Effect.Effect<void>
   /** What an interruption leaves, and what to do then. */
   readonly interrupted: Effect.Effect<string>
+  /** What became of the keys so far. */
+  readonly soFar: Effect.Effect<ForeignKey.RebuildResult>
 }
 
 /** A reporter of one run. */
-export const reporter: Effect.Effect<Reporter> = Effect.map(Ref.make<At | undefined>(undefined), (at) => ({
-  onProgress: (event) =>
-    Effect.zipRight(
-      Ref.update(at, (at) => follow(at, event)),
-      Report.progress(describe(event))
-    ),
-  interrupted: Effect.map(Ref.get(at), remains)
-}))
+export const reporter: Effect.Effect<Reporter> = Effect.gen(function* () {
+  const at = yield* Ref.make<At | undefined>(undefined)
+  const results = yield* Ref.make<ReadonlyArray<ForeignKey.RebuildResult>>([])
+  return {
+    onProgress: (event) =>
+      Effect.gen(function* () {
+        yield* Ref.update(at, (at) => follow(at, event))
+        if (event._tag === "Finished") yield* Ref.update(results, (results) => [...results, event.result])
+        yield* Report.progress(describe(event))
+      }),
+    interrupted: Effect.map(Ref.get(at), remains),
+    soFar: Effect.map(Ref.get(results), ForeignKey.combineResults)
+  }
+})
 
-/** Prints the result, and ends with what became of the keys. */
+/** Prints the result, and ends with what became of the keys. `unchanged` says why nothing was done to a key. */
 export const result = (
   json: boolean,
-  result: ForeignKey.RebuildResult
+  result: ForeignKey.RebuildResult,
+  unchanged: string
 ): Effect.Effect<void, Report.Exited> => {
   const code =
     result.failed.length > 0
@@ -32,23 +41,37 @@ export const result = (
       : result.refused.length > 0
         ? Report.exitCodes.refused
         : Report.exitCodes.done
-  return Report.result(json, result, rebuildLines(result), code)
+  return Report.result(json, result, rebuildLines(result, unchanged), code)
 }
+
+/** The name of a key, as the selectors take it. */
+export const nameOf = ({ name, schema, table }: Record<"schema" | "table" | "name", string>): string =>
+  ForeignKey.label(schema, table, name)
+
+/** What a key says that a delete does. */
+export const onDelete = ({ enforced, onDelete }: ForeignKey.ForeignKeyInfo): string =>
+  `${Report.words(onDelete)}${enforced ? "" : ", not enforced"}`
 
 /** An action with its columns, in the words of the options. */
 export const action = ({ action, columns }: ForeignKey.Target): string =>
-  columns.length === 0 ? action : `${action} (${columns.join(", ")})`
+  columns.length === 0
+    ? action
+    : `${action} (${columns.map((column) => ForeignKey.label(column)).join(", ")})`
 
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
 
-const rebuildLines = ({ failed, rebuilt, refused, unchanged }: ForeignKey.RebuildResult) => [
+const rebuildLines = (
+  { failed, rebuilt, refused, unchanged, warnings }: ForeignKey.RebuildResult,
+  because: string
+) => [
   ...rebuilt.map(
     ({ constraint, durationMs, longestLockMs, previous }) =>
       `Rebuilt ${constraint} in ${Report.duration(durationMs)}, longest lock ${Report.duration(longestLockMs)} (was ${action(previous)}).`
   ),
-  ...unchanged.map((constraint) => `= ${constraint} has this action already`),
+  ...unchanged.map((constraint) => `= ${constraint} ${because}`),
+  ...warnings.map(({ constraint, warning }) => `! ${constraint}: ${warning}`),
   ...refused.map(({ constraint, reason }) => `x ${constraint} is refused: ${reason}`),
   ...failed.map(({ constraint, reason }) => `x ${constraint} failed: ${reason}`)
 ]
@@ -100,7 +123,7 @@ const remains = (at: At | undefined): string => {
 
 const outcomes = {
   rebuilt: "done",
-  unchanged: "unchanged, it has this action already",
+  unchanged: "unchanged",
   refused: "refused",
   failed: "failed"
 } as const

@@ -20,9 +20,9 @@ const undo = Command.make(
   "undo",
   { ...connection, ...selectorOptions, changes, allowRowMovement, ledgerTable, ...effort },
   ({ json, url, ...options }) =>
-    Effect.flatMap(FkReport.reporter, ({ interrupted, onProgress }) =>
+    Effect.flatMap(FkReport.reporter, ({ interrupted, onProgress, soFar }) =>
       runCommand(
-        { json, url, interrupted },
+        { json, url, interrupted, soFar },
         Effect.gen(function* () {
           const selected = FkOptions.selectedOf(options)
           const result = yield* ForeignKey.undo({
@@ -33,7 +33,7 @@ const undo = Command.make(
             ...FkOptions.effortOf(options),
             onProgress
           })
-          yield* FkReport.result(json, result)
+          yield* FkReport.result(json, result, "has nothing to undo")
         })
       )
     )
@@ -70,7 +70,7 @@ const lines = (changes: ReadonlyArray<ForeignKey.RecordedChange>) =>
         ["Change", "Foreign key", "From", "To", "Undoes", "Outcome", "Started at", "By"],
         changes.map((change) => [
           String(change.id),
-          `${change.schema}.${change.table}.${change.name}`,
+          FkReport.nameOf(change),
           FkReport.action(change.from),
           FkReport.action(change.to),
           change.undoes === null ? "" : String(change.undoes),

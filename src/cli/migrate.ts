@@ -8,6 +8,7 @@ import * as ForeignKey from "../ForeignKey.js"
 import * as Migrator from "../Migrator.js"
 import * as Connection from "./Connection.js"
 import * as FkPlan from "./fkPlan.js"
+import * as FkReport from "./fkReport.js"
 import { runCommand } from "./runCommand.js"
 import * as Report from "./Report.js"
 
@@ -73,9 +74,9 @@ const foreignKeyLines = Effect.map(Effect.map(ForeignKey.list(), Report.byName),
         ...Report.table(
           ["Foreign key", "References", "On delete"],
           keys.map((key) => [
-            `${key.schema}.${key.table}.${key.name}`,
-            `${key.referencedSchema}.${key.referencedTable}`,
-            Report.words(key.onDelete)
+            FkReport.nameOf(key),
+            ForeignKey.label(key.referencedSchema, key.referencedTable),
+            FkReport.onDelete(key)
           ])
         )
       ]

@@ -17,6 +17,7 @@ export const runCommand = <A, E>(
   {
     interrupted = Effect.succeed("interrupted; run the same command again"),
     json,
+    soFar = Effect.succeed({}),
     url,
     way = "direct"
   }: {
@@ -25,13 +26,15 @@ export const runCommand = <A, E>(
     readonly way?: Connection.Way
     /** What to say when the command is stopped by Ctrl-C or SIGTERM: what it leaves, and what to do. */
     readonly interrupted?: Effect.Effect<string>
+    /** What the command has done already: its JSON document has that beside the error. */
+    readonly soFar?: Effect.Effect<object>
   },
   work: Effect.Effect<A, E, Provided | FileSystem>
 ) =>
   Effect.suspend(() => Effect.provide(work, Connection.layer(url, process.env, way))).pipe(
     Effect.onInterrupt(() =>
-      Effect.flatMap(interrupted, (message) =>
-        Effect.ignore(Report.failure(json, { reason: "Interrupted", message }, Report.exitCodes.failed))
+      Effect.flatMap(Effect.all([interrupted, soFar]), ([message, done]) =>
+        Effect.ignore(Report.failure(json, { reason: "Interrupted", message }, Report.exitCodes.failed, done))
       )
     ),
     Effect.catchAllCause((cause) => {
@@ -39,7 +42,7 @@ export const runCommand = <A, E>(
       if (Option.isSome(failure) && failure.value instanceof Report.Exited) return Effect.fail(failure.value)
       if (Cause.isInterruptedOnly(cause)) return Effect.interrupt
       const { code, ...error } = explain(Cause.squash(cause))
-      return Report.failure(json, error, code)
+      return Effect.flatMap(soFar, (done) => Report.failure(json, error, code, done))
     })
   )
 

@@ -6,6 +6,7 @@ import * as Action from "./Action.js"
 import { nameOf, type Key, type Table } from "./Catalog.js"
 import { label } from "./Sql.js"
 import type { Target } from "./Target.js"
+import type { Warning } from "./Warning.js"
 
 /** What matters about a table when its rows are deleted or changed by a foreign key. */
 export interface Facts {
@@ -37,7 +38,7 @@ export const facts = (
   )
 
 /**
- * What a reader of the plan should know about one key, in sentences.
+ * What a reader of the plan should know about an enforced key.
  *
  * @param keys All keys of the database, with the actions that they will have.
  * @param built The OIDs of the keys that will have got an index.
@@ -48,7 +49,8 @@ export const warnings = (
   keys: ReadonlyArray<Key>,
   tables: ReadonlyMap<number, Facts>,
   built: ReadonlySet<number>
-): ReadonlyArray<string> => {
+): ReadonlyArray<Warning> => {
+  if (!key.enforced) return []
   const parent = label(key.referenced.schema, key.referenced.name)
   const changed: Key = { ...key, onDelete: target.action, onDeleteColumns: target.columns }
   const deletes = target.action === "cascade"
@@ -65,14 +67,18 @@ export const warnings = (
       const rows = tables.get(oid)?.rows ?? -1
       return `${label(schema, name)} (${rows < 0 ? "never analyzed" : `about ${rows} rows`})`
     })
-    found.push(`deleting from ${parent} will also delete from ${list.join(", ")}`)
+    found.push({
+      code: "reaches",
+      warning: `deleting from ${parent} will also delete from ${list.join(", ")}`
+    })
   }
   for (const inner of diamonds(key.referenced, keys)) {
-    found.push(
-      `${nameOf(inner)} has ON DELETE ${Action.sql(inner.onDelete)} and joins two tables that a delete in ${parent} both reaches: whether that delete fails depends on the order in which triggers fire`
-    )
+    found.push({
+      code: "firing-order",
+      warning: `${nameOf(inner)} has ON DELETE ${Action.sql(inner.onDelete)} and joins two tables that a delete in ${parent} both reaches: whether that delete fails depends on the order in which triggers fire`
+    })
   }
-  return dedupe(found)
+  return [...new Map(found.map((one) => [one.warning, one])).values()]
 }
 
 // -----------------------------------------------------------------------------
@@ -87,15 +93,17 @@ const effects = (
   origin: string,
   tables: ReadonlyMap<number, Facts>,
   built: ReadonlySet<number>
-): Array<string> => {
+): Array<Warning> => {
   const facts = tables.get(key.referencing.oid)
   const parts = [key.referencing, ...key.referencing.partitions].flatMap(({ oid }) => tables.get(oid) ?? [])
   const child = label(key.referencing.schema, key.referencing.name)
   const deletes = key.onDelete === "cascade"
   const changes = Action.takesColumns(key.onDelete)
-  const found: Array<string> = []
+  const found: Array<Warning> = []
+  const warn = (code: Warning["code"], warning: string) => found.push({ code, warning })
   if (key.supportingIndex === null && !built.has(key.oid)) {
-    found.push(
+    warn(
+      "no-index",
       `no index on (${key.columns.map((column) => label(column)).join(", ")}): every delete in ${label(
         key.referenced.schema,
         key.referenced.name
@@ -106,12 +114,14 @@ const effects = (
     parts.flatMap((part) => (deletes ? part.deletesUnidentified : changes ? part.updatesUnidentified : []))
   )
   if (unidentified.length > 0) {
-    found.push(
+    warn(
+      "replica-identity",
       `${child} is published (${unidentified.join(", ")}) without a replica identity: deletes in ${origin} that reach it will fail with 55000`
     )
   }
   if ((deletes || changes) && facts?.rowSecurity === true) {
-    found.push(
+    warn(
+      "row-security",
       `${child} has row security, which the ${deletes ? "cascade" : "change"} does not ask: it runs as the owner of ${child}`
     )
   }
@@ -119,7 +129,8 @@ const effects = (
     parts.flatMap((part) => (deletes ? part.deleteHooks : changes ? part.updateHooks : []))
   )
   if (hooks.length > 0) {
-    found.push(
+    warn(
+      "may-keep-rows",
       `${hooks.join(", ")} on ${child} can keep rows from being ${deletes ? "deleted" : "changed"}: they would be left without a referenced row`
     )
   }
@@ -127,7 +138,8 @@ const effects = (
     const columns = key.onDeleteColumns.length === 0 ? key.columns : key.onDeleteColumns
     const forbidden = columns.filter((column) => facts?.notNull.includes(column))
     if (forbidden.length > 0) {
-      found.push(
+      warn(
+        "not-null",
         `${forbidden.map((column) => label(column)).join(", ")} is NOT NULL: deletes in ${origin} that reach it will fail with 23502`
       )
     }

@@ -461,6 +461,8 @@ const isViolation = (error: { readonly _tag: string }): boolean =>
 const overlap = (bench: Attempt.Bench, task: Task, run: Run, change: Change.Change, at: Catalog.Relation) =>
   Effect.gen(function* () {
     const { key, target } = change
+    // Neither of two NOT ENFORCED keys acts.
+    if (!key.enforced) return
     if ((yield* lateRoles(bench.session, key, at)).length > 0) {
       const steps =
         at.oid === key.referencing.oid

@@ -21,6 +21,7 @@ import * as Orphan from "./Orphan.js"
 import * as Overlap from "./Overlap.js"
 import * as Plan from "./Plan.js"
 import * as Rebuild from "./Rebuild.js"
+import * as Result from "./Result.js"
 import * as Selection from "./Selection.js"
 import * as Selectors from "./Selectors.js"
 import * as Sessions from "./Sessions.js"
@@ -28,6 +29,7 @@ import * as Settings from "./Settings.js"
 import * as Target from "./Target.js"
 import * as Try from "./Try.js"
 import * as Undo from "./Undo.js"
+import * as Warning from "./Warning.js"
 import * as Work from "./Work.js"
 import type { Working } from "./Working.js"
 
@@ -51,7 +53,7 @@ export interface ForeignKeyInfo {
   readonly enforced: boolean
   /** An index on the referencing columns, which a delete or key update of a referenced row needs; null if there is none. */
   readonly index: string | null
-  /** What is wrong with it, in words. */
+  /** What is wrong with it, or keeps it from acting, in words. */
   readonly problems: ReadonlyArray<string>
 }
 
@@ -130,36 +132,14 @@ export interface HistoryOptions {
   readonly ledger?: Selectors.TableSelector | undefined
 }
 
-/** A key that was refused or has failed, and why. */
-export interface Rejected {
-  /** schema.table.name */
-  readonly constraint: string
-  readonly code: string
-  readonly reason: string
-}
-
-/** A key that does not do what its definition says. */
+/** A key that does not do what its definition says, or never acts because its definition says so. */
 export interface CheckedKey {
   /** schema.table.name */
   readonly constraint: string
+  /** How it differs from its definition; empty if it does not. */
   readonly problems: ReadonlyArray<string>
-}
-
-/** What {@link rebuild} did. */
-export interface RebuildResult {
-  readonly rebuilt: ReadonlyArray<{
-    readonly constraint: string
-    readonly durationMs: number
-    /** The longest time for which other sessions may have had to wait for this change. */
-    readonly longestLockMs: number
-    /** The action that it had before, to go back to. */
-    readonly previous: Target.Target
-  }>
-  /** Keys that had the action already. */
-  readonly unchanged: ReadonlyArray<string>
-  readonly refused: ReadonlyArray<Rejected>
-  /** Keys that could not be changed; the reason says what remains. Run it again to resume. */
-  readonly failed: ReadonlyArray<Rejected>
+  /** What its definition keeps it from doing: NOT ENFORCED (18 and later). */
+  readonly notes: ReadonlyArray<string>
 }
 
 /** What {@link plan} found. */
@@ -174,8 +154,8 @@ export interface PlanResult {
   }
   readonly steps: ReadonlyArray<Plan.PlannedStep>
   readonly unchanged: ReadonlyArray<string>
-  readonly refused: ReadonlyArray<Rejected>
-  readonly warnings: ReadonlyArray<{ readonly constraint: string; readonly warning: string }>
+  readonly refused: ReadonlyArray<Result.Rejected>
+  readonly warnings: ReadonlyArray<Warning.Warned>
 }
 
 /** What happens during {@link rebuild}. Times in milliseconds. */
@@ -224,6 +204,8 @@ export type Progress =
       readonly constraint: string
       readonly outcome: "rebuilt" | "unchanged" | "refused" | "failed"
       readonly durationMs: number
+      /** The part of the run's result that is about this key. What a run that is interrupted has done is what it has told so. */
+      readonly result: Result.RebuildResult
     }
 
 /** Lists foreign keys. */
@@ -273,8 +255,8 @@ export const plan = (
       const limits = Try.limits(undefined, yield* Settings.deadlockTimeout(session))
       const steps: Array<Plan.PlannedStep> = []
       const unchanged: Array<string> = []
-      const refused: Array<Rejected> = []
-      const warnings: Array<{ constraint: string; warning: string }> = []
+      const refused: Array<Result.Rejected> = []
+      const warnings: Array<Warning.Warned> = []
       for (const task of tasks) {
         const { key, refusals, target } = task
         const constraint = Catalog.nameOf(key)
@@ -299,21 +281,22 @@ export const plan = (
             ...recorded.after
           )
           const found = [
-            ...interruption(task, next.right),
-            ...(next.right === undefined ? [] : Overlap.warnings(key, target)),
+            ...Warning.coded("interrupted", interruption(task, next.right)),
+            ...Warning.notEnforced(key),
+            ...Warning.coded("deferred", next.right === undefined ? [] : Overlap.warnings(key, target)),
             ...Consequence.warnings(key, target, after, tables, built),
-            ...(yield* FiringOrder.warnings(session, key, task.version)),
-            ...(yield* Obstacle.warnings(session, key)),
-            ...(yield* orphanWarnings(session, key, options.orphanTimeout))
+            ...Warning.coded("firing-order", yield* FiringOrder.warnings(session, key, task.version)),
+            ...Warning.coded("in-the-way", yield* Obstacle.warnings(session, key)),
+            ...Warning.coded("orphans", yield* orphanWarnings(session, key, options.orphanTimeout))
           ]
-          warnings.push(...found.map((warning) => ({ constraint, warning })))
+          warnings.push(...Warning.of(key, found))
         }
       }
       return { madeFrom, steps, unchanged, refused, warnings }
     })
   )
 
-/** What keeps keys from doing what their definition says. */
+/** What keeps keys from doing what their definition says, and those whose definition lets them do nothing. */
 export const check = (
   open: Sessions.Open,
   selectors: Selectors.Selectors = {}
@@ -328,8 +311,12 @@ export const check = (
         keys.filter((key) => Halfway.isOriginal(key, keys))
       )
       return chosen
-        .map((key) => ({ constraint: Catalog.nameOf(key), problems: faults(key, keys, problems) }))
-        .filter((checked) => checked.problems.length > 0)
+        .map((key) => ({
+          constraint: Catalog.nameOf(key),
+          problems: faults(key, keys, problems),
+          notes: Warning.notEnforced(key).map(({ warning }) => warning)
+        }))
+        .filter(({ notes, problems }) => problems.length > 0 || notes.length > 0)
     })
   )
 
@@ -337,15 +324,15 @@ export const check = (
 export const rebuild = (
   open: Sessions.Open,
   options: RebuildOptions
-): Effect.Effect<RebuildResult, DatabaseError | Selection.NoMatch | Exclusive.Busy> =>
+): Effect.Effect<Result.RebuildResult, DatabaseError | Selection.NoMatch | Exclusive.Busy> =>
   alone(open, options, options, (session) => ledgerOf(session, options), aimOf(options))
 
 /** Gives foreign keys the action that they had before. */
 export const undo = (
   open: Sessions.Open,
   options: UndoOptions
-): Effect.Effect<RebuildResult, DatabaseError | Selection.NoMatch | Exclusive.Busy> =>
-  alone(open, options, options, (session) => Ledger.open(session, options.ledger), Undo.aim(options.changes))
+): Effect.Effect<Result.RebuildResult, DatabaseError | Selection.NoMatch | Exclusive.Busy> =>
+  alone(open, options, options, (session) => Ledger.open(session, options.ledger), Undo.aim(options))
 
 /** The changes that were recorded, the oldest first. */
 export const history = (
@@ -396,11 +383,11 @@ const alone = (
   effort: Effort,
   openLedger: (session: Session) => Effect.Effect<Ledger.Ledger | undefined, DatabaseError>,
   aim: (candidate: Selection.Candidate) => Selection.Aim
-): Effect.Effect<RebuildResult, DatabaseError | Selection.NoMatch | Exclusive.Busy> =>
+): Effect.Effect<Result.RebuildResult, DatabaseError | Selection.NoMatch | Exclusive.Busy> =>
   Effect.scoped(
     Effect.gen(function* () {
       const sessions = yield* Sessions.make(open, Duration.decode(effort.patience ?? "10 seconds"))
-      const outcomes = yield* Work.all({
+      const results = yield* Work.all({
         sessions,
         effort,
         choose: (selectors = choice.selectors) =>
@@ -411,12 +398,7 @@ const alone = (
             return { ledger, tasks }
           })
       })
-      return {
-        rebuilt: outcomes.flatMap((outcome) => (outcome._tag === "rebuilt" ? [outcome.value] : [])),
-        unchanged: outcomes.flatMap((outcome) => (outcome._tag === "unchanged" ? [outcome.value] : [])),
-        refused: outcomes.flatMap((outcome) => (outcome._tag === "refused" ? [outcome.value] : [])),
-        failed: outcomes.flatMap((outcome) => (outcome._tag === "failed" ? [outcome.value] : []))
-      }
+      return Result.combine(results)
     })
   )
 
@@ -459,7 +441,8 @@ const info = (
   index: key.supportingIndex,
   problems: [
     ...faults(key, keys, problems),
-    ...(key.supportingIndex === null ? ["no index on the referencing columns"] : [])
+    ...Warning.notEnforced(key).map(({ warning }) => warning),
+    ...(key.enforced && key.supportingIndex === null ? ["no index on the referencing columns"] : [])
   ]
 })
 

@@ -57,6 +57,7 @@ export interface Candidate {
   readonly halfway: boolean
   /** The action before the change that the catalogs show; that of the key if they show none. */
   readonly recorded: Target.Target
+  readonly ledger: Ledger.Ledger | undefined
   /** Its changes in the ledger, the latest last. */
   readonly entries: ReadonlyArray<Ledger.Entry>
 }
@@ -118,7 +119,7 @@ export const select = (
         const halfway = Halfway.isHalfway(key, keys)
         const recorded = Marker.decode(key.comment)?.from ?? Target.of(key)
         const entries = entriesOf(key)
-        const aimed = aim({ key, halfway, recorded, entries })
+        const aimed = aim({ key, halfway, recorded, ledger, entries })
         const target = "target" in aimed ? aimed.target : Target.of(key)
         const record =
           ledger === undefined || !("target" in aimed)

@@ -84,7 +84,8 @@ export const isAll = (selectors: Selectors): boolean =>
 
 /**
  * Splits a name such as `public.user`, `"Odd.Name".t` or `public."user".user_fkey` as SQL does: parts in double quotes are taken as they are (two double
- * quotes stand for one), others are folded to lower case. Undefined if it is not a name.
+ * quotes stand for one), A to Z is folded to lower case in others, which may hold anything but dots and quotes. Undefined if it is not a name. It reads what
+ * {@link label} writes.
  */
 export const parts = (text: string): ReadonlyArray<string> | undefined => {
   const found: Array<string> = []
@@ -92,9 +93,15 @@ export const parts = (text: string): ReadonlyArray<string> | undefined => {
   for (;;) {
     const match = part.exec(text)
     if (match === null) return undefined
-    found.push(match[1] === undefined ? (match[2] ?? "").toLowerCase() : match[1].replaceAll('""', '"'))
+    found.push(match[1] === undefined ? folded(match[2] ?? "") : match[1].replaceAll('""', '"'))
     if (match[3] === "") return found
   }
+}
+
+/** Reads one name; undefined if it is not that. */
+export const name = (text: string): string | undefined => {
+  const [first, ...rest] = parts(text) ?? []
+  return rest.length > 0 ? undefined : first
 }
 
 /** Reads `[S.]T`; undefined if it is not that. */
@@ -114,6 +121,9 @@ export const constraint = (text: string): ConstraintSelector | undefined => {
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
+
+/** As downcase_identifier (scansup.c) does for names in UTF-8. */
+const folded = (part: string) => part.replaceAll(/[A-Z]+/g, (letters) => letters.toLowerCase())
 
 const some = <A>(entries: ReadonlyArray<A> | undefined, matches: (entry: A) => boolean) =>
   entries === undefined || entries.length === 0 || entries.some(matches)

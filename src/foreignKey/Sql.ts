@@ -27,8 +27,8 @@ export const identifiers = (names: ReadonlyArray<string>): string => names.map(i
 export const block = (body: string): string => `DO ${literal(body)}`
 
 /**
- * A name as people write it: quoted only where SQL would need it. For messages and documents, never for statements
- * (it does not know the keywords).
+ * A name as people write it, which `Selectors.parts` reads back: quoted only where SQL would need it. For messages and documents, never for statements (it does not
+ * know the keywords, which SQL takes after a dot as they are).
  */
 export const label = (...parts: ReadonlyArray<string>): string =>
   parts.map((part) => (/^[a-z_][a-z0-9_$]*$/.test(part) ? part : identifier(part))).join(".")

@@ -3,13 +3,17 @@
  * or failed for some keys can be run again. Whoever wants to go further back, or to undo an undo, names the change.
  */
 import type { Entry } from "./Ledger.js"
+import type { UndoOptions } from "./Run.js"
 import type { Aim, Candidate } from "./Selection.js"
 import * as Target from "./Target.js"
 
-/** The aim of an undo of one of these changes or, without any, of the last one. */
+/**
+ * The aim of an undo of one of these changes or, without any, of the last one. Of a key without a recorded change there is nothing to undo, unless the record itself
+ * is not there where the caller says that it is.
+ */
 export const aim =
-  (changes: ReadonlyArray<number> | undefined) =>
-  ({ entries, halfway, key, recorded }: Candidate): Aim => {
+  ({ changes, ledger: named }: Pick<UndoOptions, "changes" | "ledger">) =>
+  ({ entries, halfway, key, ledger, recorded }: Candidate): Aim => {
     const now = Target.of(key)
     const chosen = entries.findLast(({ id }) => changes?.includes(id))
     if (chosen !== undefined) return { target: chosen.from, undoes: chosen.id }
@@ -17,9 +21,11 @@ export const aim =
     // An interrupted change that the ledger does not know: the comment on the constraint does.
     if (halfway && last?.finishedAt !== null) return { target: recorded, undoes: undefined }
     if (last === undefined) {
-      return refuse(
-        "no change of it is recorded, so what it was before is not known: use fk rebuild --on-delete"
-      )
+      return ledger?.readable === true && (ledger.exists || named === undefined)
+        ? { target: now, undoes: undefined }
+        : refuse(
+            "there is no record of changes where it was looked for, so what it was before is not known: use fk rebuild --on-delete"
+          )
     }
     if (last.finishedAt === null) {
       return last.undoes === null

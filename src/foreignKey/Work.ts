@@ -14,13 +14,15 @@ import * as Halfway from "./Halfway.js"
 import * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
 import * as Rebuild from "./Rebuild.js"
-import type { Effort, PlanOptions, Progress, RebuildResult, Rejected } from "./Run.js"
+import * as Result from "./Result.js"
+import type { Effort, PlanOptions, Progress } from "./Run.js"
 import * as Selection from "./Selection.js"
 import type * as Selectors from "./Selectors.js"
 import * as Sessions from "./Sessions.js"
 import * as Settings from "./Settings.js"
 import * as Target from "./Target.js"
 import * as Try from "./Try.js"
+import * as Warning from "./Warning.js"
 import * as Working from "./Working.js"
 
 /** What the keys of one run share. */
@@ -39,25 +41,21 @@ export interface Chosen {
   readonly tasks: ReadonlyArray<Selection.Selected>
 }
 
-/** What became of a key. */
-export type Outcome =
-  | { readonly _tag: "rebuilt"; readonly value: RebuildResult["rebuilt"][number] }
-  | { readonly _tag: "unchanged"; readonly value: string }
-  | { readonly _tag: "refused" | "failed"; readonly value: Rejected }
-
 /** A key that was refused. */
-export const rejection = ({ key, refusals }: Selection.Selected): Rejected => ({
+export const rejection = ({ key, refusals }: Selection.Selected): Result.Rejected => ({
   constraint: Catalog.nameOf(key),
   code: refusals[0]?.code ?? "gone",
   reason: refusals.length === 0 ? "it no longer exists" : refusals.map(({ reason }) => reason).join("; ")
 })
 
 /** Changes the chosen keys, one after the other. */
-export const all = (run: Run): Effect.Effect<ReadonlyArray<Outcome>, DatabaseError | Selection.NoMatch> =>
+export const all = (
+  run: Run
+): Effect.Effect<ReadonlyArray<Result.RebuildResult>, DatabaseError | Selection.NoMatch> =>
   Effect.gen(function* () {
     const { ledger, tasks } = yield* run.choose()
     const hasLedger = yield* Ref.make(ledger?.exists ?? false)
-    const over = yield* Ref.make<Rejected | undefined>(undefined)
+    const over = yield* Ref.make<Result.Rejected | undefined>(undefined)
     return yield* Effect.forEach(tasks, (task) => change(run, ledger, hasLedger, over, task))
   })
 
@@ -70,14 +68,16 @@ const change = (
   run: Run,
   ledger: Ledger.Ledger | undefined,
   hasLedger: Ref.Ref<boolean>,
-  over: Ref.Ref<Rejected | undefined>,
+  over: Ref.Ref<Result.Rejected | undefined>,
   task: Selection.Selected
-): Effect.Effect<Outcome> =>
+): Effect.Effect<Result.RebuildResult> =>
   Effect.gen(function* () {
     const { key, previous, refusals, target } = task
     // Where an interrupted change is taken back, the action before it is the one that it comes to have again.
     const before = Target.equals(previous, target) ? Target.of(key) : previous
     const constraint = Catalog.nameOf(key)
+    const warnings = Warning.of(key, Warning.notEnforced(key))
+    const unchanged: Ended = ["unchanged", { ...Result.empty, unchanged: [constraint], warnings }]
     const emit = (event: Progress) => run.effort.onProgress?.(event) ?? Effect.void
     const start = yield* Clock.currentTimeMillis
     yield* emit({ _tag: "Started", constraint, from: previous, to: target })
@@ -123,37 +123,42 @@ const change = (
       return yield* changed
     }).pipe(
       Effect.matchEffect({
-        onFailure: (error): Effect.Effect<Outcome> =>
-          Effect.succeed({ _tag: "failed", value: failure(constraint, error) }),
-        onSuccess: (changed): Effect.Effect<Outcome> =>
+        onFailure: (error): Effect.Effect<Ended> =>
+          Effect.succeed(["failed", { ...Result.empty, failed: [failure(constraint, error)] }]),
+        onSuccess: (changed): Effect.Effect<Ended> =>
           changed && !Target.equals(before, target)
             ? Effect.gen(function* () {
-                return {
-                  _tag: "rebuilt",
-                  value: {
-                    constraint,
-                    durationMs: (yield* Clock.currentTimeMillis) - start,
-                    longestLockMs: Math.round(10 * (yield* Ref.get(longestLock))) / 10,
-                    previous: before
-                  }
+                const rebuilt = {
+                  constraint,
+                  durationMs: (yield* Clock.currentTimeMillis) - start,
+                  longestLockMs: Math.round(10 * (yield* Ref.get(longestLock))) / 10,
+                  previous: before
                 }
+                return ["rebuilt", { ...Result.empty, rebuilt: [rebuilt], warnings }]
               })
-            : Effect.succeed({ _tag: "unchanged", value: constraint })
+            : Effect.succeed(unchanged)
       })
     )
-    const outcome: Outcome = Selection.isDone(task)
-      ? { _tag: "unchanged", value: constraint }
+    const [outcome, result] = Selection.isDone(task)
+      ? unchanged
       : refusals.length > 0
-        ? { _tag: "refused", value: rejection(task) }
+        ? (["refused", { ...Result.empty, refused: [rejection(task)] }] as const)
         : yield* work
     yield* emit({
       _tag: "Finished",
       constraint,
-      outcome: outcome._tag,
-      durationMs: (yield* Clock.currentTimeMillis) - start
+      outcome,
+      durationMs: (yield* Clock.currentTimeMillis) - start,
+      result
     })
-    return outcome
+    return result
   })
+
+/** What became of a key. */
+type Ended = readonly [
+  outcome: (Progress & { readonly _tag: "Finished" })["outcome"],
+  result: Result.RebuildResult
+]
 
 /** A key that cannot be gone on with, for a reason that has a code of its own. */
 class Stopped extends Data.TaggedError("Stopped")<{ readonly code: string; readonly message: string }> {}
@@ -161,7 +166,7 @@ class Stopped extends Data.TaggedError("Stopped")<{ readonly code: string; reado
 const failure = (
   constraint: string,
   error: { readonly _tag: string; readonly message: string }
-): Rejected => ({
+): Result.Rejected => ({
   constraint,
   code: error instanceof Stopped ? error.code : DatabaseError.is(error) ? error.reason._tag : error._tag,
   reason: error.message

@@ -2,6 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Database from "../../src/Database.js"
+import { identifier, qualified } from "../../src/foreignKey/Sql.js"
 import type * as ForeignKey from "../../src/ForeignKey.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import { promptgrimoireDb } from "../support/command.js"
@@ -141,7 +142,8 @@ describe("promptgrimoire-db fk", () => {
         [["catalog-disagrees", "public.hacked.hacked"]]
       )
       assert.sameMembers(Object.keys(plan.refused[0] ?? {}), ["constraint", "code", "reason"])
-      for (const warning of plan.warnings) assert.sameMembers(Object.keys(warning), ["constraint", "warning"])
+      for (const warning of plan.warnings)
+        assert.sameMembers(Object.keys(warning), ["constraint", "code", "warning"])
       assert.isNotEmpty(plan.warnings)
 
       assert.strictEqual(script.code, 3)
@@ -161,7 +163,7 @@ describe("promptgrimoire-db fk", () => {
       const failed = yield* run("rebuild", ...change, "--json")
       assert.strictEqual(failed.code, 1, failed.stderr)
       const result = failed.document() as ForeignKey.RebuildResult
-      assert.sameMembers(Object.keys(result), ["rebuilt", "unchanged", "refused", "failed"])
+      assert.sameMembers(Object.keys(result), ["rebuilt", "unchanged", "refused", "failed", "warnings"])
       assert.sameMembers(Object.keys(result.rebuilt[0] ?? {}), [
         "constraint",
         "durationMs",
@@ -212,6 +214,51 @@ describe("promptgrimoire-db fk", () => {
           "problems"
         ])
       }
+    })
+  )
+
+  it.scopedLive("prints names that its selectors take, whatever they are", () =>
+    Effect.gen(function* () {
+      const { name, url } = yield* emptyDatabase
+      const admin = yield* adminSession(name)
+      yield* admin.query("CREATE TABLE parent (id int PRIMARY KEY)")
+      const names = ["Order", "order", "a.b", 'quo"te', "two words", "Ünï", "user", "1st", "$", '"', "x.y.z"]
+      const keys = names.map((part) => ({ schema: `S.${part}`, table: part, name: `${part}_P_fkey` }))
+      yield* admin.query(
+        keys
+          .map(({ name, schema, table }) => {
+            const of = qualified({ schema, name: table })
+            return `CREATE SCHEMA ${identifier(schema)};
+              CREATE TABLE ${of} ("P.x" int CONSTRAINT ${identifier(name)} REFERENCES parent)`
+          })
+          .join("; ")
+      )
+      const run = (...args: ReadonlyArray<string>) =>
+        promptgrimoireDb(["fk", ...args, "--url", Redacted.value(url)])
+      const rows = (stdout: string) =>
+        stdout
+          .split("\n")
+          .slice(1)
+          .filter((line) => !line.startsWith("!") && line !== "")
+      const listed = yield* run("list")
+      const printed = rows(listed.stdout).map(
+        (row) => /^(.+?)  +"P\.x"  +public\.parent \(id\)/.exec(row)?.[1] ?? row
+      )
+      assert.strictEqual(printed.length, names.length)
+      for (const [options, count] of [
+        [printed.flatMap((one) => ["--constraint", one]), names.length],
+        [["--schema", '"S.order"', "--schema", '"S."""'], 2],
+        [["--constraint", `"S.Order"."Order"."Order_P_fkey"`], 1]
+      ] as const) {
+        const { code, stdout } = yield* run("list", "--json", ...options)
+        assert.strictEqual(code, 0, stdout)
+        assert.strictEqual(JSON.parse(stdout).length, count)
+      }
+      const changed = yield* run("rebuild", "--on-delete", "cascade", "--constraint", printed[0] ?? "")
+      assert.strictEqual(changed.code, 0, changed.stderr)
+      const history = yield* run("history", "--constraint", printed[0] ?? "")
+      assert.include(history.stdout, `1       ${printed[0]}  `)
+      assert.include(changed.stdout, `Rebuilt ${printed[0]} in `)
     })
   )
 

@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
+import type * as ForeignKey from "../../src/ForeignKey.js"
 import { promptgrimoireDb, whenItSays } from "../support/command.js"
 import { adminSession, emptyDatabase } from "../support/server.js"
 
@@ -60,6 +61,38 @@ describe("the progress of fk rebuild", () => {
         assert.strictEqual(stdout.trimEnd().split("\n").length, 1)
         assert.strictEqual(JSON.parse(stdout).rebuilt.length, 1)
       })
+  )
+
+  it.scopedLive("has in its document what was done before it was stopped, with the error", () =>
+    Effect.gen(function* () {
+      const { name, url } = yield* emptyDatabase
+      const admin = yield* adminSession(name)
+      yield* admin.query(`
+        CREATE TABLE parent (id int PRIMARY KEY);
+        CREATE TABLE done (parent_id int CONSTRAINT fk REFERENCES parent);
+        CREATE TABLE had (parent_id int CONSTRAINT fk REFERENCES parent ON DELETE CASCADE);
+        CREATE TABLE child (parent_id int CONSTRAINT fk REFERENCES parent);
+        CREATE TABLE later (parent_id int CONSTRAINT fk REFERENCES parent)`)
+      yield* admin.query("BEGIN; SELECT FROM child")
+      const stopped = yield* whenItSays(
+        /child\.fk: swap waits for locks/,
+        [...change(url), "--json"],
+        (signal) => signal("SIGTERM")
+      )
+      assert.strictEqual(stopped.code, 1)
+      const document = JSON.parse(stopped.stdout) as ForeignKey.RebuildResult & {
+        readonly error: { readonly reason: string; readonly message: string }
+      }
+      assert.deepStrictEqual(
+        document.rebuilt.map(({ constraint, previous }) => [constraint, previous.action]),
+        [["public.done.fk", "no-action"]]
+      )
+      assert.deepStrictEqual(document.unchanged, ["public.had.fk"])
+      assert.deepStrictEqual([document.refused, document.failed, document.warnings], [[], [], []])
+      assert.strictEqual(document.error.reason, "Interrupted")
+      assert.include(document.error.message, "while public.child.fk was being changed (step swap)")
+      yield* admin.query("COMMIT")
+    })
   )
 
   it.scopedLive("says when it is stopped what state the key is in, and a rerun goes on from there", () =>

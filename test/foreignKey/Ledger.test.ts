@@ -6,7 +6,7 @@ import * as Database from "../../src/Database.js"
 import * as Catalog from "../../src/foreignKey/Catalog.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { emptyDatabase } from "../support/server.js"
-import { application, comparable, database, definitions, vectors } from "./support.js"
+import { application, comparable, database, definitions, vectors, withRole } from "./support.js"
 
 const pair = `
   CREATE TABLE parent (a int, b int, PRIMARY KEY (a, b));
@@ -127,11 +127,7 @@ describe("the ledger", () => {
         const tables =
           "SELECT relname::text AS name FROM pg_class WHERE relname ~ 'changes' AND relkind = 'r'"
         assert.deepStrictEqual(yield* session.query(tables), [])
-        const { refused } = yield* undo()
-        assert.deepStrictEqual(
-          refused.map(({ code }) => code),
-          ["no-record"]
-        )
+        assert.deepStrictEqual((yield* undo()).unchanged, ["public.child.fk"])
         yield* rebuild("restrict")
         assert.deepStrictEqual(yield* session.query(tables), [{ name: ForeignKey.defaultLedger }])
         const again = yield* ForeignKey.plan({ selectors: {}, onDelete: "cascade" })
@@ -195,10 +191,7 @@ describe("the ledger", () => {
         ["RowsViolate"]
       )
       assert.deepStrictEqual(yield* changes, [["no-action", "cascade", null, "taken back"]])
-      assert.deepStrictEqual(
-        (yield* undo()).refused.map(({ code }) => code),
-        ["no-record"]
-      )
+      assert.deepStrictEqual((yield* undo()).unchanged, ["public.child.fk"])
     }).pipe(Effect.provide(database))
   )
 })
@@ -295,6 +288,44 @@ describe("an undo", () => {
         ])
       }
     }).pipe(Effect.provide(database))
+  )
+
+  it.scopedLive("has nothing to do for keys of which no change is recorded", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      yield* session.query(`${pair}; CREATE TABLE single (id int PRIMARY KEY);
+        CREATE TABLE other (parent_id int REFERENCES single ON DELETE CASCADE)`)
+      const everywhere = { selectors: {} }
+      const had = "public.other.other_parent_id_fkey"
+      assert.deepStrictEqual((yield* ForeignKey.undo(everywhere)).unchanged, ["public.child.fk", had])
+      const before = comparable(yield* vectors(session))
+      yield* rebuild("cascade", everywhere)
+      const undone = yield* ForeignKey.undo(everywhere)
+      assert.deepStrictEqual(
+        undone.rebuilt.map(({ constraint }) => constraint),
+        ["public.child.fk"]
+      )
+      assert.deepStrictEqual([undone.unchanged, undone.refused, undone.failed], [[had], [], []])
+      assert.deepStrictEqual(comparable(yield* vectors(session)), before)
+    }).pipe(Effect.provide(database))
+  )
+
+  it.scopedLive("is refused where the ledger that was named is not there, or cannot be read", () =>
+    withRole(
+      (role) => `${pair}; ALTER TABLE child OWNER TO ${role}; ALTER TABLE parent OWNER TO ${role}`,
+      ({ limited, session }) =>
+        Effect.gen(function* () {
+          const refused = (ledger?: ForeignKey.TableSelector) =>
+            ForeignKey.undo({ selectors: {}, ledger }).pipe(
+              Effect.provide(limited),
+              Effect.map((result) => result.refused.map(({ code }) => code))
+            )
+          assert.deepStrictEqual(yield* refused({ schema: "public", table: "elsewhere" }), ["no-record"])
+          yield* rebuild("cascade")
+          yield* session.query(`REVOKE ALL ON ${ForeignKey.defaultLedger} FROM PUBLIC`)
+          assert.deepStrictEqual(yield* refused(), ["ledger"])
+        })
+    )
   )
 
   it.scopedLive("reads the comment of a change that was interrupted without a ledger", () =>

@@ -59,7 +59,8 @@ describe("a key is refused, and nothing touched", () => {
           constraint: "public.child.fk",
           problems: [
             "ON DELETE trigger of the referenced table should be RI_FKey_setnull_del, is RI_FKey_noaction_del"
-          ]
+          ],
+          notes: []
         }
       ])
     }).pipe(Effect.provide(database))
@@ -331,6 +332,7 @@ describe("a plan warns", () => {
       const all = yield* ForeignKey.plan({ selectors: {}, onDelete: "cascade" })
       assert.deepInclude(all.warnings, {
         constraint: "public.child.fk",
+        code: "reaches",
         warning:
           "deleting from public.parent will also delete from public.child (about 10 rows), public.grandchild (never analyzed), public.bystander (never analyzed)"
       })
@@ -507,6 +509,47 @@ describe("an index on the referencing columns", () => {
         "SELECT count(*)::int AS n FROM pg_index WHERE indrelid = 'child'::regclass"
       )
       assert.deepStrictEqual(count, [{ n: 2 }])
+    }).pipe(Effect.provide(database))
+  )
+})
+
+describe("a NOT ENFORCED key (18 and later)", () => {
+  it.scopedLive("is said never to act by plan, rebuild, list and check, and is no problem", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      if ((yield* Catalog.serverVersion(session)) < 180_000) return
+      yield* session.query(`
+        CREATE TABLE parent (id int PRIMARY KEY);
+        CREATE TABLE child (id int PRIMARY KEY, parent_id int CONSTRAINT fk REFERENCES parent NOT ENFORCED);
+        CREATE TABLE grandchild (child_id int CONSTRAINT fk REFERENCES child);
+        INSERT INTO parent VALUES (1);
+        INSERT INTO child VALUES (1, 1)`)
+      const warning =
+        "it is NOT ENFORCED: whatever its action, a delete in public.parent does nothing in public.child, and no row of it is checked"
+      const selectors = { tables: [{ table: "child" }] }
+      const warned = [{ constraint: "public.child.fk", code: "not-enforced", warning }] as const
+      const planned = yield* ForeignKey.plan({ selectors, onDelete: "cascade", createIndexes: false })
+      assert.deepStrictEqual(planned.warnings, warned)
+      const events: Array<string> = []
+      const changed = yield* ForeignKey.rebuild({
+        selectors,
+        onDelete: "cascade",
+        onProgress: ({ _tag }) => Effect.sync(() => events.push(_tag))
+      })
+      assert.deepStrictEqual([changed.rebuilt.length, changed.warnings], [1, warned])
+      assert.notInclude(events, "Overlap")
+      const again = yield* ForeignKey.rebuild({ selectors, onDelete: "cascade" })
+      assert.deepStrictEqual([again.unchanged, again.warnings], [["public.child.fk"], warned])
+      const [listed] = yield* ForeignKey.list(selectors)
+      assert.deepStrictEqual(
+        [listed?.onDelete, listed?.enforced, listed?.problems],
+        ["cascade", false, [warning]]
+      )
+      assert.deepStrictEqual(yield* ForeignKey.check(selectors), [
+        { constraint: "public.child.fk", problems: [], notes: [warning] }
+      ])
+      yield* session.query("DELETE FROM parent")
+      assert.strictEqual((yield* session.query("SELECT FROM child")).length, 1)
     }).pipe(Effect.provide(database))
   )
 })
