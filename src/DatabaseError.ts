@@ -256,13 +256,14 @@ export const reasonOf = (error: unknown): Reason | undefined => {
 
 /**
  * Reads PostgreSQL's ErrorResponse, as `pg` gives it, into a {@link Reason}. `statement` is the text that it answers, if
- * that is known.
+ * that is known. `isOverdue` says whether that had run for as long as its `statement_timeout` allows, which alone tells a timeout
+ * from a cancellation; left out, the server's text is looked at, which only tells them apart in English.
  */
-export const classify = (error: ServerErrorLike, statement?: string): Reason => {
+export const classify = (error: ServerErrorLike, statement?: string, isOverdue?: boolean): Reason => {
   const tag = byCode.get(error.code) ?? byClass.get(error.code.slice(0, 2)) ?? "ServerError"
   const text = error.message ?? ""
   const fields: ServerReason<ServerTag> = {
-    _tag: refine(tag, text, error.routine),
+    _tag: refine(tag, error, isOverdue),
     code: error.code,
     severity: error.severity ?? "ERROR",
     schema: error.schema,
@@ -501,7 +502,7 @@ const policies: { readonly [Tag in ReasonTag]: Policy } = {
   AuthenticationFailed: { retry: "never", fate: "destroy" },
   ReadOnlyTransaction: { retry: "transaction", fate: "invalidate" },
   InvalidTransactionState: { retry: "never", fate: "keep" },
-  StalePreparedStatement: { retry: "never", fate: "keep" },
+  StalePreparedStatement: { retry: "transaction", fate: "keep" },
   ProtocolViolation: { retry: "never", fate: "destroy" },
   ServerConnectionException: { retry: "unsent", fate: "destroy" },
   UniqueViolation: { retry: "never", fate: "keep" },
@@ -605,22 +606,30 @@ const definition =
 /** A definition that evaluates something, or that another statement follows. */
 const computing = /\b(?:as|using|select)\b|;\s*\S/i
 
-/** Where one code stands for several things, the text tells them apart, or the routine, which is in no language. */
-const refine = (tag: ServerTag, text: string, routine: string | undefined): ServerTag => {
+/** Where one code stands for several things, the routine tells them apart, which is in no language. */
+const refine = (tag: ServerTag, error: ServerErrorLike, isOverdue: boolean | undefined): ServerTag => {
   switch (tag) {
     case "StatementCancelled":
-      return /statement timeout/i.test(text) ? "StatementTimeout" : tag
+      return (isOverdue ?? isTimeoutText(error)) ? "StatementTimeout" : tag
     case "FeatureNotSupported":
-      return text === "cached plan must not change result type" ? "StalePreparedStatement" : tag
+      return isChangedResult(error) ? "StalePreparedStatement" : tag
     case "SerializationFailure":
     case "DeadlockDetected":
-      return text.includes("conflict with recovery") || recoveryRoutines.has(routine)
-        ? "ReplicaConflict"
-        : tag
+      return recoveryRoutines.has(error.routine) ? "ReplicaConflict" : tag
     default:
       return tag
   }
 }
+
+/**
+ * A timeout and a request to cancel come from one routine with one code (ProcessInterrupts, postgres.c). Where nobody measured the
+ * statement, as for another client's error, the text is all that is left; in another language than English it says nothing.
+ */
+const isTimeoutText = ({ message = "" }: ServerErrorLike): boolean => /statement timeout/i.test(message)
+
+/** Whether a prepared statement's result has changed with its tables (RevalidateCachedQuery in plancache.c, 13 to 18). */
+export const isChangedResult = ({ code, routine }: ServerErrorLike): boolean =>
+  code === "0A000" && routine === "RevalidateCachedQuery"
 
 /** The routines of a standby (13 to 18) that end a statement or a session which is in the way of replay. */
 const recoveryRoutines: ReadonlySet<string | undefined> = new Set([

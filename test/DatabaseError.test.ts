@@ -49,7 +49,7 @@ const table = [
   ["42601", "SyntaxError", "never", "keep"],
   ["42P17", "InvalidStatement", "never", "keep"],
   ["0A000", "FeatureNotSupported", "never", "keep"],
-  ["26000", "StalePreparedStatement", "never", "keep"],
+  ["26000", "StalePreparedStatement", "transaction", "keep"],
   ["28P01", "AuthenticationFailed", "never", "destroy"],
   ["3D000", "DatabaseUnavailable", "never", "invalidate"],
   ["P0001", "RaisedException", "never", "keep"],
@@ -175,6 +175,46 @@ layer(Layer.merge(testLayer(), Logger.remove(Logger.defaultLogger)), { excludeTe
   }
 )
 
+/** What servers say in the languages of their catalogs of messages. */
+const translations = [
+  {
+    severity: "ERROR",
+    changed: "cached plan must not change result type",
+    conflict: "canceling statement due to conflict with recovery",
+    deadlock: "deadlock detected",
+    lock: "canceling statement due to lock timeout",
+    timeout: "canceling statement due to statement timeout",
+    cancel: "canceling statement due to user request"
+  },
+  {
+    severity: "FEHLER",
+    changed: "gecachter Plan darf den Ergebnistyp nicht ändern",
+    conflict: "storniere Anfrage wegen Konflikt mit der Wiederherstellung",
+    deadlock: "Verklemmung (Deadlock) entdeckt",
+    lock: "storniere Anfrage wegen Zeitüberschreitung einer Sperre",
+    timeout: "storniere Anfrage wegen Zeitüberschreitung der Anfrage",
+    cancel: "storniere Anfrage wegen Benutzeraufforderung"
+  },
+  {
+    severity: "ERRORE",
+    changed: "il cached plan non deve cambiare il tipo di risultato",
+    conflict: "annullamento dell'istruzione a causa di un conflitto con il ripristino",
+    deadlock: "deadlock rilevato",
+    lock: "annullamento dell'istruzione a causa di timeout di lock",
+    timeout: "annullamento dell'istruzione a causa di timeout",
+    cancel: "annullamento dell'istruzione su richiesta dell'utente"
+  },
+  {
+    severity: "エラー",
+    changed: "キャッシュされた実行計画は結果型を変更してはなりません",
+    conflict: "リカバリとの競合によりステートメントをキャンセルしています",
+    deadlock: "デッドロックを検出しました",
+    lock: "ロックのタイムアウトのためステートメントをキャンセルしています",
+    timeout: "ステートメントのタイムアウトのためステートメントをキャンセルしています",
+    cancel: "ユーザーからの要求により文をキャンセルしています"
+  }
+]
+
 describe("The reason of an error", () => {
   it("says in its message what to do about it", () => {
     const pool = { total: 1, idle: 0, busy: 1, waiting: 3, max: 1 }
@@ -232,12 +272,43 @@ describe("The reason of an error", () => {
     assert.deepStrictEqual(DatabaseError.policy(reason), { retry: "never", fate: "destroy" })
   })
 
-  it("tells a statement timeout from a cancellation, and a stale plan from a missing feature", () => {
-    const tag = (code: string, message: string) =>
-      DatabaseError.classify({ code, message, severity: "ERROR" })._tag
-    assert.strictEqual(tag("57014", "canceling statement due to statement timeout"), "StatementTimeout")
-    assert.strictEqual(tag("57014", "canceling statement due to user request"), "StatementCancelled")
-    assert.strictEqual(tag("0A000", "cached plan must not change result type"), "StalePreparedStatement")
+  it("is the same in every language of the server's messages", () => {
+    for (const { changed, conflict, deadlock, lock, timeout, cancel, severity } of translations) {
+      const classify = (code: string, routine: string, message: string, isOverdue?: boolean) =>
+        DatabaseError.classify({ code, routine, message, severity }, undefined, isOverdue)._tag
+      assert.deepStrictEqual(
+        [
+          classify("0A000", "RevalidateCachedQuery", changed),
+          classify("0A000", "ExecInitPartitionInfo", changed),
+          classify("40001", "ProcessInterrupts", conflict),
+          classify("40001", "ProcessRecoveryConflictInterrupt", conflict),
+          classify("40001", "ExecUpdate", conflict),
+          classify("40P01", "DeadLockReport", deadlock),
+          classify("55P03", "ProcessInterrupts", lock),
+          classify("57014", "ProcessInterrupts", timeout, true),
+          classify("57014", "ProcessInterrupts", cancel, false)
+        ],
+        [
+          "StalePreparedStatement",
+          "FeatureNotSupported",
+          "ReplicaConflict",
+          "ReplicaConflict",
+          "SerializationFailure",
+          "DeadlockDetected",
+          "LockTimeout",
+          "StatementTimeout",
+          "StatementCancelled"
+        ]
+      )
+    }
+  })
+
+  it("tells a timeout of another client's statement from a cancellation only where the server speaks English", () => {
+    const tag = (message: string) =>
+      DatabaseError.reasonOf(Object.assign(new Error(message), { code: "57014", severity: "ERROR" }))?._tag
+    assert.strictEqual(tag("canceling statement due to statement timeout"), "StatementTimeout")
+    assert.strictEqual(tag("canceling statement due to user request"), "StatementCancelled")
+    assert.strictEqual(tag("storniere Anfrage wegen Zeitüberschreitung der Anfrage"), "StatementCancelled")
   })
 
   it("makes the retry of what was lost after COMMIT unknown", () => {

@@ -5,7 +5,14 @@ import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import * as Pg from "pg"
 import { prepareValue } from "pg/lib/utils.js"
-import { DatabaseError, type Phase, type Reason } from "../DatabaseError.js"
+import {
+  DatabaseError,
+  isChangedResult,
+  isServerError,
+  type Phase,
+  type Reason,
+  type ServerErrorLike
+} from "../DatabaseError.js"
 import { type Peer, cancel } from "./Cancel.js"
 import * as Copy from "./Copy.js"
 import { type Decisions, isBroken, standard } from "./Decisions.js"
@@ -13,7 +20,7 @@ import type { Endpoint } from "./Endpoint.js"
 import { connectError, foreignProtocol, statementError } from "./errors.js"
 import { type HandshakeStream, watchHandshake } from "./handshake.js"
 import { type Batch, CloseStatements, Portal } from "./Portal.js"
-import { StatementCache } from "./StatementCache.js"
+import { type Generation, StatementCache } from "./StatementCache.js"
 
 /** What is asked of a server when a connection is opened. */
 export interface DialOptions {
@@ -39,6 +46,8 @@ export interface DialOptions {
   readonly answerMillis?: number | undefined
   /** What is decided about errors; the standard when left out. */
   readonly decisions?: Decisions | undefined
+  /** What the connections of a pool share about their prepared statements. */
+  readonly generation?: Generation | undefined
 }
 
 /** PostgreSQL's client connection defaults; infinity is 0, which switches a limit off. */
@@ -88,10 +97,12 @@ export class Backend {
   private lostBecause: unknown
   private firstError: Reason | undefined
   private readonly peer: Peer
-  private readonly statements = new StatementCache()
+  private readonly statements: StatementCache
   private readonly closeListeners = new Set<(error: unknown) => void>()
   /** Called with every error that a statement fails with. */
   onError: (error: DatabaseError) => void = ignore
+  /** Why the last statement failed that did so only because of how it had been prepared: nothing of it ran. */
+  outdated: Reason | undefined
   /** Whether the open transaction asked to be read only, so that 25006 says nothing about the server. */
   expectsReadOnly = false
   /**
@@ -111,6 +122,7 @@ export class Backend {
   ) {
     this.processId = client.processID
     this.answerMillis = options.answerMillis
+    this.statements = new StatementCache(options.generation)
     this.peer = {
       host: client.connection.stream.remoteAddress ?? options.endpoint.host,
       port: options.endpoint.port
@@ -193,9 +205,14 @@ export class Backend {
         this.options.prepare && request.prepare === true && isPreparable(request)
           ? this.statements.use(request.text)
           : undefined
-      const run = this.exchange<Response>((callback) => {
-        this.client.query(query(request, values, name, callback))
-      }, request)
+      const wasPrepared = name !== undefined && this.client.connection.parsedStatements[name] !== undefined
+      const run = this.exchange<Response>(
+        (callback) => {
+          this.client.query(query(request, values, name, callback))
+        },
+        request,
+        name === undefined ? undefined : (error) => this.giveUpPlan(error, request.text, wasPrepared)
+      )
       const discarded = this.statements.takeDiscarded()
       return this.echoed(
         request.text,
@@ -333,10 +350,33 @@ export class Backend {
     )
   }
 
+  /**
+   * Gives up what a named statement's error shows to be outdated; says whether that alone was the error's reason. A plan whose
+   * result changed concerns every connection. PostgreSQL also keeps the types of a prepared statement's parameters after ALTER TYPE:
+   * errors of analysis (class 42, with a position in the text) and of values (class 22) of a statement that was prepared before can
+   * come from that, and no field says so.
+   */
+  private giveUpPlan(error: unknown, text: string, wasPrepared: boolean): boolean {
+    if (!isServerError(error)) return false
+    if (isChangedResult(error)) {
+      this.statements.outdate()
+      return true
+    }
+    if (isMissingStatement(error)) {
+      this.statements.prepareAnew()
+      return true
+    }
+    if (!wasPrepared || !/^(?:22|42)/.test(error.code)) return false
+    this.statements.discard(text)
+    return error.code.startsWith("42") && error.position !== undefined
+  }
+
   /** Sends something, and resumes when the server is ready for the next statement or the connection is lost. */
   private exchange<A>(
     send: (callback: (error: unknown, result: A | undefined) => void) => void,
-    request: Request
+    request: Request,
+    /** Whether an error comes from how the statement was prepared. */
+    isOutdated?: (error: unknown) => boolean
   ): Effect.Effect<A, DatabaseError> {
     return Effect.async<A, DatabaseError>((resume) => {
       if (!this.open) {
@@ -366,8 +406,7 @@ export class Backend {
         const lost = this.open ? undefined : (request.phase ?? "sent")
         const failure = statementError(error, lost, this.options.decisions, request.text)
         this.onError(failure)
-        // What changed a table or deallocated a statement has probably done so to others.
-        if (failure.reason._tag === "StalePreparedStatement") this.statements.clear()
+        if (isOutdated?.(error) === true) this.outdated = failure.reason
         if (isBroken(failure.reason)) {
           // The statements that follow fail for the same reason.
           this.lostBecause ??= error
@@ -472,6 +511,7 @@ export type Line = Pick<
   | "isOpen"
   | "isQuiet"
   | "onClose"
+  | "outdated"
   | "portal"
   | "processId"
   | "quiet"
@@ -500,6 +540,14 @@ interface ClientInternals {
 }
 
 const ignore = () => {}
+
+/**
+ * The server does not know the name that a statement was prepared under (after DISCARD ALL, DEALLOCATE ALL, or behind a pooler), or
+ * knows another one by it. Errors of a pooler have no routine.
+ */
+const isMissingStatement = ({ code, routine }: ServerErrorLike): boolean =>
+  (code === "26000" && (routine === undefined || routine === "FetchPreparedStatement")) ||
+  (code === "42P05" && (routine === undefined || routine === "StorePreparedStatement"))
 
 /** Milliseconds since some moment: unlike the time of day they never jump. */
 export const passedMillis = (clock: Clock.Clock): number => Number(clock.unsafeCurrentTimeNanos()) / 1e6

@@ -17,6 +17,7 @@ import { DatabaseError, type Holder, type PoolState, type Reason } from "../Data
 import { alarm, Backend, type DialOptions, type Line, passedMillis } from "./Backend.js"
 import { standard } from "./Decisions.js"
 import { Leases } from "./Leases.js"
+import { Generation } from "./StatementCache.js"
 import type { Telemetry } from "./Telemetry.js"
 import type { Restore } from "./Turns.js"
 
@@ -105,6 +106,7 @@ export const make = Effect.fn("Pool.make")(function* (
   const publish = (event: PoolEvent) => void events.unsafeOffer(event)
   const { telemetry } = options
   const decisions = options.dial.decisions ?? standard
+  const generation = new Generation()
   const count = () => telemetry.connections(live.size - lent, lent, leases.numPendingAcquires())
   let closing = false
   /** How many connections wait for the one that takes their place. */
@@ -160,7 +162,7 @@ export const make = Effect.fn("Pool.make")(function* (
   const dialTwice = Effect.suspend(() => {
     let taken = false
     const once = (connectTimeout: Duration.Duration) =>
-      Effect.flatMap(Backend.dial({ ...options.dial, connectTimeout }), (backend) => {
+      Effect.flatMap(Backend.dial({ ...options.dial, connectTimeout, generation }), (backend) => {
         if (taken) return Effect.zipRight(backend.close, Effect.never)
         taken = true
         return Effect.succeed(backend)

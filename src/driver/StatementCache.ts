@@ -1,39 +1,64 @@
+/** Counts how often the statements of a pool's connections became outdated: each connection compares what it prepared with it. */
+export class Generation {
+  current = 0
+}
+
 /**
  * Which statements of one connection are prepared on the server, and under which name.
  *
  * A statement is prepared when its text comes for the second time, so that statements that come once cost the server
- * nothing. The least recently used one is given up when `capacity` is reached.
+ * nothing. The least recently used one is given up when `capacity` is reached. What was prepared in an older generation is
+ * prepared anew before it is run.
  */
 export class StatementCache {
-  /** Text to name; `undefined` for a text seen once. In the order of use, the oldest first. */
+  /** Text to name; `undefined` for a text that is not prepared. In the order of use, the oldest first. */
   private readonly names = new Map<string, string | undefined>()
   private readonly discarded: Array<string> = []
   private next = 1
+  private known: number
 
-  constructor(private readonly capacity = 256) {}
+  constructor(
+    private readonly generation = new Generation(),
+    private readonly capacity = 256
+  ) {
+    this.known = generation.current
+  }
 
   /** The name to run a statement under, or `undefined` to run it unprepared. */
   use(text: string): string | undefined {
+    if (this.known !== this.generation.current) this.prepareAnew()
     const seen = this.names.has(text)
     const name = seen ? (this.names.get(text) ?? `s${this.next++}`) : undefined
     this.names.delete(text)
     this.names.set(text, name)
     if (this.names.size > this.capacity) {
       const [oldest] = this.names.keys()
-      if (oldest !== undefined) this.forget(oldest)
+      if (oldest !== undefined) {
+        this.discard(oldest)
+        this.names.delete(oldest)
+      }
     }
     return name
   }
 
-  /** Gives every statement up: their plans no longer fit. */
-  clear(): void {
-    for (const text of this.names.keys()) this.forget(text)
+  /** Gives up what this connection has prepared. */
+  prepareAnew(): void {
+    this.known = this.generation.current
+    for (const text of this.names.keys()) this.discard(text)
   }
 
-  private forget(text: string): void {
+  /** Gives up what every connection of the pool has prepared, unless another one found out first. */
+  outdate(): void {
+    if (this.known === this.generation.current) this.generation.current++
+    this.prepareAnew()
+  }
+
+  /** Gives up one statement. It is prepared anew when it comes again. */
+  discard(text: string): void {
     const name = this.names.get(text)
-    this.names.delete(text)
-    if (name !== undefined) this.discarded.push(name)
+    if (name === undefined) return
+    this.names.set(text, undefined)
+    this.discarded.push(name)
   }
 
   /** The names that the server can deallocate; each is given out once. */

@@ -10,7 +10,7 @@ import * as Stream from "effect/Stream"
 import { DatabaseError, type Reason, reasonOf } from "../DatabaseError.js"
 import { answerMillis, controlMillis, type Line, type Response, serverMillis } from "./Backend.js"
 import * as Commit from "./commit.js"
-import { type CopyConnection, endedError, makeConnection, streamPortal } from "./connections.js"
+import { type CopyConnection, endedError, makeConnection, runFresh, streamPortal } from "./connections.js"
 import { type Decisions, isEndOfServer } from "./Decisions.js"
 import { isMarked } from "./expected.js"
 import { Hooks, type Outcome } from "./Hooks.js"
@@ -97,18 +97,50 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
     level.depth
   ]
 
-  const makeLevel = (root: Root, depth: number, limits: Limits): Level => {
+  /** `restart` undoes the level and begins it anew. */
+  const makeLevel = (
+    root: Root,
+    depth: number,
+    limits: Limits,
+    restart: Effect.Effect<void, DatabaseError>
+  ): Level => {
     const turns = new Turns()
     const guarded = <A, E, R>(step: Effect.Effect<A, E | DatabaseError, R>) =>
       turns.run(
-        Effect.suspend(() => (level.ended || isOver(root) ? Effect.fail(endedError) : naming(root, step)))
+        Effect.suspend(() => {
+          if (level.ended || isOver(root)) return Effect.fail(endedError)
+          return Effect.ensuring(
+            naming(root, step),
+            Effect.sync(() => {
+              level.isUntouched = false
+            })
+          )
+        })
       )
+    const first = Effect.zipRight(
+      Effect.logDebug("The first statement was prepared before a change of the schema; it is sent again"),
+      Effect.uninterruptible(restart)
+    )
     const connection = makeConnection(
-      (request) => guarded(root.backend.run(request)),
+      (request) =>
+        guarded(
+          Effect.suspend(() =>
+            level.isUntouched ? runFresh(root.backend, request, first) : root.backend.run(request)
+          )
+        ),
       (text, values) => streamPortal(root.backend.portal(text, values), guarded),
       (text, source) => guarded(root.backend.copyIn(text, beside(level, source)))
     )
-    const level: Level = { root, depth, limits, turns, connection, hooks: new Hooks(), ended: false }
+    const level: Level = {
+      root,
+      depth,
+      limits,
+      turns,
+      connection,
+      hooks: new Hooks(),
+      isUntouched: true,
+      ended: false
+    }
     return level
   }
 
@@ -198,7 +230,24 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           transactionId: transactionIdOf(response),
           isUnknown: false
         }
-        const level = makeLevel(root, 0, limits)
+        const level = makeLevel(
+          root,
+          0,
+          limits,
+          Effect.zipRight(
+            control(root, ["ROLLBACK"]),
+            Effect.map(
+              backend.run({
+                text: begin(options, defaults.session),
+                isControl: true,
+                timeoutMillis: controlMillis
+              }),
+              (response) => {
+                root.transactionId = transactionIdOf(response)
+              }
+            )
+          )
+        )
         return untilEnd(level, effect, restore, (exit): Effect.Effect<A, E | DatabaseError> =>
           Exit.isSuccess(exit) ? Effect.as(commit(root), exit.value) : rollback(root, exit.cause, options)
         ).pipe(
@@ -250,7 +299,13 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           }
           // An interrupted SAVEPOINT would abort the transaction around it, which is not concerned.
           const begun = naming(root, control(root, [`SAVEPOINT ${savepoint.name}`, ...setLimits(own)]))
-          const level = makeLevel(root, parent.depth + 1, { ...parent.limits, ...own })
+          parent.isUntouched = false
+          const level = makeLevel(
+            root,
+            parent.depth + 1,
+            { ...parent.limits, ...own },
+            control(root, [`ROLLBACK TO SAVEPOINT ${savepoint.name}`, ...setLimits(own)])
+          )
           if (own.statementTimeout !== undefined) allow(root, Duration.decode(own.statementTimeout))
           return Effect.zipRight(
             begun,
@@ -335,7 +390,7 @@ interface Root {
   /** How many savepoints there were: their names are never used twice. */
   savepoints: number
   /** The server's id of a resolvable transaction. */
-  readonly transactionId: string | undefined
+  transactionId: string | undefined
   /** Whether COMMIT was sent and nobody knows what became of it. */
   isUnknown: boolean
 }
@@ -350,6 +405,8 @@ interface Level {
   readonly hooks: Hooks
   /** Why nothing can be run on it, now or ever. */
   readonly refused?: DatabaseError
+  /** Whether nothing was sent since its BEGIN or SAVEPOINT. */
+  isUntouched: boolean
   ended: boolean
 }
 

@@ -6,14 +6,7 @@ import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { DatabaseError } from "../DatabaseError.js"
-import {
-  controlMillis,
-  isPreparable,
-  type Line,
-  type PortalHandle,
-  type Request,
-  type Response
-} from "./Backend.js"
+import { controlMillis, type Line, type PortalHandle, type Request, type Response } from "./Backend.js"
 import * as Commit from "./commit.js"
 import type { CopyIn } from "./Copy.js"
 import type { Decisions } from "./Decisions.js"
@@ -61,7 +54,7 @@ export const makeConnection = (
 /** Statements outside any transaction: each borrows a connection for itself. `begin` begins the transaction that a stream needs. */
 export const autocommit = (pool: Pool.Pool, begin: string, decisions: Decisions): CopyConnection =>
   makeConnection(
-    (request) => Pool.use(pool, (backend) => runFresh(backend, request)),
+    (request) => Pool.use(pool, (backend) => runFresh(backend, request, Effect.void)),
     (text, values) =>
       scopedStream(
         Effect.flatMap(Pool.borrow(pool), (backend) =>
@@ -98,7 +91,7 @@ export const reserved = (pool: Pool.Pool, begin: string, decisions: Decisions) =
     )
     const isOver = () => refused === endedError
     return makeConnection(
-      (request) => guarded(backend.run(request)),
+      (request) => guarded(Effect.suspend(() => runAlone(backend, request))),
       (text, values) =>
         scopedStream(
           guarded(
@@ -221,13 +214,28 @@ const rollbackRest = (backend: Line): Effect.Effect<void> =>
 
 const isInTransaction = (backend: Line) => backend.isOpen && backend.transactionStatus !== "I"
 
-/** Outside a transaction a stale plan is prepared anew, once. Another text than a prepared statement's may have done something before it failed so. */
-const runFresh = (backend: Line, request: Request): Effect.Effect<Response, DatabaseError> =>
-  Effect.catchAll(backend.run(request), (error) => {
-    const isStale =
-      error.reason._tag === "StalePreparedStatement" && request.prepare === true && isPreparable(request)
-    return isStale ? backend.run({ ...request, prepare: false }) : Effect.fail(error)
-  })
+/** On a reserved connection: whatever a transaction that is open there did before is not ours to repeat. */
+const runAlone = (backend: Line, request: Request): Effect.Effect<Response, DatabaseError> =>
+  backend.transactionStatus === "I" ? runFresh(backend, request, Effect.void) : backend.run(request)
+
+/**
+ * Runs a statement and, when only the way in which it had been prepared made it fail, runs it again, once and unprepared. What the error
+ * has undone is made good by `restart`.
+ */
+export const runFresh = (
+  backend: Line,
+  request: Request,
+  restart: Effect.Effect<void, DatabaseError>
+): Effect.Effect<Response, DatabaseError> =>
+  Effect.catchIf(
+    backend.run(request),
+    ({ reason }) => reason === backend.outdated,
+    () =>
+      Effect.zipRight(
+        restart,
+        Effect.suspend(() => backend.run({ ...request, prepare: false }))
+      )
+  )
 
 const rowsOf = (response: Response) =>
   isMany(response) ? response.map((result) => result.rows) : response.rows

@@ -27,6 +27,10 @@ export class WrappedLine implements Line {
     return this.line.abortedBy
   }
 
+  get outdated() {
+    return this.line.outdated
+  }
+
   get transactionStatus() {
     return this.line.transactionStatus
   }

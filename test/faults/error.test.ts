@@ -54,8 +54,8 @@ const table: Record<string, Row> = {
   XX000: row("ServerError", "never", "keep"),
   XX001: row("ServerError", "never", "keep"),
   "25006": row("ReadOnlyTransaction", "transaction", "invalidate"),
-  "26000": row("StalePreparedStatement", "never", "keep"),
-  "42P05": row("StalePreparedStatement", "never", "keep"),
+  "26000": row("StalePreparedStatement", "transaction", "keep"),
+  "42P05": row("StalePreparedStatement", "transaction", "keep"),
   "0A000": row("FeatureNotSupported", "never", "keep"),
   "08P01": row("ProtocolViolation", "never", "destroy"),
   "08000": row("ServerConnectionException", "unsent", "destroy"),
@@ -264,7 +264,7 @@ describe("Errors", () => {
   )
 
   check(
-    "F12: a stale prepared statement is prepared anew once, outside a transaction",
+    "F12: a stale prepared statement is prepared anew, unless a transaction did something before it",
     Effect.gen(function* () {
       const { admin, sql, transact } = yield* makeRig(single)
       yield* sql`CREATE TABLE t (id int)`
@@ -274,8 +274,8 @@ describe("Errors", () => {
       assert.deepStrictEqual(yield* read, [])
       yield* Effect.all([read, read, read])
       yield* admin.query("ALTER TABLE t ADD COLUMN again int")
-      const stale = yield* Effect.flip(transact(read))
-      assert.deepStrictEqual(rowOf(stale), row("StalePreparedStatement", "never", "keep"))
+      const stale = yield* Effect.flip(transact(Effect.zipRight(sql`SELECT 1`, read)))
+      assert.deepStrictEqual(rowOf(stale), row("StalePreparedStatement", "transaction", "keep"))
       assert.deepStrictEqual(yield* transact(read), [])
     })
   )
