@@ -1,23 +1,18 @@
 import { defineConfig } from "vitest/config"
+import { suite } from "./test/support/suite.js"
 
-export default defineConfig({
-  test: {
-    testTimeout: 60_000,
-    hookTimeout: 120_000,
+/** `npm test`: each part of the product with the cases that tell most. With `--mode full` all of them. */
+export default defineConfig(({ mode }) =>
+  suite({
+    length: mode === "full" ? "full" : "telling",
     include: ["test/**/*.test.ts"],
-    exclude: [
-      "test/faults/**",
-      "test/e2e/**",
-      "test/pgbouncer/**",
-      "test/foreignKey/Kill.test.ts",
-      "test/foreignKey/CrashPartitioned.test.ts",
-      "test/foreignKey/ManyPartitions.test.ts"
-    ],
-    // Some of the generated foreign keys; `npm run test:fk` takes all of them, and minutes.
-    env: { FK_PROPERTY_KEYS: process.env["FK_PROPERTY_KEYS"] ?? "72" },
-    globalSetup: ["src/testing/globalSetup.ts"],
-    pool: "forks",
-    maxWorkers: 2,
-    minWorkers: 1
-  }
-})
+    exclude: ["test/faults/**", "test/e2e/**", "test/pgbouncer/**", ...(mode === "full" ? [] : onlyInFull)]
+  })
+)
+
+/** Tests that are long because they are thorough, of what others test as well. */
+const onlyInFull = [
+  "test/foreignKey/Kill.test.ts",
+  "test/foreignKey/CrashPartitioned.test.ts",
+  "test/foreignKey/ManyPartitions.test.ts"
+]

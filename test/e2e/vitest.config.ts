@@ -1,13 +1,5 @@
 import { defineConfig } from "vitest/config"
+import { suite } from "../support/suite.js"
 
-/** The browser tests: `npm run test:e2e`. One file after the other, since the latencies that they measure are of one pair of tabs. */
-export default defineConfig({
-  test: {
-    testTimeout: 60_000,
-    hookTimeout: 120_000,
-    include: ["test/e2e/**/*.test.ts"],
-    globalSetup: ["src/testing/globalSetup.ts"],
-    pool: "forks",
-    fileParallelism: false
-  }
-})
+/** `npm run test:e2e`. One file at a time: the latencies that they measure are of one pair of tabs. */
+export default defineConfig(suite({ length: "full", include: ["test/e2e/**/*.test.ts"], alone: true }))

@@ -7,7 +7,7 @@ import * as os from "node:os"
 import * as path from "node:path"
 import { fileURLToPath } from "node:url"
 import { Client } from "pg"
-import * as Polling from "../../src/embeddedPostgres/Polling.js"
+import * as Eventually from "../support/eventually.js"
 
 /** Rows of a query, over a connection of its own. */
 export const query = (url: Redacted.Redacted | string, text: string) =>
@@ -33,12 +33,9 @@ export const directory = Effect.acquireRelease(
   (created) => Effect.sync(() => fs.rmSync(created, { recursive: true, force: true, maxRetries: 10 }))
 )
 
-/** Waits until the condition holds; a defect when it does not within 20 seconds. */
+/** Waits until the condition holds; a defect when that never comes. */
 export const eventually = (what: string, condition: () => boolean) =>
-  Polling.until(Effect.sync(condition), { every: "5 millis", atMost: "20 seconds" }).pipe(
-    Effect.filterOrDieMessage((met) => met, `never happened: ${what}`),
-    Effect.asVoid
-  )
+  Effect.orDie(Eventually.eventually(what, Effect.sync(condition)))
 
 /** Whether a process runs; a zombie does not. */
 export const runs = (pid: number): boolean => {

@@ -18,7 +18,6 @@ export default (): Promise<() => Promise<void>> =>
         Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
       )
       process.env["TEST_DATABASE_URL"] = Redacted.value(server.url)
-      yield* Effect.logInfo(`The fault checks run on PostgreSQL ${server.version}`)
       return () => Effect.runPromise(Scope.close(scope, Exit.void))
     })
   )

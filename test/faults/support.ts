@@ -1,6 +1,7 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
+import * as Console from "effect/Console"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -164,9 +165,10 @@ export const running = (rig: Rig, text: string, count = 1) =>
     )
   )
 
-/** Prints a measured figure with the run. */
+/** Prints a measured figure, with a test that failed. */
 export const report = (id: string, figures: Record<string, number | string>) =>
-  Effect.sync(() => {
-    const text = Object.entries(figures).map(([name, value]) => `${name} ${value}`)
-    process.stdout.write(`  ${id}: ${text.join(", ")}\n`)
-  })
+  Console.log(
+    `${id}: ${Object.entries(figures)
+      .map(([name, value]) => `${name} ${value}`)
+      .join(", ")}`
+  )

@@ -1,16 +1,13 @@
 import { defineConfig } from "vitest/config"
+import { suite } from "../support/suite.js"
 
-/** The fault checks, on the major version POSTGRES_VERSION. One file at a time: several of them measure time. */
-export default defineConfig({
-  test: {
-    // Every check by its id, also those that pass.
-    reporters: ["verbose"],
-    testTimeout: 120_000,
-    hookTimeout: 120_000,
+/** `npm run test:faults`, on the major version POSTGRES_VERSION. One file at a time: several of them measure time. */
+export default defineConfig(
+  suite({
+    length: "full",
     include: ["test/faults/**/*.test.ts"],
-    globalSetup: ["test/faults/globalSetup.ts"],
-    pool: "forks",
-    poolOptions: { forks: { execArgv: ["--expose-gc"] } },
-    fileParallelism: false
-  }
-})
+    globalSetup: "test/faults/globalSetup.ts",
+    alone: true,
+    execArgv: ["--expose-gc"]
+  })
+)

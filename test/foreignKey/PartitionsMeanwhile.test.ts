@@ -4,6 +4,7 @@ import * as Ref from "effect/Ref"
 import type { Session } from "../../src/driver/Session.js"
 import * as Catalog from "../../src/foreignKey/Catalog.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
+import { cases } from "../support/length.js"
 import { application, database } from "./support.js"
 
 const parts = `PARTITION BY RANGE (id);
@@ -59,10 +60,17 @@ const leftovers = `
   UNION ALL SELECT conrelid::regclass::text, obj_description(oid, 'pg_constraint') FROM pg_constraint
     WHERE obj_description(oid, 'pg_constraint') IS NOT NULL`
 
+/** What `npm test` looks at: each event, each side and each way once at least. */
+const telling = new Set([
+  "child created in one transaction",
+  "parent attached in one transaction",
+  "parent detached table by table"
+])
+
 describe("partitions that come and go during a change", () => {
   for (const side of ["child", "parent"] as const) {
     for (const [event, statement] of events(side)) {
-      for (const [way, swapTries] of ways) {
+      for (const [way, swapTries] of cases(ways, ([way]) => telling.has(`${side} ${event} ${way}`))) {
         it.scopedLive(
           `of the ${side === "child" ? "referencing" : "referenced"} table, ${event}, ${way}`,
           () =>

@@ -1,14 +1,10 @@
 import { defineConfig } from "vitest/config"
+import { suite } from "../support/suite.js"
 
-/** The foreign-key engine at full length: every generated key, every statement at which a client can be killed. */
-export default defineConfig({
-  test: {
-    testTimeout: 60_000,
-    hookTimeout: 120_000,
-    include: ["test/ForeignKey.test.ts", "test/foreignKey/**/*.test.ts", "test/purge/**/*.test.ts"],
-    globalSetup: ["src/testing/globalSetup.ts"],
-    pool: "forks",
-    maxWorkers: 2,
-    minWorkers: 1
-  }
-})
+/** `npm run test:fk`, on the major version POSTGRES_VERSION: all that changes foreign keys, in every case. */
+export default defineConfig(
+  suite({
+    length: "full",
+    include: ["test/ForeignKey.test.ts", "test/foreignKey/**/*.test.ts", "test/purge/**/*.test.ts"]
+  })
+)

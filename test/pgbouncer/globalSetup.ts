@@ -15,7 +15,6 @@ export default async (): Promise<() => Promise<void>> => {
         Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
       )
       process.env["TEST_POOLER_URL"] = pooler.url
-      yield* Effect.logInfo(`The tests go through ${pooler.version}`)
       return () => Effect.runPromise(Scope.close(scope, Exit.void)).then(stopServer)
     })
   )

@@ -1,13 +1,13 @@
 import { defineConfig } from "vitest/config"
+import { suite } from "../support/suite.js"
 import { direct } from "./direct.js"
 
 const escaped = (text: string) => text.replaceAll(/[.*+?^${}()|[\]\\]/g, String.raw`\$&`)
 
-/** The integration tests once more, through PgBouncer in transaction mode. */
-export default defineConfig({
-  test: {
-    testTimeout: 60_000,
-    hookTimeout: 120_000,
+/** `npm run test:pgbouncer`: the integration tests once more, through PgBouncer in transaction mode. */
+export default defineConfig(
+  suite({
+    length: "full",
     include: [
       "test/pgbouncer/**/*.test.ts",
       "test/baseline/**/*.test.ts",
@@ -29,9 +29,6 @@ export default defineConfig({
       "test/migrations.test.ts"
     ],
     testNamePattern: new RegExp(`^(?!.*(?:${Object.keys(direct).map(escaped).join("|")})$)`),
-    globalSetup: ["test/pgbouncer/globalSetup.ts"],
-    pool: "forks",
-    maxWorkers: 2,
-    minWorkers: 1
-  }
-})
+    globalSetup: "test/pgbouncer/globalSetup.ts"
+  })
+)

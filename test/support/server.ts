@@ -1,9 +1,11 @@
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import * as Crypto from "node:crypto"
 import * as DatabaseConfig from "../../src/DatabaseConfig.js"
 import * as Session from "../../src/driver/Session.js"
+import { safetyNet } from "./speed.js"
 
 /** The url of the server that the tests run on, with its superuser: the `globalSetup` of vitest sets it. */
 export const serverUrl = (): string => {
@@ -20,7 +22,7 @@ export const urlOf = (database: string): string => {
   return url.toString()
 }
 
-/** A session as superuser, beside the code under test. */
+/** A session as superuser, beside the code under test, without any limit. */
 export const adminSession = (database?: string): Effect.Effect<Session.Session, never, Scope.Scope> =>
   Effect.gen(function* () {
     const config = yield* DatabaseConfig.resolve({
@@ -28,12 +30,12 @@ export const adminSession = (database?: string): Effect.Effect<Session.Session, 
     })
     return yield* Session.open({
       endpoint: config.directEndpoint,
-      connectTimeout: config.connectTimeout,
+      connectTimeout: safetyNet(config.connectTimeout),
       applicationName: "test-admin",
       timeouts: {
-        statementTimeout: config.statementTimeout,
-        lockTimeout: config.lockTimeout,
-        idleInTransactionTimeout: config.idleInTransactionTimeout
+        statementTimeout: Duration.infinity,
+        lockTimeout: Duration.infinity,
+        idleInTransactionTimeout: Duration.infinity
       },
       prepare: false,
       reuseAfterCancel: true,
