@@ -64,12 +64,24 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
     readonly after: Transact.Transactions["after"]
     /** What {@link "./Copy"}`.into` calls. */
     readonly copyIn: CopyIn
-    /** The same database over a changed pool; what the Layers of `promptgrimoire-db/testing` are made with. */
+    /**
+     * The same database over connections of its own, opened past any pooler and closed with the scope: what is left on them reaches nobody. A transaction that is
+     * open here is open there too.
+     */
+    readonly isolated: Effect.Effect<Context.Context<Provided>, DatabaseError, Scope.Scope>
+    /**
+     * The same database over a changed pool; what the Layers of `promptgrimoire-db/testing` are made with. `isolate` opens the pool of {@link isolated}, from the
+     * changed pool and from how it is opened otherwise.
+     */
     readonly derive: <E, R>(
-      wrap: (pool: Pool.Pool) => Effect.Effect<Pool.Pool, E, R>
+      wrap: (pool: Pool.Pool) => Effect.Effect<Pool.Pool, E, R>,
+      isolate: (changed: Pool.Pool, open: OpenPool) => OpenPool
     ) => Effect.Effect<Context.Context<Provided>, E, R | Reactivity.Reactivity>
   }
 >() {}
+
+/** Opens a pool that is closed with the scope. */
+export type OpenPool = Effect.Effect<Pool.Pool, DatabaseError, Scope.Scope>
 
 export type { Health } from "./driver/Health.js"
 export type { PoolEvent } from "./driver/Pool.js"
@@ -182,7 +194,7 @@ const make = Effect.fn("Database.make")(function* (
     // Behind a transaction pooler the server enforces limits in transactions only; those set their own.
     answerMillis: pooled ? undefined : answerMillis(config.statementTimeout)
   }
-  const pool = yield* Pool.make({
+  const options: Pool.PoolOptions = {
     dial,
     min: config.minConnections,
     max: config.maxConnections,
@@ -193,6 +205,16 @@ const make = Effect.fn("Database.make")(function* (
     maxWaiting: config.maxWaiting,
     leakWarning: config.leakWarning,
     telemetry
+  }
+  const pool = yield* Pool.make(options)
+  const openIsolated = Pool.make({
+    ...options,
+    dial: { ...direct, observe: dial.observe, answerMillis: answerMillis(config.statementTimeout) },
+    min: 0,
+    // What one statement sets holds for the next: the connection is the same one until the end.
+    idleTimeout: Duration.infinity,
+    connectionTTL: Duration.infinity,
+    telemetry: { ...telemetry, connections: () => {} }
   })
   const problem = Pooler.disagreement(config.pooler, yield* Pooler.isBehindPooler(pool))
   if (problem !== undefined) yield* Effect.logWarning(problem)
@@ -200,13 +222,26 @@ const make = Effect.fn("Database.make")(function* (
     ? Session.open(direct)
     : Effect.fail(decisions.error({ operation: "session", reason: { _tag: "SessionUnavailable" } }))
   const notifications = yield* NotificationHub.make(session)
-  return yield* assemble({ config, pool, dial, session, notifications, telemetry, decisions })
+  return yield* assemble({
+    config,
+    id: Crypto.randomUUID(),
+    pool,
+    openIsolated,
+    dial,
+    session,
+    notifications,
+    telemetry,
+    decisions
+  })
 })
 
 /** What a database is made of. */
 interface Parts {
   readonly config: DatabaseConfig.DatabaseConfig
+  /** Databases of one id share their transactions. */
+  readonly id: string
   readonly pool: Pool.Pool
+  readonly openIsolated: OpenPool
   /** How a connection of the pool is opened. */
   readonly dial: DialOptions
   /** Opens a session past any pooler. */
@@ -239,6 +274,7 @@ const assemble = Effect.fnUntraced(function* (
   parts: Parts
 ): Effect.fn.Return<Context.Context<Provided>, never, Reactivity.Reactivity> {
   const { config, decisions, dial, notifications, pool, session, telemetry } = parts
+  const reactivity = yield* Effect.context<Reactivity.Reactivity>()
   const spanAttributes = {
     "db.system.name": "postgresql",
     "db.namespace": config.endpoint.database,
@@ -248,7 +284,7 @@ const assemble = Effect.fnUntraced(function* (
   const timeouts = limitsOf(config)
   const limits = config.pooler === "transaction" ? sessionLimits(timeouts) : []
   const begin = ["BEGIN", ...limits].join(";")
-  const transactions = Transact.make(pool, Crypto.randomUUID(), {
+  const transactions = Transact.make(pool, parts.id, {
     spanAttributes,
     limits: timeouts,
     session: limits,
@@ -283,7 +319,18 @@ const assemble = Effect.fnUntraced(function* (
           (transactions.connectionIn(context) ?? outside).copyIn(text, source)
         )
       ),
-    derive: (wrap) => Effect.flatMap(wrap(pool), (wrapped) => assemble({ ...parts, pool: wrapped }))
+    isolated: Effect.flatMap(parts.openIsolated, (pool) =>
+      Effect.provide(assemble({ ...parts, pool }), reactivity)
+    ),
+    derive: (wrap, isolate) =>
+      Effect.flatMap(wrap(pool), (changed) =>
+        assemble({
+          ...parts,
+          id: Crypto.randomUUID(),
+          pool: changed,
+          openIsolated: isolate(changed, parts.openIsolated)
+        })
+      )
   }).pipe(Context.add(PgClient.PgClient, client), Context.add(SqlClient.SqlClient, client))
 })
 

@@ -7,7 +7,7 @@
  */
 import type * as SqlMigrator from "@effect/sql/Migrator"
 import type { SqlError } from "@effect/sql/SqlError"
-import type * as SqlClient from "@effect/sql/SqlClient"
+import * as SqlClient from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
@@ -367,7 +367,7 @@ const progress = (options: Pick<Options, "onProgress">, event: Progress): Effect
 /** How a migration is run. */
 type Pacing = Pick<Options, "lockRetries" | "lockTimeout" | "onProgress">
 
-/** Runs one step of one migration, and its ledger entry with it. */
+/** Runs one step of one migration, and its ledger entry with it, on a connection that is closed afterwards: what a migration sets there is gone with it. */
 const apply = Effect.fn("Migrator.apply")(function* (
   options: Pacing,
   { id, name }: Migration.Source,
@@ -389,8 +389,13 @@ const apply = Effect.fn("Migrator.apply")(function* (
         expected: (error) => isLockProblem(reasonOf(error)?._tag)
       })
     )
+  const { isolated } = yield* Database
+  const alone = <A, E, R>(work: Effect.Effect<A, E, R>) =>
+    Effect.scoped(Effect.flatMap(isolated, (own) => Effect.provide(work, own)))
   yield* (
-    online ? Effect.zipRight(step, transactional(entry)) : transactional(Effect.zipRight(step, entry))
+    online
+      ? Effect.zipRight(alone(step), transactional(entry))
+      : alone(transactional(Effect.zipRight(step, Effect.zipRight(ownRole, entry))))
   ).pipe(
     Effect.catchAllCause((cause) =>
       Cause.isInterruptedOnly(cause)
@@ -408,6 +413,11 @@ const apply = Effect.fn("Migrator.apply")(function* (
   yield* progress(options, { _tag: "Finished", id, name, durationMs })
   return { id, name, durationMs } satisfies Ran
 })
+
+/** The ledger is written by who runs the migrator, whatever role the migration has taken. */
+const ownRole = Effect.flatMap(SqlClient.SqlClient, (sql) =>
+  sql.unsafe("RESET SESSION AUTHORIZATION; RESET ROLE")
+)
 
 /** A try that could not get a lock gives way to the others, and comes back after a while. */
 const retryingLocks = <A, E, R>(

@@ -13,6 +13,7 @@ import * as Path from "node:path"
 import { fileURLToPath } from "node:url"
 import * as Database from "../src/Database.js"
 import * as Migrator from "../src/Migrator.js"
+import * as Migration from "../src/migrator/Migration.js"
 import * as TestDatabase from "../src/testing/TestDatabase.js"
 
 const run = (statement: string) => Effect.flatMap(SqlClient.SqlClient, (sql) => sql.unsafe(statement))
@@ -387,6 +388,267 @@ describe("Migrator and the migrator of @effect/sql", () => {
     Effect.gen(function* () {
       yield* stock
       assert.deepStrictEqual(ids(yield* Migrator.run({ loader: Migrator.fromRecord(migrations) })), [])
+    })
+  )
+})
+
+/** What the program's connections, all of them, say their session is. */
+const sessions = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  const { config } = yield* Database.Database
+  const meet = yield* Effect.makeSemaphore(0)
+  const one = Effect.scoped(
+    Effect.gen(function* () {
+      const connection = yield* sql.reserve
+      const rows = yield* connection.execute(
+        `SELECT current_setting('search_path') AS path, current_setting('statement_timeout') AS statement,
+           current_setting('lock_timeout') AS lock, current_setting('app.tenant', true) AS tenant, current_user = session_user AS own,
+           (SELECT count(*)::int FROM pg_class WHERE relpersistence = 't') AS temporary,
+           (SELECT count(*)::int FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS locks,
+           (SELECT count(*)::int FROM pg_listening_channels()) AS channels`,
+        [],
+        undefined
+      )
+      yield* meet.release(1)
+      yield* meet.take(config.maxConnections)
+      yield* meet.release(config.maxConnections)
+      return rows[0] as Readonly<Record<string, unknown>>
+    })
+  )
+  const all = yield* Effect.all(
+    Array.from({ length: config.maxConnections }, () => one),
+    { concurrency: "unbounded" }
+  )
+  return [...new Set(all.map((session) => JSON.stringify(session)))]
+})
+
+const leaveAll = run(`
+  SELECT pg_catalog.set_config('search_path', '', false);
+  SET statement_timeout = 0; SET lock_timeout = 0; SET app.tenant = 'migration';
+  CREATE TEMPORARY TABLE left_behind (id int);
+  SELECT pg_catalog.pg_advisory_lock(4711);
+  LISTEN left_behind
+`)
+
+describe("The session of a migration", () => {
+  const few = TestDatabase.layer({ settings: { minConnections: 3, maxConnections: 3 } })
+  for (const online of [false, true]) {
+    const kind = online ? "an online" : "a transactional"
+    it.live(`ends with it: nothing that ${kind} one sets, creates or locks reaches the program`, () =>
+      Effect.gen(function* () {
+        const before = yield* sessions
+        assert.strictEqual(before.length, 1)
+        const loader = Migrator.fromRecord({
+          "1_leaves": Migrator.define({ online, up: leaveAll, down: leaveAll }),
+          "2_role": Migrator.define({
+            online,
+            up: run("SET ROLE pg_monitor"),
+            down: run("SET ROLE pg_monitor")
+          })
+        })
+        yield* Migrator.run({ loader })
+        assert.deepStrictEqual(yield* sessions, before)
+        yield* Migrator.down({ loader, to: 0 })
+        assert.deepStrictEqual(yield* sessions, before)
+      }).pipe(Effect.provide(few))
+    )
+  }
+
+  migrating(
+    "begins for each from the defaults, and is one from the first statement of an online one to its last",
+    Effect.gen(function* () {
+      const setting = (name: string) =>
+        Effect.map(
+          run(`SELECT current_setting('${name}', true) AS value`),
+          (rows) => (rows as ReadonlyArray<{ readonly value: string | null }>)[0]?.value ?? ""
+        )
+      const seen: Array<string> = []
+      const note = Effect.map(setting("app.tenant"), (value) => void seen.push(value))
+      yield* Migrator.run({
+        loader: Migrator.fromRecord({
+          "1_first": Migrator.define({
+            online: true,
+            up: Effect.zipRight(run("SET app.tenant = 'first'"), note)
+          }),
+          "2_second": Effect.zipRight(note, run("SET app.tenant = 'second'")),
+          "3_third": note
+        })
+      })
+      assert.deepStrictEqual(seen, ["first", "", ""])
+    })
+  )
+
+  migrating(
+    "may be without a search path, as a dump leaves it: the ledger is found where it was at the start",
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* run('CREATE SCHEMA "app.one"; CREATE SCHEMA ledger')
+      const dump = run(`
+        SELECT pg_catalog.set_config('search_path', '', false);
+        SET row_security = off;
+        CREATE TABLE public.item (id int PRIMARY KEY)
+      `)
+      const loader = Migrator.fromRecord({ "1_dump": dump, "2_more": run("CREATE TABLE more (id int)") })
+      for (const table of [undefined, "ledger.applied"]) {
+        yield* run("DROP TABLE IF EXISTS public.item, public.more")
+        const { applied } = yield* Migrator.run({ loader, table })
+        assert.strictEqual(applied.length, 2)
+        assert.strictEqual((yield* Migrator.status({ loader, table })).current, 2)
+        assert.deepStrictEqual(yield* sql`SELECT count(*)::int AS n FROM item`, [{ n: 0 }])
+      }
+    })
+  )
+
+  migrating(
+    "joins the transaction of the migration also for a statement of the program's own client",
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const loader = Migrator.fromRecord({
+        "1_kept": sql`CREATE TABLE kept (id int)`,
+        "2_undone": Effect.zipRight(sql`CREATE TABLE undone (id int)`, Effect.fail("no"))
+      })
+      assert.strictEqual((yield* refusal(Migrator.run({ loader }))).id, 2)
+      assert.deepStrictEqual(yield* tables, ["kept"])
+    })
+  )
+
+  migrating(
+    "is put back in a test that is rolled back",
+    Effect.gen(function* () {
+      const session = run(
+        "SELECT current_setting('search_path') AS path, current_setting('statement_timeout') AS statement"
+      )
+      const before = yield* session
+      const loader = Migrator.fromRecord({ "1_leaves": leaveAll, "2_two": run("CREATE TABLE two (id int)") })
+      assert.deepStrictEqual(ids(yield* Migrator.run({ loader })), [1, 2])
+      assert.deepStrictEqual(yield* session, before)
+      assert.deepStrictEqual(yield* tables, ["two"])
+    }).pipe(Effect.provide(TestDatabase.rollback))
+  )
+})
+
+describe("The ids of migrations", () => {
+  const stamped = {
+    "1_one": Effect.asVoid(one),
+    "20240612093000_two": Effect.asVoid(two)
+  }
+  const stock = (migrations: Readonly<Record<string, Effect.Effect<void, unknown, SqlClient.SqlClient>>>) =>
+    Effect.provide(
+      StockMigrator.run({ loader: StockMigrator.fromRecord({ ...migrations }) }),
+      NodeContext.layer
+    )
+
+  it.live("can be time stamps, in a ledger that the migrator of @effect/sql reads and goes on with", () =>
+    Effect.gen(function* () {
+      yield* stock({ "1_one": stamped["1_one"] })
+      const first = yield* Migrator.run({ loader: Migrator.fromRecord(stamped) })
+      assert.deepStrictEqual([ids(first), first.current], [[20240612093000], 20240612093000])
+      assert.deepStrictEqual(yield* stock(stamped), [])
+      const more = { ...stamped, "20250101000000_three": Effect.asVoid(run("CREATE TABLE three (id int)")) }
+      assert.deepStrictEqual(yield* stock(more), [[20250101000000, "three"]])
+      const last = yield* Migrator.run({ loader: Migrator.fromRecord(more) })
+      assert.deepStrictEqual([ids(last), last.current], [[], 20250101000000])
+      assert.deepStrictEqual(yield* tables, ["one", "three", "two"])
+    }).pipe(Effect.provide(TestDatabase.layer({ settings: { prepare: false } })))
+  )
+
+  migrating(
+    "leave the ledger's column as it is until one needs more, and can be undone and stamped",
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const type = sql`SELECT attrelid::regclass::text AS name, format_type(atttypid, NULL) AS type FROM pg_attribute
+        WHERE attname = 'migration_id' AND attrelid::regclass::text LIKE 'effect_sql_migrations%'
+          AND attrelid IN (SELECT oid FROM pg_class WHERE relkind = 'r') ORDER BY 1`
+      const types = Effect.map(type, (rows) => rows.map((row) => row["type"]))
+      const largest = Number.MAX_SAFE_INTEGER
+      const loader = Migrator.fromRecord({
+        "2147483647_one": one,
+        [`${largest}_two`]: Migrator.define({ up: two, down: run("DROP TABLE two") })
+      })
+      yield* Migrator.stamp({ loader, id: 2147483647 })
+      assert.deepStrictEqual(yield* types, ["integer", "integer"])
+      yield* Migrator.run({ loader })
+      assert.deepStrictEqual(yield* types, ["bigint", "bigint"])
+      assert.strictEqual((yield* Migrator.down({ loader, to: 2147483647 })).current, 2147483647)
+      assert.strictEqual((yield* Migrator.stamp({ loader, id: largest })).current, largest)
+    })
+  )
+
+  it.effect("are refused where a number does not hold them, by whatever loader they come", () =>
+    Effect.gen(function* () {
+      for (const loader of [
+        Migrator.fromRecord({ "9007199254740993_late": Effect.void }),
+        StockMigrator.fromRecord({ "9007199254740993_late": Effect.void })
+      ]) {
+        const error = yield* Effect.flip(Migration.sources(loader))
+        assert.strictEqual(error.reason, "ImportFailed")
+        assert.include(error.message, "9007199254740991")
+      }
+    })
+  )
+})
+
+describe("A directory without migrations", () => {
+  const inDirectory = (test: (directory: string) => Effect.Effect<unknown, unknown, Database.Provided>) =>
+    Effect.acquireUseRelease(
+      Effect.sync(() => Fs.mkdtempSync(Path.join(Os.tmpdir(), "none-"))),
+      test,
+      (directory) => Effect.sync(() => Fs.rmSync(directory, { recursive: true }))
+    )
+
+  migrating(
+    "is refused, whatever is to be done with it, unless that is allowed",
+    inDirectory((directory) =>
+      Effect.gen(function* () {
+        Fs.writeFileSync(Path.join(directory, "README.md"), "nothing")
+        const loader = Migrator.fromDirectory(directory)
+        for (const work of [
+          Migrator.run({ loader }),
+          Migrator.status({ loader }),
+          Migrator.plan({ loader }),
+          Migrator.check({ loader }),
+          Migrator.stamp({ loader, id: 0 }),
+          Migrator.down({ loader, to: 0 })
+        ]) {
+          const error = yield* refusal(
+            Effect.asVoid(work as Effect.Effect<unknown, unknown, Database.Provided>)
+          )
+          assert.strictEqual(error.reason, "NoMigrations")
+          assert.isTrue(Migrator.isRefusal(error))
+          assert.include(error.message, directory)
+        }
+        const allowed = Migrator.fromDirectory(directory, { allowEmpty: true })
+        assert.deepStrictEqual(yield* Migrator.run({ loader: allowed }), { applied: [], current: 0 })
+      })
+    )
+  )
+})
+
+describe("The name of the ledger", () => {
+  migrating(
+    "is taken as it is written, with or without a schema",
+    Effect.gen(function* () {
+      yield* run('CREATE SCHEMA "My Schema"')
+      const loader = Migrator.fromRecord({ "1_one": Effect.void })
+      for (const table of ['My "Ledger"', "My Schema.Ledger"]) {
+        assert.deepStrictEqual(ids(yield* Migrator.run({ loader, table })), [1])
+        assert.strictEqual((yield* Migrator.status({ loader, table })).current, 1)
+      }
+      const sql = yield* SqlClient.SqlClient
+      assert.deepStrictEqual(yield* sql`SELECT count(*)::int AS n FROM "My Schema"."Ledger"`, [{ n: 1 }])
+      assert.deepStrictEqual(yield* sql`SELECT count(*)::int AS n FROM public."My ""Ledger"""`, [{ n: 1 }])
+    })
+  )
+
+  migrating(
+    "is refused when PostgreSQL would take another one",
+    Effect.gen(function* () {
+      const loader = Migrator.fromRecord({ "1_one": Effect.void })
+      for (const table of ["", "a.b.c", ".a", "a.", "x".repeat(54)]) {
+        const error = yield* refusal(Migrator.status({ loader, table }))
+        assert.strictEqual(error.reason, "Ledger")
+        assert.include(error.message, "TABLE or SCHEMA.TABLE")
+      }
     })
   )
 })

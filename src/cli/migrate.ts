@@ -6,6 +6,7 @@ import * as Option from "effect/Option"
 import { fileURLToPath } from "node:url"
 import * as ForeignKey from "../ForeignKey.js"
 import * as Migrator from "../Migrator.js"
+import { defaultTable } from "../migrator/Ledger.js"
 import * as Connection from "./Connection.js"
 import * as FkPlan from "./fkPlan.js"
 import * as FkReport from "./fkReport.js"
@@ -19,13 +20,35 @@ const directory = Options.directory("directory", { exists: "yes" }).pipe(
   Options.optional
 )
 
-const options = { url: Connection.url, json: Connection.json, directory }
+const allowEmpty = Options.boolean("allow-empty").pipe(
+  Options.withDescription("Take a directory without migrations for what it says, instead of refusing it.")
+)
+
+const table = Options.text("table").pipe(
+  Options.withDescription(
+    `The ledger, [SCHEMA.]TABLE, as it is spelled in the catalog. Default: ${defaultTable}, in the schema that CREATE TABLE would use.`
+  ),
+  Options.optional
+)
+
+const options = { url: Connection.url, json: Connection.json, directory, allowEmpty, table }
+
+/** What says which migrations a command is about. */
+interface Chosen {
+  readonly directory: Option.Option<string>
+  readonly allowEmpty: boolean
+  readonly table: Option.Option<string>
+}
 
 /** The migrations of this package, next to `src` both here and in the built package. */
 export const ownDirectory = fileURLToPath(new URL("../../migrations", import.meta.url))
 
-const migrations = (given: Option.Option<string>): Migrator.Options => ({
-  loader: Migrator.fromDirectory(Option.getOrElse(given, () => ownDirectory)),
+const migrations = ({ allowEmpty, directory, table }: Chosen): Migrator.Options => ({
+  loader: Migrator.fromDirectory(
+    Option.getOrElse(directory, () => ownDirectory),
+    { allowEmpty }
+  ),
+  table: Option.getOrUndefined(table),
   onProgress: (event) => Report.progress(describe(event))
 })
 
@@ -46,11 +69,11 @@ const describe = (event: Migrator.Progress): string => {
   }
 }
 
-const migrateUp = Command.make("migrate", options, ({ directory, json, url }) =>
+const migrateUp = Command.make("migrate", options, ({ json, url, ...chosen }) =>
   runCommand(
     { json, url, interrupted },
     Effect.gen(function* () {
-      const result = yield* Migrator.run(migrations(directory))
+      const result = yield* Migrator.run(migrations(chosen))
       const lines = [
         ...(result.applied.length === 0
           ? ["Nothing to do: every migration is applied."]
@@ -97,11 +120,11 @@ const statusLines = ({ current, migrations }: Migrator.Status): ReadonlyArray<st
   `Current migration: ${current}.`
 ]
 
-const status = Command.make("status", options, ({ directory, json, url }) =>
+const status = Command.make("status", options, ({ json, url, ...chosen }) =>
   runCommand(
     { json, url },
     Effect.gen(function* () {
-      const status = yield* Migrator.status(migrations(directory))
+      const status = yield* Migrator.status(migrations(chosen))
       const upToDate = status.migrations.every(({ state }) => state === "applied")
       yield* Report.result(
         json,
@@ -120,11 +143,11 @@ const status = Command.make("status", options, ({ directory, json, url }) =>
 const stamp = Command.make(
   "stamp",
   { ...options, id: Args.integer({ name: "id" }) },
-  ({ directory, id, json, url }) =>
+  ({ id, json, url, ...chosen }) =>
     runCommand(
       { json, url },
       Effect.gen(function* () {
-        const status = yield* Migrator.stamp({ ...migrations(directory), id })
+        const status = yield* Migrator.stamp({ ...migrations(chosen), id })
         yield* Report.result(json, status, statusLines(status))
       })
     )
@@ -142,11 +165,11 @@ const down = Command.make(
       Options.withDescription("The migration to go back to; 0 undoes all of them.")
     )
   },
-  ({ directory, json, to, url }) =>
+  ({ json, to, url, ...chosen }) =>
     runCommand(
       { json, url, interrupted },
       Effect.gen(function* () {
-        const { applied: undone, current } = yield* Migrator.down({ ...migrations(directory), to })
+        const { applied: undone, current } = yield* Migrator.down({ ...migrations(chosen), to })
         yield* Report.result(json, { undone, current }, [
           ...(undone.length === 0
             ? ["Nothing to do."]
@@ -159,11 +182,11 @@ const down = Command.make(
     )
 ).pipe(Command.withDescription("Undoes every migration above an id, the latest first."))
 
-const plan = Command.make("plan", options, ({ directory, json, url }) =>
+const plan = Command.make("plan", options, ({ json, url, ...chosen }) =>
   runCommand(
     { json, url },
     Effect.gen(function* () {
-      const result = yield* Migrator.plan(migrations(directory))
+      const result = yield* Migrator.plan(migrations(chosen))
       const isRefused = result.migrations.some(({ foreignKeys }) =>
         foreignKeys.some(({ refused }) => refused.length > 0)
       )
@@ -193,11 +216,11 @@ const planLines = ({ current, migrations }: Migrator.Plan): ReadonlyArray<string
   `Current migration: ${current}.`
 ]
 
-const check = Command.make("check", options, ({ directory, json, url }) =>
+const check = Command.make("check", options, ({ json, url, ...chosen }) =>
   runCommand(
     { json, url },
     Effect.gen(function* () {
-      const result = yield* Migrator.check(migrations(directory))
+      const result = yield* Migrator.check(migrations(chosen))
       yield* Report.result(
         json,
         result,

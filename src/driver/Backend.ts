@@ -63,6 +63,21 @@ export interface SessionTimeouts {
  */
 export const controlMillis = 5000
 
+/**
+ * What DISCARD ALL does, but for prepared statements, and allowed in a transaction: DISCARD ALL leaves a role that is set in the startup packet, or by ALTER ROLE, for the
+ * role that logged in.
+ */
+export const endOfSession = [
+  "CLOSE ALL",
+  "RESET SESSION AUTHORIZATION",
+  "RESET ROLE",
+  "RESET ALL",
+  "UNLISTEN *",
+  "SELECT pg_catalog.pg_advisory_unlock_all()",
+  "DISCARD TEMP",
+  "DISCARD SEQUENCES"
+].join(";")
+
 /** A statement to run. */
 export interface Request {
   readonly text: string
@@ -272,6 +287,15 @@ export class Backend {
     )
   }
 
+  /** Ends what a user of the session has left in it: settings, role, temporary tables, advisory locks, LISTEN, prepared statements. */
+  readonly reset: Effect.Effect<void, DatabaseError> = Effect.suspend(() => {
+    this.statements.prepareAnew()
+    this.statements.takeDiscarded()
+    this.client.connection.parsedStatements = {}
+    this.knowsLimit = true
+    return Effect.asVoid(this.sendText(`${endOfSession};DEALLOCATE ALL;DISCARD PLANS`, controlMillis))
+  })
+
   /** Asks the server for a sign of life. */
   ping(timeoutMillis: number): Effect.Effect<boolean> {
     return Effect.isSuccess(this.sendText("-- ping", timeoutMillis))
@@ -333,7 +357,11 @@ export class Backend {
 
   /** A statement of our own, without parameters and results. */
   private sendText(text: string, timeoutMillis?: number): Effect.Effect<unknown, DatabaseError> {
-    return this.exchange<unknown>((callback) => this.client.query(text, callback), { text, timeoutMillis })
+    return this.exchange<unknown>((callback) => this.client.query(text, callback), {
+      text,
+      timeoutMillis,
+      isControl: true
+    })
   }
 
   /** Unlike DEALLOCATE, the protocol's Close never fails, so that it cannot abort a transaction. */
@@ -515,6 +543,7 @@ export type Line = Pick<
   | "portal"
   | "processId"
   | "quiet"
+  | "reset"
   | "run"
   | "transactionStatus"
 >
@@ -535,7 +564,7 @@ interface ClientInternals {
       readonly remoteAddress?: string
       readonly destroy: (error?: Error) => void
     }
-    readonly parsedStatements: Record<string, string>
+    parsedStatements: Record<string, string>
   }
 }
 

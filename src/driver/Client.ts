@@ -55,7 +55,8 @@ export const makeClient = (
         return client
       },
       withoutTransforms: () => client,
-      reserve: reserved(pool, begin, decisions),
+      // Behind a transaction pooler the session is not the connection's.
+      reserve: reserved(pool, { begin, decisions, resets: config.pooler !== "transaction" }),
       withTransaction: <A, E, R>(effect: Effect.Effect<A, E, R>) => transactions.transact(effect),
       reactive: reactivity.stream,
       reactiveMailbox: reactivity.query,

@@ -68,9 +68,17 @@ export const autocommit = (pool: Pool.Pool, begin: string, decisions: Decisions)
  * A connection of one's own, outside any transaction block that we know of. A stream needs one: while it is read nothing else runs, unless the user of the
  * connection has begun a transaction, in which streams and statements mix.
  */
-export const reserved = (pool: Pool.Pool, begin: string, decisions: Decisions) =>
+export const reserved = (
+  pool: Pool.Pool,
+  {
+    begin,
+    decisions,
+    resets
+  }: { readonly begin: string; readonly decisions: Decisions; readonly resets: boolean }
+) =>
   Effect.gen(function* () {
     const backend = yield* Pool.borrow(pool)
+    if (resets) yield* Effect.addFinalizer(() => reset(backend))
     const turns = new Turns()
     let refused: DatabaseError | undefined
     yield* Effect.addFinalizer(() =>
@@ -108,6 +116,20 @@ export const reserved = (pool: Pool.Pool, begin: string, decisions: Decisions) =
       (text, source) => guarded(backend.copyIn(text, source))
     )
   })
+
+/**
+ * What the user of a reserved connection has set, created, locked or listened to is the session's, and SELECT alone can do all of that: it is ended in any case
+ * before anybody else gets the connection, or the connection is.
+ */
+const reset = (backend: Line): Effect.Effect<void> =>
+  Effect.zipRight(
+    backend.quiet,
+    Effect.suspend(() =>
+      backend.isOpen && backend.transactionStatus === "I"
+        ? Effect.catchAll(backend.reset, () => Effect.sync(() => backend.destroy()))
+        : Effect.void
+    )
+  )
 
 const streamingError = new DatabaseError({
   operation: "execute",

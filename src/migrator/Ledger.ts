@@ -36,23 +36,52 @@ export interface Ledger {
   readonly remove: (id: number) => Effect.Effect<void, SqlError>
 }
 
-/** The ledger under a table name; a name with a dot is schema and table. */
-export const make = (table: string): Effect.Effect<Ledger, never, SqlClient.SqlClient> =>
-  Effect.map(SqlClient.SqlClient, (sql) => {
-    const entries = sql(table)
-    const checksums = sql(`${table}_checksums`)
+/**
+ * The ledger under a table name; a name with a dot is schema and table. The schema of one without is looked up here, once: a migration may change the search path
+ * that it follows from.
+ */
+export const make = (table: string): Effect.Effect<Ledger, MigratorError, SqlClient.SqlClient> =>
+  Effect.gen(function* () {
+    const sql = yield* SqlClient.SqlClient
     const failed = (detail: string) => (cause: SqlError) =>
       new MigratorError({ reason: "Ledger", detail: `${detail} ${table}: ${cause.message}`, cause })
-    const exists = (name: string) =>
+    if (!isName(table)) {
+      return yield* new MigratorError({
+        reason: "Ledger",
+        detail: `"${table}" cannot be the name of the table: it must be TABLE or SCHEMA.TABLE, of at most ${maxName} bytes each`
+      })
+    }
+    const [own = "", schema] = table.split(".").toReversed()
+    const within =
+      schema ?? (yield* Effect.mapError(schemaOf(sql, table), failed("cannot look for the table")))
+    const [entriesName = "", checksumsName = ""] = tables(own).map((name) =>
+      within === null ? quoted(name) : `${quoted(within)}.${quoted(name)}`
+    )
+    const entries = sql.literal(entriesName)
+    const checksums = sql.literal(checksumsName)
+    const exists = (quoted: string) =>
       Effect.map(
-        sql<{ exists: boolean }>`SELECT pg_catalog.to_regclass(${quoted(name)}) IS NOT NULL AS exists`,
+        sql<{ exists: boolean }>`SELECT pg_catalog.to_regclass(${quoted}) IS NOT NULL AS exists`,
         (rows) => rows[0]?.exists === true
       )
+    /** `@effect/sql` makes a column of 32 bits. It reads, and goes on with, one of 64. */
+    const widen = Effect.gen(function* () {
+      const narrow = yield* sql<{ name: string }>`
+        SELECT attrelid::pg_catalog.regclass::text AS name FROM pg_catalog.pg_attribute
+        WHERE attrelid IN (pg_catalog.to_regclass(${entriesName}), pg_catalog.to_regclass(${checksumsName}))
+          AND attname = 'migration_id' AND atttypid = 'pg_catalog.int4'::pg_catalog.regtype
+      `
+      yield* Effect.forEach(
+        narrow,
+        ({ name }) => sql`ALTER TABLE ${sql.literal(name)} ALTER COLUMN migration_id TYPE bigint`,
+        { discard: true }
+      )
+    })
     return {
       create: sql
         .withTransaction(
           Effect.gen(function* () {
-            if (!(yield* exists(table))) {
+            if (!(yield* exists(entriesName))) {
               yield* sql`
                 CREATE TABLE ${entries} (
                   migration_id integer PRIMARY KEY,
@@ -61,16 +90,21 @@ export const make = (table: string): Effect.Effect<Ledger, never, SqlClient.SqlC
                 )
               `
             }
-            if (!(yield* exists(`${table}_checksums`))) {
+            if (!(yield* exists(checksumsName))) {
               yield* sql`CREATE TABLE ${checksums} (migration_id integer PRIMARY KEY, checksum text NOT NULL)`
             }
           })
         )
         .pipe(Effect.mapError(failed("cannot create the table"))),
       read: Effect.gen(function* () {
-        if (!(yield* exists(table))) return []
-        const withChecksums = yield* exists(`${table}_checksums`)
-        const rows = yield* sql<{ id: number; name: string; created_at: Date; checksum: string | null }>`
+        if (!(yield* exists(entriesName))) return []
+        const withChecksums = yield* exists(checksumsName)
+        const rows = yield* sql<{
+          id: number | string
+          name: string
+          created_at: Date
+          checksum: string | null
+        }>`
           SELECT entry.migration_id AS id, entry.name, entry.created_at,
                  ${withChecksums ? sql.literal("digest.checksum") : sql.literal("NULL::text AS checksum")}
           FROM ${entries} AS entry
@@ -78,7 +112,7 @@ export const make = (table: string): Effect.Effect<Ledger, never, SqlClient.SqlC
           ORDER BY entry.migration_id
         `
         return rows.map((row): Applied => ({
-          id: row.id,
+          id: Number(row.id),
           name: row.name,
           appliedAt: row.created_at,
           checksum: row.checksum ?? undefined
@@ -86,6 +120,7 @@ export const make = (table: string): Effect.Effect<Ledger, never, SqlClient.SqlC
       }).pipe(Effect.mapError(failed("cannot read the table"))),
       add: ({ checksum, id, name }) =>
         Effect.gen(function* () {
+          if (id > maxInteger) yield* widen
           yield* sql`INSERT INTO ${entries} ${sql.insert({ migration_id: id, name })}`
           if (checksum !== undefined) {
             yield* sql`
@@ -102,9 +137,31 @@ export const make = (table: string): Effect.Effect<Ledger, never, SqlClient.SqlC
     }
   })
 
-/** A name as `to_regclass` reads it, with the quoting of the statements. */
-const quoted = (name: string) =>
-  name
-    .split(".")
-    .map((part) => `"${part.replaceAll('"', '""')}"`)
-    .join(".")
+/** The largest id that PostgreSQL's type integer holds. */
+const maxInteger = 2 ** 31 - 1
+
+/** What is longer is cut off by PostgreSQL, and the table of checksums has a longer name than the ledger. */
+const maxName = 63 - "_checksums".length
+
+const isName = (table: string): boolean => {
+  const parts = table.split(".")
+  return (
+    parts.length <= 2 &&
+    parts.every((part) => part !== "" && !part.includes("\0") && Buffer.byteLength(part) <= maxName)
+  )
+}
+
+/** Where the search path finds the table, or where CREATE TABLE would put it. Where neither is, CREATE TABLE will say so. */
+const schemaOf = (sql: SqlClient.SqlClient, table: string) =>
+  Effect.map(
+    sql<{ schema: string | null }>`
+      SELECT coalesce(
+        (SELECT n.nspname FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+         WHERE c.oid = pg_catalog.to_regclass(${quoted(table)})),
+        pg_catalog.current_schema()
+      )::text AS schema
+    `,
+    ([row]) => row?.schema ?? null
+  )
+
+const quoted = (name: string) => `"${name.replaceAll('"', '""')}"`

@@ -4,7 +4,8 @@ import * as Crypto from "node:crypto"
 import * as Fs from "node:fs/promises"
 import * as Path from "node:path"
 import { pathToFileURL } from "node:url"
-import { ChecksumTypeId, type Step, VersionTypeId } from "./Migration.js"
+import { ChecksumTypeId, maxId, type Step, VersionTypeId } from "./Migration.js"
+import { MigratorError } from "./MigratorError.js"
 
 /** `0001_create_table`: an id and a name. */
 const namePattern = /^(\d+)_([^.]+)$/
@@ -15,15 +16,23 @@ const filePattern = /^(?<name>.+)\.(?<kind>[cm]?[jt]s)$/
 /**
  * Loads migrations from a directory: files named `<id>_<name>.ts` or `.js`, whose default export is an Effect or a
  * `Migrator.define`. Each is imported when it is needed only. A file that begins with a number and has another form is
- * refused rather than left out; every other file is left alone.
+ * refused rather than left out; every other file is left alone. A directory without any is refused (`NoMigrations`), because a program that was packed without
+ * its migrations would find nothing to do; `allowEmpty` allows it.
  */
-export const fromDirectory = (directory: string): Migrator.Loader =>
+export const fromDirectory = (
+  directory: string,
+  options: { readonly allowEmpty?: boolean | undefined } = {}
+): Migrator.Loader =>
   Effect.gen(function* () {
     const files = yield* Effect.tryPromise({
       try: () => Fs.readdir(directory),
       catch: (cause) => importError(`the directory of migrations ${directory} cannot be read`, cause)
     })
     const candidates = files.filter((file) => /^\d/.test(file) && !/\.(d\.[cm]?ts|map)$/.test(file))
+    if (candidates.length === 0 && options.allowEmpty !== true) {
+      const detail = `there is no migration in ${directory}, files named <id>_<name>.js or .ts: name the directory that has them, or allow it to be empty`
+      return yield* importError(detail, new MigratorError({ reason: "NoMigrations", detail }))
+    }
     return yield* Effect.forEach(
       candidates,
       Effect.fnUntraced(function* (file) {
@@ -80,9 +89,6 @@ const named = (
         )
       )
 }
-
-/** The ledger's ids are of PostgreSQL's type integer. */
-const maxId = 2 ** 31 - 1
 
 const importError = (message: string, cause?: unknown) =>
   new Migrator.MigrationError({ reason: "import-error", message, cause })

@@ -57,12 +57,25 @@ export const ChecksumTypeId: unique symbol = Symbol.for("promptgrimoire-db/Migra
 /** Carries the version of a record of migrations in the same way. */
 export const VersionTypeId: unique symbol = Symbol.for("promptgrimoire-db/Migrator/Version")
 
-/** Reads what a loader gave, refusing ids that occur twice. */
+/** JavaScript's numbers hold whole ones exactly up to here: enough for a time stamp such as 20240612093000. */
+export const maxId = Number.MAX_SAFE_INTEGER
+
+/** Reads what a loader gave, refusing ids that occur twice, and those that a number does not hold. */
 export const sources = Effect.fn("Migrator.sources")(function* <R>(loader: Migrator.Loader<R>) {
-  const resolved = yield* Effect.mapError(
-    loader,
-    (cause) => new MigratorError({ reason: "ImportFailed", detail: cause.message, cause })
+  const resolved = yield* Effect.mapError(loader, (cause) =>
+    cause.cause instanceof MigratorError
+      ? cause.cause
+      : new MigratorError({ reason: "ImportFailed", detail: cause.message, cause })
   )
+  const long = resolved.find(([id]) => !Number.isSafeInteger(id))
+  if (long !== undefined) {
+    return yield* new MigratorError({
+      reason: "ImportFailed",
+      id: long[0],
+      name: long[1],
+      detail: `its id is no whole number up to ${maxId}; give it another one`
+    })
+  }
   const all = resolved.map((migration): Source => ({
     id: migration[0],
     name: migration[1],

@@ -12,6 +12,7 @@ import * as Data from "effect/Data"
  * - `Failed`: a migration failed; nothing of it was kept, unless it is an online one, which is run again to resume, or its COMMIT was not answered.
  * - `Irreversible`: a migration that would have to be undone has no `down`.
  * - `NoSuchMigration`: the id that was asked for does not exist.
+ * - `NoMigrations`: the directory has no migration in it.
  * - `Ledger`: the ledger could not be read or written.
  * - `NoScratchDatabase`: what is compared or planned is tried on a temporary database, and the role may not create one.
  */
@@ -25,6 +26,7 @@ export type MigratorReason =
   | "Failed"
   | "Irreversible"
   | "NoSuchMigration"
+  | "NoMigrations"
   | "Ledger"
   | "NoScratchDatabase"
 
@@ -51,4 +53,5 @@ export const isRefusal = ({ reason }: MigratorError): boolean =>
   reason === "Edited" ||
   reason === "Unknown" ||
   reason === "Irreversible" ||
-  reason === "NoSuchMigration"
+  reason === "NoSuchMigration" ||
+  reason === "NoMigrations"

@@ -30,16 +30,16 @@ export interface FaultPoint {
   readonly fault: Fault
 }
 
-/** A pool whose connections fail at chosen statements, on a real server: nothing is imitated. */
-export const make = (pool: Pool, points: ReadonlyArray<FaultPoint>): Effect.Effect<Pool> =>
-  Effect.sync(() => {
-    const counted = points.map((point) => ({ ...point, matches: matching(point.at), seen: 0 }))
-    /** What goes wrong with a statement. Every point that it matches counts it. */
-    const strike = (text: string): Fault | undefined => {
-      const meant = counted.filter(({ matches }) => matches(text))
-      for (const point of meant) point.seen++
-      return meant.find(({ occurrence = 1, seen }) => occurrence === "every" || occurrence === seen)?.fault
-    }
+/** Makes pools whose connections fail at chosen statements, counted over all of them, on a real server: nothing is imitated. */
+export const make = (points: ReadonlyArray<FaultPoint>): ((pool: Pool) => Pool) => {
+  const counted = points.map((point) => ({ ...point, matches: matching(point.at), seen: 0 }))
+  /** What goes wrong with a statement. Every point that it matches counts it. */
+  const strike = (text: string): Fault | undefined => {
+    const meant = counted.filter(({ matches }) => matches(text))
+    for (const point of meant) point.seen++
+    return meant.find(({ occurrence = 1, seen }) => occurrence === "every" || occurrence === seen)?.fault
+  }
+  return (pool) => {
     /** The pool's own connections, by what the program has instead of them. */
     const lent = new WeakMap<Line, Line>()
     const own = (line: Line) => lent.get(line) ?? line
@@ -62,7 +62,8 @@ export const make = (pool: Pool, points: ReadonlyArray<FaultPoint>): Effect.Effe
       state: pool.state,
       events: pool.events
     }
-  })
+  }
+}
 
 // -----------------------------------------------------------------------------
 // internal

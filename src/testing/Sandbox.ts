@@ -4,7 +4,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { DatabaseError, type PoolState } from "../DatabaseError.js"
-import type { Line, Request, Response } from "../driver/Backend.js"
+import { endOfSession, type Line, type Request, type Response } from "../driver/Backend.js"
 import type { Source } from "../driver/Copy.js"
 import * as Pool from "../driver/Pool.js"
 import { Turns } from "../driver/Turns.js"
@@ -67,6 +67,13 @@ export const make = (
     }
   })
 
+/** A sandbox, whose only connection is put back as it was opened when the scope closes. */
+export const isolated = (sandbox: Pool.Pool): Effect.Effect<Pool.Pool, never, Scope.Scope> =>
+  Effect.as(
+    Effect.addFinalizer(() => Effect.ignore(Pool.use(sandbox, (line) => line.reset))),
+    sandbox
+  )
+
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
@@ -102,6 +109,10 @@ class SandboxLine extends WrappedLine {
 
   override get transactionStatus() {
     return this.inTransaction ? super.transactionStatus : "I"
+  }
+
+  override get reset(): Effect.Effect<void, DatabaseError> {
+    return Effect.asVoid(this.line.run({ text: endOfSession }))
   }
 
   override copyIn<E, R>(text: string, source: Source<E, R>): Effect.Effect<number, E | DatabaseError, R> {

@@ -101,7 +101,10 @@ export const layer = (options: Options = {}): Layer.Layer<Database.Provided, Fai
  */
 export const rollback: Layer.Layer<Database.Provided | AfterCommit, DatabaseError, Database.Database> =
   Layer.flatMap(
-    derived((pool, { acquireTimeout }) => Sandbox.make(pool, acquireTimeout)),
+    derived(
+      (pool, { acquireTimeout }) => Sandbox.make(pool, acquireTimeout),
+      (sandbox) => Sandbox.isolated(sandbox)
+    ),
     (context) => Layer.effectContext(Effect.sync(() => capturing(context)))
   )
 
@@ -118,7 +121,14 @@ export const rollback: Layer.Layer<Database.Provided | AfterCommit, DatabaseErro
  */
 export const failing = (
   points: ReadonlyArray<Failing.FaultPoint>
-): Layer.Layer<Database.Provided, never, Database.Database> => derived((pool) => Failing.make(pool, points))
+): Layer.Layer<Database.Provided, never, Database.Database> =>
+  Layer.suspend(() => {
+    const failing = Failing.make(points)
+    return derived(
+      (pool) => Effect.sync(() => failing(pool)),
+      (_, open) => Effect.map(open, failing)
+    )
+  })
 
 /**
  * The url of a fresh database, for programs that are started from outside. Closing the scope drops it, and does not wait until
@@ -171,10 +181,11 @@ const clone = Effect.fn("TestDatabase.make")(function* (
 })
 
 function derived<E>(
-  wrap: (pool: Pool, config: DatabaseConfig.DatabaseConfig) => Effect.Effect<Pool, E, Scope.Scope>
+  wrap: (pool: Pool, config: DatabaseConfig.DatabaseConfig) => Effect.Effect<Pool, E, Scope.Scope>,
+  isolate: (changed: Pool, open: Database.OpenPool) => Database.OpenPool
 ) {
   return Layer.scopedContext(
-    Effect.flatMap(Database.Database, ({ config, derive }) => derive((pool) => wrap(pool, config)))
+    Effect.flatMap(Database.Database, ({ config, derive }) => derive((pool) => wrap(pool, config), isolate))
   ).pipe(Layer.provide(Reactivity.layer))
 }
 

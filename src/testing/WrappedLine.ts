@@ -59,6 +59,10 @@ export class WrappedLine implements Line {
     this.line.destroy(cause)
   }
 
+  get reset() {
+    return this.line.reset
+  }
+
   run(request: Request): Effect.Effect<Response, DatabaseError> {
     return this.line.run(request)
   }

@@ -3,7 +3,9 @@ import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Fs from "node:fs"
 import * as Os from "node:os"
+import { createRequire } from "node:module"
 import * as Path from "node:path"
+import { pathToFileURL } from "node:url"
 import * as Database from "../../src/Database.js"
 import type * as Migrator from "../../src/Migrator.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
@@ -11,6 +13,11 @@ import { killedAt, promptgrimoireDb } from "../support/command.js"
 import { loader } from "../support/migrations.js"
 
 const url = Effect.map(TestDatabase.make(), Redacted.value)
+
+const temporary = Effect.acquireRelease(
+  Effect.sync(() => Fs.mkdtempSync(Path.join(Os.tmpdir(), "migrations-"))),
+  (path) => Effect.sync(() => Fs.rmSync(path, { recursive: true }))
+)
 
 describe("promptgrimoire-db migrate", () => {
   it.scopedLive(
@@ -157,6 +164,41 @@ describe("promptgrimoire-db migrate", () => {
     })
   )
 
+  it.scopedLive(
+    "refuses a directory without migrations, and takes it for what it says when it is told to",
+    () =>
+      Effect.gen(function* () {
+        const target = yield* url
+        const directory = yield* temporary
+        const options = ["--json", "--directory", directory, "--url", target]
+        const refused = yield* promptgrimoireDb(["migrate", ...options])
+        assert.strictEqual(refused.code, 3, refused.stderr)
+        assert.strictEqual(JSON.parse(refused.stdout).error.reason, "NoMigrations")
+        const allowed = yield* promptgrimoireDb(["migrate", "status", "--allow-empty", ...options])
+        assert.deepStrictEqual(JSON.parse(allowed.stdout), { current: 0, migrations: [] })
+        assert.strictEqual(allowed.code, 0)
+      })
+  )
+
+  it.scopedLive("takes time stamps for ids, and another ledger", () =>
+    Effect.gen(function* () {
+      const target = yield* url
+      const directory = yield* temporary
+      Fs.writeFileSync(
+        Path.join(directory, "20240612093000_first.js"),
+        `import { Effect } from ${JSON.stringify(pathToFileURL(createRequire(import.meta.url).resolve("effect")).href)}\nexport default Effect.void`
+      )
+      const options = ["--directory", directory, "--table", "public.Ledger", "--url", target]
+      const applied = yield* promptgrimoireDb(["migrate", ...options])
+      assert.strictEqual(applied.code, 0, applied.stderr)
+      assert.include(applied.stdout, "Current migration: 20240612093000.")
+      const stamped = yield* promptgrimoireDb(["migrate", "stamp", ...options, "20240612093000"])
+      assert.strictEqual(stamped.code, 0, stamped.stderr)
+      const down = yield* promptgrimoireDb(["migrate", "down", ...options, "--to", "20240612093000"])
+      assert.strictEqual(down.stdout, "Nothing to do.\nCurrent migration: 20240612093000.\n", down.stderr)
+    })
+  )
+
   it.scopedLive("shows a helpful help", () =>
     Effect.gen(function* () {
       const { code, stdout } = yield* promptgrimoireDb(["migrate", "--help"])
@@ -165,6 +207,8 @@ describe("promptgrimoire-db migrate", () => {
         "--url",
         "--json",
         "--directory",
+        "--allow-empty",
+        "--table",
         "status",
         "plan",
         "check",

@@ -121,4 +121,56 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("A r
       }).pipe(Effect.scoped, Effect.provide(one))
     )
   })
+
+  describe("that is given back", () => {
+    const session = `SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_setting('statement_timeout') AS statement,
+      current_setting('app.tenant', true) AS tenant, current_user = session_user AS own,
+      (SELECT count(*)::int FROM pg_class WHERE relpersistence = 't') AS temporary,
+      (SELECT count(*)::int FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()) AS locks,
+      (SELECT count(*)::int FROM pg_listening_channels()) AS channels, (SELECT count(*)::int FROM pg_prepared_statements) AS prepared`
+
+    it.effect(
+      "is the same connection for the next one, with nothing of what its user left in the session",
+      () =>
+        Effect.gen(function* () {
+          const sql = yield* PgClient.PgClient
+          const state = Effect.map(sql.unsafe(session), ([row]) => row)
+          const before = yield* state
+          yield* Effect.scoped(
+            Effect.gen(function* () {
+              const connection = yield* sql.reserve
+              yield* run(
+                connection,
+                "SET statement_timeout = 0; SET app.tenant = 'one'; SELECT set_config('search_path', '', false); CREATE TEMP TABLE t (id int); SELECT pg_advisory_lock(1); LISTEN c; PREPARE p AS SELECT 1; SET ROLE pg_monitor"
+              )
+            })
+          )
+          assert.deepStrictEqual(yield* state, { ...before, tenant: "" })
+        }).pipe(Effect.provide(one))
+    )
+
+    it.effect("prepares again what it had prepared", () =>
+      Effect.gen(function* () {
+        const sql = yield* PgClient.PgClient
+        const statement = sql`SELECT ${1}::int AS n`
+        for (let time = 0; time < 3; time++) {
+          for (let use = 0; use < 3; use++) assert.deepStrictEqual(yield* statement, [{ n: 1 }])
+          yield* Effect.scoped(Effect.flatMap(sql.reserve, (connection) => run(connection, "SELECT 1")))
+        }
+      }).pipe(Effect.provide(one))
+    )
+
+    it.effect("is closed when it cannot be reset, and the next one gets another", () =>
+      Effect.gen(function* () {
+        const sql = yield* PgClient.PgClient
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            const connection = yield* sql.reserve
+            yield* run(connection, "BEGIN; CREATE TEMP TABLE t (id int)")
+          })
+        )
+        assert.deepStrictEqual(yield* sql`SELECT to_regclass('t') AS name`, [{ name: null }])
+      }).pipe(Effect.provide(one))
+    )
+  })
 })
