@@ -86,10 +86,13 @@ export interface Filter {
 /** Reads the foreign keys of this database, ordered by OID, without those of the system's own schemas and of other sessions' temporary tables. */
 export const read = (
   session: Session,
-  filter: Filter = {}
+  { inherited = false, tables }: Filter = {}
 ): Effect.Effect<ReadonlyArray<Key>, DatabaseError> =>
   session
-    .query<{ readonly key: string }>(select, [filter.tables ?? null, filter.inherited ?? false])
+    .query<{ readonly key: string }>(
+      tables === undefined ? select(everywhere) : select(ofTables),
+      tables === undefined ? [inherited] : [inherited, tables]
+    )
     .pipe(Effect.map((rows) => rows.map((row) => decode(JSON.parse(row.key) as Document))))
 
 /** `server_version_num`: 130023 is 13.23. */
@@ -135,14 +138,16 @@ const table = (alias: string) => `(
       SELECT coalesce(jsonb_agg(jsonb_build_object(
         'oid', c.oid::int8, 'schema', (SELECT s.nspname FROM pg_catalog.pg_namespace s WHERE s.oid = c.relnamespace), 'name', c.relname, 'kind', c.relkind
       ) ORDER BY q.level, c.oid), '[]')
-      FROM pg_catalog.pg_partition_tree(t.oid) q JOIN pg_catalog.pg_class c ON c.oid = q.relid
+      FROM pg_catalog.pg_partition_tree(t.oid) q
+      CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_class c WHERE c.oid = q.relid OFFSET 0) c
       WHERE q.level > 0
     ) END,
     'detaching', CASE WHEN t.relkind <> 'p' THEN '[]' ELSE (
       SELECT coalesce(jsonb_agg(c.relname ORDER BY c.relname), '[]')
-      FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
-      WHERE i.inhparent IN (SELECT q.relid FROM pg_catalog.pg_partition_tree(t.oid) q)
-        AND (to_jsonb(i) ->> 'inhdetachpending')::boolean
+      FROM pg_catalog.pg_partition_tree(t.oid) q
+      CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_inherits i WHERE i.inhrelid = q.relid OFFSET 0) i
+      JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+      WHERE q.level > 0 AND (to_jsonb(i) ->> 'inhdetachpending')::boolean
     ) END
   )
   FROM pg_catalog.pg_class t JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
@@ -171,7 +176,13 @@ const supporting = (relation: string) => `(
     )`
 
 /** An index is a candidate as in transformFkeyCheckAttrs (tablecmds.c): unique, immediate, whole, exactly the key's columns. */
-const select = `
+const select = (constraints: string) => `
+WITH chosen AS MATERIALIZED (
+  SELECT k.oid FROM ${constraints} k
+  WHERE k.contype = 'f' AND ($1::boolean OR k.conparentid = 0)
+    AND k.connamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+    AND NOT pg_catalog.pg_is_other_temp_schema(k.connamespace)
+)
 SELECT jsonb_build_object(
   'oid', k.oid::int8,
   'name', k.conname,
@@ -225,10 +236,15 @@ SELECT jsonb_build_object(
     ) END
   )
 )::text AS key
-FROM pg_catalog.pg_constraint k
-WHERE k.contype = 'f'
-  AND ($1::int8[] IS NULL OR k.conrelid = ANY (($1::int8[])::oid[]))
-  AND ($2::boolean OR k.conparentid = 0)
-  AND k.connamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
-  AND NOT pg_catalog.pg_is_other_temp_schema(k.connamespace)
+FROM chosen
+CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint k WHERE k.oid = chosen.oid OFFSET 0) k
 ORDER BY k.oid`
+
+/** The constraints of all tables. */
+const everywhere = "pg_catalog.pg_constraint"
+
+/** The constraints of some tables, found by index whatever the planner believes of the catalog. */
+const ofTables = `(
+    SELECT c.* FROM unnest($2::int8[]) AS t (oid)
+    CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint c WHERE c.conrelid = t.oid::oid OFFSET 0) c
+  )`

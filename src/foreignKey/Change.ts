@@ -91,12 +91,23 @@ export const add = (change: Change, at: Relation = change.key.referencing): Step
     name: "add",
     locks: ends.map((table) => ({ table, mode: "SHARE ROW EXCLUSIVE" })),
     statements: [
-      Tree.guard(requireNames(ends), Fidelity.requireUnchanged(key.referencing.oid, key.name, original)),
+      Tree.guard(
+        requireNames(ends),
+        Fidelity.requireUnchanged(
+          key.referencing.oid,
+          key.name,
+          original,
+          isLeafwise(change) ? { allBut: at.oid } : {}
+        )
+      ),
       `ALTER TABLE ${Lock.target(at)} ADD CONSTRAINT ${identifier(name)} ${definition(change)} ${
         key.enforced ? "NOT VALID" : "NOT ENFORCED"
       }`,
       comment(at, name, isLeafwise(change) ? partMarker(change) : marker(change)),
-      Tree.restoreEnabled({ table: at.oid, name }, original)
+      Tree.restoreEnabled(
+        { table: at.oid, name },
+        isLeafwise(change) ? Fidelity.concerning(original, at.oid) : original
+      )
     ]
   }
 }
@@ -197,7 +208,7 @@ export const swap = (change: Change, current: Fidelity.Vector): Step => {
     locks: both(change, "ACCESS EXCLUSIVE"),
     statements: [
       // Its triggers may have exchanged names since (see keepOrder), and get those of the original below.
-      Tree.guard(Fidelity.requireUnchanged(referencing.oid, key.name, current, "no names")),
+      Tree.guard(Fidelity.requireUnchanged(referencing.oid, key.name, current, { triggerNames: true })),
       dropConstraint(referencing, key.name),
       renameConstraint(referencing, Name.temporary(key.name), key.name),
       ...finish(change)
@@ -215,7 +226,7 @@ export const switchNames = (change: Change, current: Fidelity.Vector): Step => {
     name: "switch-names",
     locks: [{ table: referencing, mode: "ACCESS EXCLUSIVE" }],
     statements: [
-      Tree.guard(Fidelity.requireUnchanged(referencing.oid, key.name, current, "no names")),
+      Tree.guard(Fidelity.requireUnchanged(referencing.oid, key.name, current, { triggerNames: true })),
       renameConstraint(referencing, key.name, aside.name),
       ...Tree.renameRows(
         aside,
@@ -369,7 +380,7 @@ export const bindsPrimaryKeyByDefault = (key: Key): boolean =>
 const stillAs = ({ key }: Change, current: Fidelity.Vector | undefined) =>
   current === undefined
     ? []
-    : [Tree.guard(Fidelity.requireUnchanged(key.referencing.oid, key.name, current, "no names"))]
+    : [Tree.guard(Fidelity.requireUnchanged(key.referencing.oid, key.name, current, { triggerNames: true }))]
 
 const both = ({ key }: Change, mode: Lock.Mode) => tables(key).map((table) => ({ table, mode }))
 

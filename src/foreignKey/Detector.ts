@@ -26,7 +26,7 @@ const select = String.raw`
 WITH RECURSIVE root AS (
   SELECT k.oid, k.oid AS root FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' AND k.conparentid = 0
   UNION ALL
-  SELECT k.oid, r.root FROM pg_catalog.pg_constraint k JOIN root r ON k.conparentid = r.oid
+  SELECT k.oid, r.root FROM root r JOIN pg_catalog.pg_constraint k ON k.conparentid = r.oid
 ),
 fk AS (
   SELECT k.oid, r.root, k.conrelid, k.confrelid, k.confdeltype, k.confupdtype, k.condeferrable, k.condeferred,

@@ -9,6 +9,7 @@ import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Action from "./Action.js"
 import { roleOf } from "./Role.js"
+import { childrenOf, triggersOf } from "./Lookup.js"
 import { literal } from "./Sql.js"
 
 /** What a trigger of a foreign key does. */
@@ -200,23 +201,37 @@ export const ofAside = (aside: Vector, current: Vector): Vector | undefined =>
 export const compare = (expected: Vector, actual: Vector): ReadonlyArray<Difference> =>
   differences("", withoutOids(expected), withoutOids(actual))
 
-/**
- * A statement that fails with {@link changedCode} unless the key is exactly this one, OIDs included; the names of its triggers do not count if a step before has
- * exchanged them.
- */
+/** What of a key concerns one partition of its referencing table: its own row and those for partitions of the referenced table, and that of the partition. */
+export const concerning = (vector: Vector, partition: number): Vector => {
+  const [first, ...rest] = vector
+  const tables = new Set([Number(first.constraint["conrelid"]), partition])
+  return [first, ...rest.filter(({ constraint }) => tables.has(Number(constraint["conrelid"])))]
+}
+
+/** What {@link requireUnchanged} leaves out. */
+export interface Leniency {
+  /** Names of triggers, because a step before has exchanged them. */
+  readonly triggerNames?: boolean
+  /** All but what concerns this partition, because the step is about it alone. */
+  readonly allBut?: number
+}
+
+/** A statement that fails with {@link changedCode} unless the key is exactly this one, OIDs included. */
 export const requireUnchanged = (
   table: number,
   name: string,
   vector: Vector,
-  triggerNames: "names" | "no names" = "names"
-): string =>
-  `vector := (${expression(table, name, triggerNames === "names")});
+  { allBut, triggerNames = false }: Leniency = {}
+): string => {
+  const part = allBut === undefined ? vector : concerning(vector, allBut)
+  return `vector := (${expression(table, name, !triggerNames, allBut)});
   IF vector IS DISTINCT FROM ${literal(
-    JSON.stringify(triggerNames === "names" ? vector : withoutTriggerNames(vector))
+    JSON.stringify(triggerNames ? withoutTriggerNames(part) : part)
   )}::jsonb THEN
     RAISE EXCEPTION USING ERRCODE = ${literal(changedCode)},
       MESSAGE = 'the foreign key was changed by somebody else meanwhile', DETAIL = coalesce(vector::text, 'null');
   END IF;`
+}
 
 /** A statement that fails with {@link unfaithfulCode} unless the key equals this vector in every field but OIDs. */
 export const requireEqual = (table: number, name: string, vector: Vector): string =>
@@ -282,7 +297,7 @@ const isRecord = (value: unknown): value is Record<string, unknown> =>
  * partitioned table's schema or the partition's own, depending on which of the two was there first; names of triggers that are renamed together with the one
  * of their partitioned table (15 and later).
  */
-const expression = (table: number, name: string, triggerNames = true) => `
+const expression = (table: number, name: string, triggerNames = true, partition?: number) => `
 SELECT jsonb_agg(v.entry ORDER BY v.depth, v.conrelid, v.confrelid)
 FROM (
   WITH RECURSIVE tree (oid, conrelid, confrelid, depth, parent, referenced) AS (
@@ -291,7 +306,7 @@ FROM (
     WHERE k.conrelid = ${table}::oid AND k.conname = ${literal(name)} AND k.contype = 'f'
     UNION ALL
     SELECT k.oid, k.conrelid, k.confrelid, t.depth + 1, jsonb_build_array(t.conrelid::int8, t.confrelid::int8), k.conrelid = t.conrelid
-    FROM pg_catalog.pg_constraint k JOIN tree t ON k.conparentid = t.oid
+    FROM tree t CROSS JOIN LATERAL ${childrenOf("t.oid")} k
   )
   SELECT t.depth, t.conrelid, t.confrelid, jsonb_build_object(
     'oid', t.oid::int8,
@@ -309,14 +324,18 @@ FROM (
     ),
     'triggers', (
       SELECT coalesce(jsonb_agg(jsonb_build_object(
-        'role', ${roleOf("p.proname")},
-        'table', g.tgrelid::int8, 'name', CASE WHEN g.tgparentid = 0 AND ${triggerNames} THEN g.tgname END, 'function', p.proname, 'type', g.tgtype, 'enabled', g.tgenabled,
+        'role', ${roleOf("g.proname")},
+        'table', g.tgrelid::int8, 'name', CASE WHEN g.tgparentid = 0 AND ${triggerNames} THEN g.tgname END, 'function', g.proname, 'type', g.tgtype, 'enabled', g.tgenabled,
         'deferrable', g.tgdeferrable, 'initiallyDeferred', g.tginitdeferred, 'internal', g.tgisinternal,
         'otherTable', g.tgconstrrelid::int8, 'index', g.tgconstrindid::int8
-      ) ORDER BY g.tgrelid, ${roleOf("p.proname")}), '[]')
-      FROM pg_catalog.pg_trigger g JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
-      WHERE g.tgconstraint = k.oid
+      ) ORDER BY g.tgrelid, ${roleOf("g.proname")}), '[]')
+      FROM ${triggersOf("k.oid")} g
     )
   ) AS entry
-  FROM tree t JOIN pg_catalog.pg_constraint k ON k.oid = t.oid
+  FROM tree t CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint k WHERE k.oid = t.oid OFFSET 0) k${
+    partition === undefined
+      ? ""
+      : `
+  WHERE t.conrelid IN (${table}::oid, ${partition}::oid)`
+  }
 ) v`

@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import { nameOf, type Key } from "./Catalog.js"
+import { childrenOf, triggersOf } from "./Lookup.js"
 import { roleOf } from "./Role.js"
 import { label } from "./Sql.js"
 
@@ -53,19 +54,24 @@ const moves = `
 WITH RECURSIVE tree AS (
   SELECT k.oid FROM pg_catalog.pg_constraint k WHERE k.oid = $1::int8::oid
   UNION ALL
-  SELECT k.oid FROM pg_catalog.pg_constraint k JOIN tree t ON k.conparentid = t.oid
+  SELECT k.oid FROM tree t CROSS JOIN LATERAL ${childrenOf("t.oid")} k
 ),
-action AS (
+own AS MATERIALIZED (
+  SELECT g.tgrelid, g.tgname, g.tgconstraint, ${roleOf("g.proname")} AS role
+  FROM tree CROSS JOIN LATERAL ${triggersOf("tree.oid")} g
+),
+other AS MATERIALIZED (
   SELECT g.tgrelid, g.tgname, g.tgconstraint, ${roleOf("p.proname")} AS role
-  FROM pg_catalog.pg_trigger g JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
-  WHERE g.tgconstraint <> 0
+  FROM (SELECT DISTINCT tgrelid FROM own) o
+  CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_trigger c WHERE c.tgrelid = o.tgrelid AND c.tgconstraint <> 0 OFFSET 0) g
+  JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
+  WHERE NOT EXISTS (SELECT FROM own WHERE own.tgconstraint = g.tgconstraint)
 ),
 moved AS (
   SELECT other.tgconstraint, own.tgrelid, own.role, whole.tgname < other.tgname AS first
-  FROM action whole
-  JOIN tree ON true
-  JOIN action own ON own.tgconstraint = tree.oid AND own.role = whole.role
-  JOIN action other ON other.tgrelid = own.tgrelid AND other.role = own.role AND other.tgconstraint NOT IN (SELECT oid FROM tree)
+  FROM own whole
+  JOIN own ON own.role = whole.role
+  JOIN other ON other.tgrelid = own.tgrelid AND other.role = own.role
   WHERE whole.tgconstraint = $1::int8::oid AND whole.role IN ('delete', 'update')
     AND (whole.tgname < other.tgname) <> (own.tgname < other.tgname)
 )

@@ -159,7 +159,7 @@ export interface Next {
   readonly does: "reindex" | "add" | "validate" | "attach" | "swap" | "finish" | "settle" | "drop-temporary"
   readonly change: Change.Change
   readonly current: Fidelity.Vector
-  /** What is left to do before the swap; the first of it is done next. */
+  /** What is left to do before the swap; what is first in it is done next. */
   readonly todo: Todo
 }
 
@@ -302,15 +302,20 @@ const leaves = ({ referencing }: Catalog.Key) => referencing.partitions.filter((
 
 /** The parts of a key that are not valid yet, its partitions' first (18 and later). */
 const unchecked = (session: Session, key: Catalog.Key): Effect.Effect<ReadonlyArray<Part>, DatabaseError> =>
-  Effect.map(Fidelity.read(session, key.referencing.oid, key.name), (vector) => [
-    ...(vector ?? []).flatMap(({ constraint }): ReadonlyArray<Part> => {
-      const at = leaves(key).find(({ oid }) => oid === Number(constraint["conrelid"]))
-      return at !== undefined && constraint["convalidated"] === false
-        ? [{ at, name: String(constraint["conname"]) }]
-        : []
-    }),
-    { at: key.referencing, name: key.name }
-  ])
+  Effect.map(
+    key.referencing.kind === "p"
+      ? Fidelity.read(session, key.referencing.oid, key.name)
+      : Effect.succeed(undefined),
+    (vector) => [
+      ...(vector ?? []).flatMap(({ constraint }): ReadonlyArray<Part> => {
+        const at = leaves(key).find(({ oid }) => oid === Number(constraint["conrelid"]))
+        return at !== undefined && constraint["convalidated"] === false
+          ? [{ at, name: String(constraint["conname"]) }]
+          : []
+      }),
+      { at: key.referencing, name: key.name }
+    ]
+  )
 
 /** Whether a temporary key found in the catalogs is still the one that this original needs. */
 const fits = (key: Catalog.Key, temporary: Catalog.Key) =>
@@ -338,9 +343,9 @@ const perform = (
 ): Effect.Effect<void, Failure | Lost> => {
   const expected = does === "settle" ? Change.goal(change) : Change.almost(change)
   const proving: Run = (step, options) => run(bench, task, step, { ...options, expected })
-  /** The first of what is left; there is one when its way is taken. */
-  const first = <A>([head]: ReadonlyArray<A>, use: (head: A) => Effect.Effect<void, Failure | Lost>) =>
-    head === undefined ? Effect.void : use(head)
+  /** All of what is left of one kind: each step sees for itself that the key is as it was read. */
+  const each = <A>(parts: ReadonlyArray<A>, use: (part: A) => Effect.Effect<void, Failure | Lost>) =>
+    Effect.forEach(parts, use, { discard: true })
   const ways: { readonly [Does in Next["does"]]: () => Effect.Effect<void, Failure | Lost> } = {
     reindex: () => {
       const step = Change.reindex(change, todo.reindex)
@@ -354,11 +359,11 @@ const perform = (
       )
     },
     add: () =>
-      first(todo.add, (at) =>
+      each(todo.add, (at) =>
         Effect.zipRight(proving(Change.add(change, at)), overlap(bench, task, proving, change, at))
       ),
     validate: () =>
-      first(todo.validate, ({ at, name }) => {
+      each(todo.validate, ({ at, name }) => {
         const step = Change.validate(change, at, name)
         return reported(task, step, Attempt.runBesideWrites(bench, step))
       }).pipe(
@@ -391,8 +396,7 @@ const perform = (
       ),
     finish: () => finish(proving, change, current),
     settle: () => Effect.zipRight(oldTransactions(bench, task), proving(Change.settle(change, current))),
-    "drop-temporary": () =>
-      first(todo.drop, ({ at, name }) => proving(Change.dropTemporary(change, at, name)))
+    "drop-temporary": () => each(todo.drop, ({ at, name }) => proving(Change.dropTemporary(change, at, name)))
   }
   return ways[does]()
 }
@@ -481,7 +485,11 @@ const lateRoles = (session: Session, key: Catalog.Key, at: Catalog.Relation) =>
   session
     .query<{ readonly roles: string }>(
       `SELECT ${Tree.lateRoles(
-        { table: key.referencing.oid, name: key.name },
+        {
+          table: key.referencing.oid,
+          name: key.name,
+          ...(at.oid === key.referencing.oid ? {} : { partition: at.oid })
+        },
         { table: at.oid, name: Name.temporary(key.name) }
       )}::text AS roles`
     )

@@ -2,6 +2,7 @@
 import * as Data from "effect/Data"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import * as Exit from "effect/Exit"
 import * as Ref from "effect/Ref"
 import * as Scope from "effect/Scope"
@@ -20,12 +21,25 @@ export class Terminated extends Data.TaggedError("ServerShutdown")<{}> {
   }
 }
 
+/** The sessions in which keys are changed. */
+export interface Workers {
+  /** Runs the statements. */
+  readonly session: Session
+  /** Watches while {@link session} waits, as the role that logged in. */
+  readonly watcher: Session
+}
+
 /** The sessions of one run. */
 export interface Sessions {
   /** The session that holds the advisory lock now. */
   readonly guard: Effect.Effect<Session>
-  /** Opens a session to work in. */
-  readonly open: (purpose: string) => Effect.Effect<Session, DatabaseError, Scope.Scope>
+  /**
+   * Lends the sessions in which keys are changed. They are opened for the first key and serve the next ones too, which find in them what the server has read of
+   * its catalogs; after a failure they are closed.
+   */
+  readonly working: <A, E>(
+    use: (workers: Workers) => Effect.Effect<A, E>
+  ) => Effect.Effect<A, E | DatabaseError>
   /** Fails if the session that holds the lock is gone: another process may have taken over. */
   readonly confirm: Effect.Effect<void, DatabaseError>
   /**
@@ -58,12 +72,39 @@ export const make = (
     yield* Exclusive.acquire(first.session, patience)
     const held = yield* Ref.make(first)
     const run = yield* Effect.scope
+    const kept = yield* Ref.make<
+      { readonly workers: Workers; readonly scope: Scope.CloseableScope } | undefined
+    >(undefined)
+    /** The sessions are in `kept` only while nobody uses them. */
+    const workers = (scope: Scope.CloseableScope) =>
+      Effect.gen(function* () {
+        const { session } = yield* enlisted("change foreign keys")
+        const watcher = (yield* enlisted("change foreign keys (watcher)")).session
+        yield* Settings.asLoginRole(watcher)
+        return { workers: { session, watcher }, scope }
+      }).pipe(Scope.extend(scope))
     return {
       guard: Effect.map(Ref.get(held), ({ session }) => session),
-      open: (purpose) => Effect.map(enlisted(purpose), ({ session }) => session),
+      working: (use) =>
+        Effect.uninterruptibleMask((restore) =>
+          Effect.gen(function* () {
+            const idle = yield* Ref.getAndSet(kept, undefined)
+            const scope = idle?.scope ?? (yield* Scope.fork(run, ExecutionStrategy.sequential))
+            const exit = yield* (idle === undefined ? workers(scope) : Effect.succeed(idle)).pipe(
+              Effect.flatMap((lent) => Effect.zipLeft(use(lent.workers), Ref.set(kept, lent))),
+              restore,
+              Effect.exit
+            )
+            if (Exit.isFailure(exit)) yield* Scope.close(scope, exit)
+            return yield* exit
+          })
+        ),
       confirm: Effect.flatMap(Ref.get(held), ({ session }) => answers(session)),
       restore: (error) =>
         Effect.gen(function* () {
+          // The loss can be the other session's, but what these two are connected to is as doubtful, and their backends are ended below.
+          const idle = yield* Ref.getAndSet(kept, undefined)
+          if (idle !== undefined) yield* abandon(idle.scope)
           const fresh = yield* Scope.extend(dial, run)
           const close = Scope.close(fresh.scope, Exit.void)
           const renewed = Effect.gen(function* () {
@@ -82,10 +123,7 @@ export const make = (
               yield* end(fresh.session, yield* Ref.get(backends), [keep.backend, fresh.backend])
             yield* Ref.set(backends, [keep.backend])
             if (alive) return yield* close
-            yield* Scope.close(guard.scope, Exit.void).pipe(
-              Effect.disconnect,
-              Effect.timeoutOption("5 seconds")
-            )
+            yield* abandon(guard.scope)
             yield* Exclusive.acquire(fresh.session, patience)
             return yield* Ref.set(held, fresh)
           })
@@ -101,6 +139,10 @@ export const isOutage = (error: { readonly _tag: string }): error is DatabaseErr
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
+
+/** Closes sessions whose connections may be dead. */
+const abandon = (scope: Scope.CloseableScope) =>
+  Scope.close(scope, Exit.void).pipe(Effect.disconnect, Effect.timeoutOption("5 seconds"))
 
 const outages: ReadonlySet<string> = new Set([
   "ConnectionLost",

@@ -62,7 +62,9 @@ const settings = [
   ["standard_conforming_strings", "on"],
   ["client_min_messages", "warning"],
   ["default_transaction_isolation", "read committed"],
-  ["default_transaction_read_only", "off"]
+  ["default_transaction_read_only", "off"],
+  // Questions to the catalogs look expensive and are not: to compile them takes longer than to answer them.
+  ["jit", "off"]
 ] as const
 
 /** Assigns those that the server's version has. */

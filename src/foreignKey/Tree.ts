@@ -3,6 +3,7 @@
  * generated names a statement cannot know in advance, so these read the catalogs while they run, under the locks of their step.
  */
 import type * as Fidelity from "./Fidelity.js"
+import * as Lookup from "./Lookup.js"
 import { block, literal } from "./Sql.js"
 import { roleOf } from "./Role.js"
 
@@ -10,6 +11,8 @@ import { roleOf } from "./Role.js"
 export interface Place {
   readonly table: number
   readonly name: string
+  /** Only what concerns this partition, as in {@link Fidelity.concerning}. */
+  readonly partition?: number
 }
 
 /** An anonymous block of fragments, each of which may use the variables `vector jsonb` and `r record`. */
@@ -172,18 +175,19 @@ const rowsOf = (place: Place | Parts) => `(
       WHERE k.conrelid ${
         "table" in place
           ? `= ${place.table}::oid`
-          : `IN (SELECT q.relid FROM pg_catalog.pg_partition_tree(${place.partitionsOf}::oid::regclass) q WHERE q.isleaf)`
+          : `= ANY (ARRAY(SELECT q.relid::oid FROM pg_catalog.pg_partition_tree(${place.partitionsOf}::oid::regclass) q WHERE q.isleaf))`
       } AND k.conname = ${literal(place.name)} AND k.contype = 'f'
       UNION ALL
       SELECT k.oid, k.conrelid, k.confrelid, k.conname::text, t.depth + 1
-      FROM pg_catalog.pg_constraint k JOIN tree t ON k.conparentid = t.oid
+      FROM tree t CROSS JOIN LATERAL ${Lookup.childrenOf("t.oid")} k
     )
-    SELECT * FROM tree
+    SELECT * FROM tree${
+      "partition" in place ? ` WHERE conrelid IN (${place.table}::oid, ${place.partition}::oid)` : ""
+    }
   )`
 
 const triggersOf = (place: Place | Parts) => `(
-    SELECT g.oid, g.tgrelid, g.tgname::text AS tgname, g.tgenabled, g.tgparentid, ${roleOf("p.proname")} AS role
+    SELECT g.oid, g.tgrelid, g.tgname::text AS tgname, g.tgenabled, g.tgparentid, ${roleOf("g.proname")} AS role
     FROM ${rowsOf(place)} k
-    JOIN pg_catalog.pg_trigger g ON g.tgconstraint = k.oid
-    JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
+    CROSS JOIN LATERAL ${Lookup.triggersOf("k.oid")} g
   )`

@@ -91,7 +91,7 @@ const change = (
         if (record?.after !== undefined && ledger !== undefined) {
           yield* emit({ _tag: "Recorded", constraint, ledger: Ledger.name(ledger) })
         }
-        const changed = yield* Effect.scoped(converge(run, task, bench, emit))
+        const changed = yield* run.sessions.working((workers) => converge(run, workers, task, bench, emit))
         yield* end(run, ledger, task, record?.after)
         return changed || record?.after === "changed"
       }).pipe(
@@ -214,9 +214,10 @@ const again = <E>(
     return (yield* attempt(ledger, task)) || !Target.equals(previous, target)
   })
 
-/** The sessions of one change, and the change. */
+/** The change of one key. */
 const converge = (
   { effort, sessions }: Run,
+  { session, watcher }: Sessions.Workers,
   task: Selection.Selected,
   kept: Pick<Attempt.Bench, "budget" | "longestLock">,
   emit: (event: Progress) => Effect.Effect<void>
@@ -224,9 +225,6 @@ const converge = (
   Effect.gen(function* () {
     const { key } = task
     const constraint = Catalog.nameOf(key)
-    const session = yield* sessions.open("change foreign keys")
-    const watcher = yield* sessions.open("change foreign keys (watcher)")
-    yield* Settings.asLoginRole(watcher)
     const deadlockTimeout = yield* Settings.deadlockTimeout(session)
     const bench: Attempt.Bench = {
       session,
@@ -318,7 +316,10 @@ const end = (
 const takenBack = (run: Run, ledger: Ledger.Ledger | undefined, task: Selection.Selected) =>
   Effect.gen(function* () {
     if (task.record?.after === undefined) return
-    const keys = yield* Catalog.read(yield* run.sessions.guard)
+    const { referencing } = task.key
+    const keys = yield* Catalog.read(yield* run.sessions.guard, {
+      tables: [referencing, ...referencing.partitions].map(({ oid }) => oid)
+    })
     const key = keys.find(
       ({ name, referencing }) => name === task.key.name && referencing.oid === task.key.referencing.oid
     )
