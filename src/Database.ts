@@ -160,9 +160,13 @@ const make = Effect.fn("Database.make")(function* (
   const pooled = config.pooler === "transaction"
   const timeouts = limitsOf(config)
   const runtime = yield* Effect.runtime()
-  const decisions = new Decisions(config.errorPolicy, (cause) => {
-    Runtime.runFork(runtime)(Effect.logError("errorPolicy threw; the standard decision holds", cause))
-  })
+  const decisions = new Decisions(
+    config.errorPolicy,
+    (cause) => {
+      Runtime.runFork(runtime)(Effect.logError("errorPolicy threw; the standard decision holds", cause))
+    },
+    config.showRaised
+  )
   const direct: DialOptions = {
     endpoint: config.directEndpoint,
     connectTimeout: config.connectTimeout,

@@ -75,6 +75,11 @@ export interface Settings {
   readonly leakWarning?: DurationSetting | undefined
   /** A statement that took longer is logged, without its parameters. */
   readonly slowStatement?: DurationSetting | undefined
+  /**
+   * Whether errors and log records show what the functions of the database RAISE: message, detail and hint. Off for a database whose functions put values of rows into
+   * them.
+   */
+  readonly showRaised?: boolean | undefined
   /** Decisions of the program's own about errors: what is retried, what becomes of the connection. From code only. */
   readonly errorPolicy?: ErrorPolicy | undefined
 }
@@ -108,6 +113,7 @@ export interface DatabaseConfig {
   readonly maxWaiting: number
   readonly leakWarning: Duration.Duration
   readonly slowStatement: Duration.Duration
+  readonly showRaised: boolean
   readonly errorPolicy: ErrorPolicy | undefined
 }
 
@@ -129,7 +135,8 @@ export const defaults = {
   echo: false,
   maxWaiting: 1000,
   leakWarning: "30 seconds",
-  slowStatement: "1 second"
+  slowStatement: "1 second",
+  showRaised: true
 } as const satisfies Omit<Settings, "url" | "errorPolicy">
 
 /** The environment variable of each setting. */
@@ -152,7 +159,8 @@ export const environmentVariables = {
   echo: "DATABASE_ECHO",
   maxWaiting: "DATABASE_MAX_WAITING",
   leakWarning: "DATABASE_LEAK_WARNING",
-  slowStatement: "DATABASE_SLOW_STATEMENT"
+  slowStatement: "DATABASE_SLOW_STATEMENT",
+  showRaised: "DATABASE_SHOW_RAISED"
 } as const satisfies Record<EnvironmentSetting, string>
 
 // -----------------------------------------------------------------------------
@@ -259,7 +267,7 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
       if (Duration.isFinite(decoded) && millis > maxMillis) reject(name, value, "at most 24 days")
       return decoded
     }
-    const boolean = (name: "prepare" | "echo"): boolean => {
+    const boolean = (name: "prepare" | "echo" | "showRaised"): boolean => {
       const value = given(name)
       if (typeof value === "boolean") return value
       if (value === "true" || value === "1") return true
@@ -317,6 +325,7 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
     const maxWaiting = integer("maxWaiting", 0)
     const leakWarning = duration("leakWarning", { zero: false, off: true })
     const slowStatement = duration("slowStatement", { zero: true, off: true })
+    const showRaised = boolean("showRaised")
     if (raw.errorPolicy !== undefined && typeof raw.errorPolicy !== "function") {
       reject("errorPolicy", raw.errorPolicy, "a function")
     }
@@ -366,6 +375,7 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
           maxWaiting,
           leakWarning,
           slowStatement,
+          showRaised,
           errorPolicy: raw.errorPolicy as ErrorPolicy | undefined
         })
   })

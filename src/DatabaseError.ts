@@ -5,14 +5,17 @@
  * A reason answers two separate questions: what may be retried ({@link Retry}) and what becomes of the connection
  * ({@link Fate}). Codes are those of PostgreSQL's appendix "PostgreSQL Error Codes" (13 to 18).
  *
- * No message holds a parameter, a row's values or a password. What the server said in full is kept redacted in
- * {@link ServerFields}, for the caller who asks for it by name.
+ * No message holds a parameter, a row's values or a password, unless a function of the database put it into what it RAISEs. What the server said in
+ * full is kept redacted in {@link ServerFields}, for the caller who asks for it by name.
  */
 import { SqlError } from "@effect/sql/SqlError"
+import * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
 import * as Redacted from "effect/Redacted"
+import * as Runtime from "effect/Runtime"
 
 // -----------------------------------------------------------------------------
 // model
@@ -69,14 +72,28 @@ export interface ServerFields {
   readonly column: string | undefined
   readonly constraint: string | undefined
   readonly dataType: string | undefined
+  /** The function of PostgreSQL's source that reported it: the same in every language. */
+  readonly routine: string | undefined
+  /** Whether the author of a function wrote the text: RAISE, ASSERT, or a code of a class that PostgreSQL has not. */
+  readonly isRaised: boolean
+  /** What of the server's text may be shown to anybody. */
+  readonly shown: Shown
   /** The server's text. It can hold values ("invalid input syntax for type uuid: ..."), so it is redacted. */
   readonly serverMessage: Redacted.Redacted
-  /** The same where it names objects of the schema only, and can hold no parameter and no row's value. */
-  readonly objectMessage: string | undefined
   /** The server's detail, which often holds the values of a row. */
   readonly detail: Redacted.Redacted | undefined
   /** The server's hint. */
   readonly hint: Redacted.Redacted | undefined
+}
+
+/**
+ * The server's message, detail and hint, each where it can hold no parameter and no row's value, or where the author of a function wrote it to be read
+ * ({@link ServerFields.isRaised}, unless the setting `showRaised` is off).
+ */
+export interface Shown {
+  readonly message: string | undefined
+  readonly detail: string | undefined
+  readonly hint: string | undefined
 }
 
 /** Why a connection could not be opened. */
@@ -210,6 +227,7 @@ export type ReasonTag = Reason["_tag"]
 /** An `SqlError` that says why. Its `_tag` is `SqlError`; `reason._tag` names the reason. */
 export class DatabaseError extends SqlError {
   readonly reason: Reason
+  override readonly cause: DatabaseErrorCause
   readonly #policy: Policy | undefined
   constructor(props: {
     readonly reason: Reason
@@ -219,12 +237,10 @@ export class DatabaseError extends SqlError {
     /** The decisions, where they are not the standard ones of the reason. */
     readonly policy?: Policy | undefined
   }) {
-    super({
-      message: `${props.operation}: ${describe(props.reason)}`,
-      ...(props.cause === undefined ? {} : { cause: props.cause })
-    })
+    super({ message: `${props.operation}: ${describe(props.reason)}` })
     this.reason = props.reason
     this.#policy = props.policy
+    this.cause = new DatabaseErrorCause(this, props.cause)
   }
 
   /** What may be retried after this error. */
@@ -242,16 +258,65 @@ export class DatabaseError extends SqlError {
   }
 }
 
+/**
+ * The `cause` of a {@link DatabaseError}, for programs and libraries that look there for what `pg` reports: the fields of the server's error that can hold no
+ * value, or the operating system's `code`. Libraries throw it without the error that it belongs to: {@link reasonOf} finds the reason all the same. It has no stack
+ * of its own.
+ */
+export class DatabaseErrorCause extends Error {
+  declare readonly code?: string
+  declare readonly severity?: string
+  declare readonly schema?: string
+  declare readonly table?: string
+  declare readonly column?: string
+  declare readonly constraint?: string
+  declare readonly dataType?: string
+  declare readonly routine?: string
+  readonly #error: DatabaseError
+
+  constructor(error: DatabaseError, behind: unknown) {
+    const { reason } = error
+    const inner = DatabaseError.is(behind) ? (behind.reason === reason ? undefined : behind.cause) : behind
+    super(
+      ("shown" in reason ? reason.shown.message : undefined) ?? describe(reason),
+      inner === undefined ? undefined : { cause: inner }
+    )
+    this.stack = `${this.name}: ${this.message}`
+    this.#error = error
+    for (const [name, value] of Object.entries(fieldsOf(reason))) {
+      if (value !== undefined) {
+        Object.defineProperty(this, name, { value, enumerable: true, configurable: true, writable: true })
+      }
+    }
+  }
+
+  /** The error that a value is the cause of. */
+  static errorOf(value: object): DatabaseError | undefined {
+    return #error in value ? value.#error : undefined
+  }
+}
+
+// On the prototype, as with every built-in error: an own property would be printed with the fields.
+Object.defineProperty(DatabaseErrorCause.prototype, "name", { value: "DatabaseErrorCause" })
+
 // -----------------------------------------------------------------------------
 // constructors
 // -----------------------------------------------------------------------------
 
-/** The reason of any error: its own if it is a {@link DatabaseError} or wraps one, or else read from its `code`. */
+/**
+ * The reason of any error: its own if it is a {@link DatabaseError} or wraps one, or else read from the fields of another client's error. It is looked for in a `Cause`, an
+ * `Exit`, what `Effect.runPromise` rejects with, `cause` at any depth, and the `errors` of an `AggregateError`. Where there are several, the nearest counts.
+ */
 export const reasonOf = (error: unknown): Reason | undefined => {
-  if (DatabaseError.is(error)) return error.reason
-  if (!Predicate.isObject(error)) return undefined
-  if (isServerError(error)) return classify(error)
-  return "cause" in error && error.cause !== error ? reasonOf(error.cause) : undefined
+  const found = find(error)
+  return DatabaseError.is(found) ? found.reason : found
+}
+
+/** What of the server's message, detail and hint may be shown to anybody; an error that follows from another one has those of that one. */
+export const shownOf = (error: unknown): Shown => {
+  let reason = reasonOf(error)
+  while (reason !== undefined && "first" in reason) reason = reason.first
+  return reason !== undefined && "shown" in reason ? reason.shown : nothing
 }
 
 /**
@@ -262,6 +327,7 @@ export const reasonOf = (error: unknown): Reason | undefined => {
 export const classify = (error: ServerErrorLike, statement?: string, isOverdue?: boolean): Reason => {
   const tag = byCode.get(error.code) ?? byClass.get(error.code.slice(0, 2)) ?? "ServerError"
   const text = error.message ?? ""
+  const isRaised = raises(error)
   const fields: ServerReason<ServerTag> = {
     _tag: refine(tag, error, isOverdue),
     code: error.code,
@@ -271,13 +337,19 @@ export const classify = (error: ServerErrorLike, statement?: string, isOverdue?:
     column: error.column,
     constraint: error.constraint,
     dataType: error.dataType,
+    routine: error.routine,
+    isRaised,
+    shown: isRaised ? wholly(error) : visible(error, statement),
     serverMessage: Redacted.make(text),
-    objectMessage: namesObjectsOnly(tag, error, statement) ? text : undefined,
     detail: error.detail === undefined ? undefined : Redacted.make(error.detail),
     hint: error.hint === undefined ? undefined : Redacted.make(error.hint)
   }
   return fields as Reason
 }
+
+/** The same reason without what a function's author wrote, for a program that shows none of it. */
+export const withoutRaised = (reason: Reason): Reason =>
+  "isRaised" in reason && reason.isRaised ? { ...reason, shown: nothing } : reason
 
 /** The fields of an ErrorResponse that {@link classify} reads. */
 export interface ServerErrorLike {
@@ -326,7 +398,10 @@ const retryOf = (reason: Reason, base: Retry): Retry => {
 
 type ReasonOf<Tag extends ReasonTag> = Extract<Reason, { readonly _tag: Tag }>
 
-/** Handles the errors of one reason, also those of another client's `SqlError`; every other error passes. */
+/**
+ * Handles the errors of one reason, also those of another client's `SqlError` and those that another library has wrapped; every other error passes. An error with a `_tag` of
+ * the program's own passes, too: whoever made it has decided what the database's error means.
+ */
 export const catchReason: {
   <const Tag extends ReasonTag, A2, E2, R2>(
     tag: Tag,
@@ -343,19 +418,32 @@ export const catchReason: {
     self: Effect.Effect<A, E, R>,
     tag: Tag,
     handle: (reason: ReasonOf<Tag>, error: DatabaseError) => Effect.Effect<A2, E2, R2>
-  ): Effect.Effect<A | A2, E | E2, R | R2> =>
-    Effect.catchAll(self, (error): Effect.Effect<A2, E | E2, R2> => {
-      const reason = error instanceof SqlError ? reasonOf(error) : undefined
-      return reason?._tag === tag
-        ? handle(
-            reason as ReasonOf<Tag>,
-            DatabaseError.is(error)
-              ? error
-              : new DatabaseError({ reason, operation: "execute", cause: error })
-          )
-        : Effect.fail(error)
-    })
+  ): Effect.Effect<A | A2, E | E2, R | R2> => catchWhere(self, tag, () => true, handle)
 )
+
+const catchWhere = <A, E, R, const Tag extends ReasonTag, A2, E2, R2>(
+  self: Effect.Effect<A, E, R>,
+  tag: Tag,
+  isMeant: (reason: ReasonOf<Tag>) => boolean,
+  handle: (reason: ReasonOf<Tag>, error: DatabaseError) => Effect.Effect<A2, E2, R2>
+): Effect.Effect<A | A2, E | E2, R | R2> =>
+  Effect.catchAll(self, (error): Effect.Effect<A2, E | E2, R2> => {
+    const found = isDecided(error) ? undefined : find(error)
+    const reason = DatabaseError.is(found) ? found.reason : found
+    return reason?._tag === tag && isMeant(reason as ReasonOf<Tag>)
+      ? handle(
+          reason as ReasonOf<Tag>,
+          DatabaseError.is(found) ? found : new DatabaseError({ reason, operation: "execute", cause: error })
+        )
+      : Effect.fail(error)
+  })
+
+/** Whether an error is one of the program's own. Effect's and `@effect/sql`'s wrap what others threw. */
+const isDecided = (error: unknown): boolean =>
+  Predicate.hasProperty(error, "_tag") &&
+  error._tag !== "SqlError" &&
+  error._tag !== "UnknownException" &&
+  typeof error._tag === "string"
 
 type ConstraintTag =
   | "UniqueViolation"
@@ -387,8 +475,11 @@ const catchConstraint = <Tag extends ConstraintTag>(
       name: string,
       toError: (reason: ReasonOf<Tag>) => E2
     ): Effect.Effect<A, E | E2, R> =>
-      catchReason(self, tag, (reason, error): Effect.Effect<never, E | E2> =>
-        Effect.fail(nameOf(reason) === name ? toError(reason) : (error as E & DatabaseError))
+      catchWhere(
+        self,
+        tag,
+        (reason) => nameOf(reason) === name,
+        (reason) => Effect.fail(toError(reason))
       )
   )
 
@@ -538,53 +629,52 @@ const policies: { readonly [Tag in ReasonTag]: Policy } = {
   InvalidRequest: { retry: "never", fate: "keep" }
 }
 
-/** Errors whose server text can name objects only; every other text can hold values and is left out of messages. */
-const textNamesObjectsOnly: ReadonlySet<ReasonTag> = new Set<ReasonTag>([
-  "SerializationFailure",
-  "ReplicaConflict",
-  "DeadlockDetected",
-  "LockTimeout",
-  "StatementTimeout",
-  "StatementCancelled",
-  "IdleInTransactionTimeout",
-  "TransactionTimeout",
-  "IdleSessionTimeout",
-  "ServerShutdown",
-  "ServerCrash",
-  "ServerStarting",
-  "DatabaseUnavailable",
-  "TooManyConnections",
-  "AuthenticationFailed",
-  "ReadOnlyTransaction",
-  "InvalidTransactionState",
-  "StalePreparedStatement",
-  "UniqueViolation",
-  "ForeignKeyViolation",
-  "NotNullViolation",
-  "ExclusionViolation",
-  "PermissionDenied",
-  "UndefinedObject",
-  "DuplicateObject",
-  "SyntaxError",
-  "InvalidStatement",
-  "ObjectState"
+/**
+ * What of an error's text can hold no parameter and no row's value, by SQLSTATE or else by its class. `of the statement` is for what a value can cause just as well as the
+ * statement's text: a search for to_tsquery, a name for regclass. The texts of every other code can hold values.
+ */
+const visibility: ReadonlyMap<string, "all" | "message" | "of the statement" | "none"> = new Map([
+  ["0A", "of the statement"],
+  ["21", "all"],
+  ["23001", "message"],
+  ["23502", "message"],
+  ["23503", "message"],
+  ["23505", "message"],
+  ["23P01", "message"],
+  ["25", "all"],
+  ["26000", "all"],
+  ["28", "all"],
+  ["2B", "of the statement"],
+  ["2D", "all"],
+  ["3B", "all"],
+  ["3D", "all"],
+  ["3F", "of the statement"],
+  ["40", "all"],
+  ["40002", "none"],
+  ["40003", "none"],
+  ["42", "of the statement"],
+  ["42501", "all"],
+  ["42P05", "all"],
+  ["53", "all"],
+  ["54", "of the statement"],
+  ["55", "of the statement"],
+  ["55P03", "all"],
+  ["57", "all"],
+  ["OC", "all"],
+  ["P0", "message"]
 ])
 
-/** Of those, what a value can cause just as well as a statement's text: a search for to_tsquery, a name for regclass. */
-const causedByValues: ReadonlySet<ReasonTag> = new Set<ReasonTag>([
-  "UndefinedObject",
-  "DuplicateObject",
-  "SyntaxError",
-  "InvalidStatement",
-  "ObjectState"
-])
-
-/** The routines of the server that report what a function's author wrote, under any code: RAISE and its like. */
+/** The routines of the server that report what a function's author wrote, under any code. */
 const raisingRoutines: ReadonlySet<string | undefined> = new Set([
   "exec_stmt_raise",
+  "exec_stmt_assert",
+  "do_util_elog"
+])
+
+/** Routines that report what another language has thrown, under any code: what its author wrote, or what a value has caused. */
+const relayingRoutines: ReadonlySet<string | undefined> = new Set([
   "PLy_elog_impl",
   "PLy_output",
-  "do_util_elog",
   "pltcl_elog"
 ])
 
@@ -592,13 +682,72 @@ const raisingRoutines: ReadonlySet<string | undefined> = new Set([
 // internal
 // -----------------------------------------------------------------------------
 
-/** An error with a position is about the statement's text, which is its author's; one of a definition can be about nothing else. */
-const namesObjectsOnly = (tag: ServerTag, error: ServerErrorLike, statement: string | undefined): boolean =>
-  textNamesObjectsOnly.has(tag) &&
-  !raisingRoutines.has(error.routine) &&
-  (!causedByValues.has(tag) ||
-    error.position !== undefined ||
-    (statement !== undefined && definition.test(statement) && !computing.test(statement)))
+/** The first {@link DatabaseError} on the way inwards, or the reason of another client's error. */
+const find = (error: unknown): DatabaseError | Reason | undefined => {
+  const seen = new Set<unknown>()
+  const waiting: Array<unknown> = [error]
+  while (waiting.length > 0) {
+    const next = waiting.pop()
+    if (!Predicate.isObject(next) || seen.has(next)) continue
+    seen.add(next)
+    if (DatabaseError.is(next)) return next
+    const own = DatabaseErrorCause.errorOf(next)
+    if (own !== undefined) return own
+    if (isServerError(next)) return classify(next)
+    waiting.push(...within(next).toReversed())
+  }
+  return undefined
+}
+
+/** The errors that a value holds, those that it would be reported with first. */
+const within = (value: object): ReadonlyArray<unknown> => {
+  if (Cause.isCause(value)) return [...Chunk.toReadonlyArray(Cause.failures(value)), ...Cause.defects(value)]
+  if (Runtime.isFiberFailure(value)) return [value[Runtime.FiberFailureCauseId]]
+  return [
+    ...("cause" in value ? [value.cause] : []),
+    ...("errors" in value && Array.isArray(value.errors) ? value.errors : [])
+  ]
+}
+
+/** What a {@link DatabaseErrorCause} has of a reason. */
+const fieldsOf = (reason: Reason): Readonly<Record<string, string | undefined>> => {
+  if ("shown" in reason) {
+    const { code, column, constraint, dataType, routine, schema, severity, table } = reason
+    return { code, severity, schema, table, column, constraint, dataType, routine }
+  }
+  return {
+    code:
+      reason._tag === "TransactionAborted" ? "25P02" : "systemCode" in reason ? reason.systemCode : undefined
+  }
+}
+
+const nothing: Shown = { message: undefined, detail: undefined, hint: undefined }
+
+const wholly = ({ detail, hint, message }: ServerErrorLike): Shown => ({ message, detail, hint })
+
+/** Whether a function's author wrote an error's text. The classes that the standard leaves to others are theirs where PostgreSQL has none of that name. */
+const raises = ({ code, routine }: ServerErrorLike): boolean =>
+  raisingRoutines.has(routine) || code === "P0001" || code === "P0004" || ownClass.test(code)
+
+const ownClass = /^(?!5[34578]|72|P0|XX|OC)[5-9I-Z]/
+
+/** What of an error's text can hold no value. One with a position is about the statement's text, which is its author's; one of a definition can be about nothing else. */
+const visible = (error: ServerErrorLike, statement: string | undefined): Shown => {
+  if (relayingRoutines.has(error.routine)) return nothing
+  switch (visibility.get(error.code) ?? visibility.get(error.code.slice(0, 2))) {
+    case "all":
+      return wholly(error)
+    case "message":
+      return { ...nothing, message: error.message }
+    case "of the statement":
+      return error.position !== undefined ||
+        (statement !== undefined && definition.test(statement) && !computing.test(statement))
+        ? wholly(error)
+        : nothing
+    default:
+      return nothing
+  }
+}
 
 const definition =
   /^(?:\s|--[^\n]*\n)*(?:alter|comment|create|drop|grant|lock|reassign|refresh|reindex|reset|revoke|set|truncate)\b/i
@@ -739,7 +888,7 @@ const describe = (reason: Reason): string => {
         .filter((part) => part !== undefined)
         .join(".")
       const remedy = remedies[reason._tag]
-      const text = reason.objectMessage === undefined ? "" : `: ${reason.objectMessage}`
+      const text = reason.shown.message === undefined ? "" : `: ${reason.shown.message}`
       return `${reason._tag} (${reason.code})${where === "" ? "" : ` at ${where}`}${
         reason.constraint === undefined ? "" : `, constraint ${reason.constraint}`
       }${text}${remedy === undefined ? "" : `. ${remedy}`}`

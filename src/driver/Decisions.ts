@@ -4,7 +4,8 @@ import {
   isFatal,
   type Policy,
   policy as standardPolicy,
-  type Reason
+  type Reason,
+  withoutRaised
 } from "../DatabaseError.js"
 
 /**
@@ -12,10 +13,11 @@ import {
  * error, lends a connection again or runs a transaction again asks here.
  */
 export class Decisions {
-  /** `onDefect` is told when the program's function throws; the standard decision holds then. */
+  /** `onDefect` is told when the program's function throws; the standard decision holds then. `showRaised` is the setting. */
   constructor(
     private readonly own?: ErrorPolicy | undefined,
-    private readonly onDefect: (cause: unknown) => void = () => {}
+    private readonly onDefect: (cause: unknown) => void = () => {},
+    private readonly showRaised = true
   ) {}
 
   /** What may be retried and what becomes of the connection, `inTransaction` where COMMIT had not been sent. */
@@ -50,11 +52,15 @@ export class Decisions {
     readonly cause?: unknown
     readonly inTransaction?: boolean
   }): DatabaseError {
-    return new DatabaseError(
-      this.own === undefined && props.inTransaction !== true
-        ? props
-        : { ...props, policy: this.policy(props.reason, props.inTransaction) }
-    )
+    const reason = this.showRaised ? props.reason : withoutRaised(props.reason)
+    return new DatabaseError({
+      ...props,
+      reason,
+      policy:
+        this.own === undefined && props.inTransaction !== true
+          ? undefined
+          : this.policy(reason, props.inTransaction)
+    })
   }
 
   private base(reason: Reason, inTransaction = false): Policy {

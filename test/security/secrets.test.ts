@@ -77,7 +77,22 @@ const schema = `
 `
 
 /** Statements that fail, by the reason that they must fail with; each has been told the secret. */
-const failing = (sql: PgClient.PgClient, { text }: Secret, digits: bigint) =>
+const failing = (sql: PgClient.PgClient, secret: Secret, digits: bigint, showRaised: boolean) => [
+  ...failingOfThemselves(sql, secret, digits),
+  // What a function's author wrote to be read is shown, unless the setting says otherwise.
+  ...(showRaised ? [] : raising(sql, secret))
+]
+
+const raising = (sql: PgClient.PgClient, { text }: Secret) =>
+  [
+    ["RaisedException", sql`SELECT complain(${text}, 'P0001')`],
+    ["UniqueViolation", sql`SELECT complain(${text}, '23505')`],
+    ["PermissionDenied", sql`SELECT complain(${text}, '42501')`],
+    ["SerializationFailure", sql`SELECT complain(${text}, '40001')`],
+    ["LockTimeout", sql`SELECT complain(${text}, '55P03')`]
+  ] as const
+
+const failingOfThemselves = (sql: PgClient.PgClient, { text }: Secret, digits: bigint) =>
   [
     ["UniqueViolation", sql`INSERT INTO item ${sql.insert([{ name: text }, { name: text }])}`],
     ["InvalidInput", sql`SELECT ${text}::uuid`],
@@ -93,11 +108,6 @@ const failing = (sql: PgClient.PgClient, { text }: Secret, digits: bigint) =>
     ["NotNullViolation", sql`INSERT INTO item (name, needed) VALUES (${text}, NULL)`],
     ["ForeignKeyViolation", sql`INSERT INTO item (parent) VALUES (${`${text}!`})`],
     ["ExclusionViolation", sql`INSERT INTO item (alone) VALUES (${text}), (${text})`],
-    ["RaisedException", sql`SELECT complain(${text}, 'P0001')`],
-    ["UniqueViolation", sql`SELECT complain(${text}, '23505')`],
-    ["PermissionDenied", sql`SELECT complain(${text}, '42501')`],
-    ["SerializationFailure", sql`SELECT complain(${text}, '40001')`],
-    ["LockTimeout", sql`SELECT complain(${text}, '55P03')`],
     ["SyntaxError", sql`SELECT to_tsquery('simple', ${`${text} & & (`})`],
     ["UndefinedObject", sql`SELECT ${`"${text.replaceAll('"', '""')}"`}::regclass`],
     ["UndefinedObject", sql`SELECT current_setting(${`app.${tokenOf(text)}`})`],
@@ -164,9 +174,11 @@ describe("secrets", () => {
           {
             digits,
             password,
+            showRaised,
             value,
             wrong
           }: {
+            readonly showRaised: boolean
             readonly password: Secret
             readonly wrong: Secret
             readonly value: Secret
@@ -180,6 +192,7 @@ describe("secrets", () => {
               url: urlFor(url, user, password.text),
               echo: true,
               slowStatement: "0 millis",
+              showRaised,
               minConnections: 1,
               maxConnections: 2
             })
@@ -192,11 +205,13 @@ describe("secrets", () => {
                   ...Capture.prints(database.config),
                   ...Capture.prints(sql)
                 )
-                const [row] = yield* sql`SELECT mention(${value.text}) AS value`
-                assert.strictEqual(row?.["value"], value.text)
+                if (!showRaised) {
+                  const [row] = yield* sql`SELECT mention(${value.text}) AS value`
+                  assert.strictEqual(row?.["value"], value.text)
+                }
                 yield* sql`INSERT INTO parent (id) VALUES (${value.text}) ON CONFLICT DO NOTHING`
                 yield* Stream.runDrain(sql`SELECT id FROM parent WHERE id = ${value.text}`.stream)
-                for (const [tag, statement] of failing(sql, value, digits)) {
+                for (const [tag, statement] of failing(sql, value, digits, showRaised)) {
                   const exit = yield* capture.exit(statement)
                   const reason = Exit.isFailure(exit)
                     ? DatabaseError.reasonOf(exit.cause._tag === "Fail" ? exit.cause.error : undefined)
@@ -207,7 +222,7 @@ describe("secrets", () => {
                 }
                 // Each in one of the ways that carry its error further, another one with every run.
                 const offset = Number(digits % 4n)
-                for (const [index, [, statement]] of failing(sql, value, digits).entries()) {
+                for (const [index, [, statement]] of failing(sql, value, digits, showRaised).entries()) {
                   yield* capture.exit(further(sql, statement)[(index + offset) % 4] ?? Effect.void)
                 }
                 yield* capture.exit(Notification.notify("channel", value.text.repeat(500)))
@@ -249,9 +264,10 @@ describe("secrets", () => {
               secret,
               secret,
               number,
-              async (password, wrong, value, digits) => {
+              FastCheck.boolean(),
+              async (password, wrong, value, digits, showRaised) => {
                 const capture = Capture.make()
-                await Effect.runPromise(run(capture, { password, wrong, value, digits }))
+                await Effect.runPromise(run(capture, { password, wrong, value, digits, showRaised }))
                 const words = [password.token, wrong.token, value.token, String(digits)]
                 const found = leaks(capture.texts, words)
                 if (found.length > 0) assert.fail(`shown: ${[...new Set(found)].slice(0, 5).join("\n")}`)
