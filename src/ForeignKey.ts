@@ -19,7 +19,7 @@ import * as Database from "./Database.js"
 import type { DatabaseError } from "./DatabaseError.js"
 import type { Busy } from "./foreignKey/Exclusive.js"
 import type { Entry, LedgerUnreadable } from "./foreignKey/Ledger.js"
-import { Rehearsal } from "./foreignKey/Rehearsal.js"
+import { DryRunListener } from "./foreignKey/DryRunListener.js"
 import type { RebuildResult } from "./foreignKey/Result.js"
 import * as Run from "./foreignKey/Run.js"
 import * as Script from "./foreignKey/Script.js"
@@ -104,7 +104,7 @@ export const plan = (
 export const rebuild = (
   options: Run.RebuildOptions
 ): Effect.Effect<RebuildResult, DatabaseError | NoMatch | Busy, Database.Database> =>
-  Effect.flatMap(Rehearsal, (tell) =>
+  Effect.flatMap(DryRunListener, (tell) =>
     Effect.zipRight(
       tell(plan(options)),
       withSessions((open) => Run.rebuild(open, options))

@@ -124,6 +124,12 @@ export const ledgerTable = Options.text("ledger").pipe(
   Options.optional
 )
 
+export const noRehearsal = Options.boolean("no-rehearsal").pipe(
+  Options.withDescription(
+    "Do not run the steps on empty copies of the tables first, in a transaction that is rolled back. What the server refuses is then found in the middle."
+  )
+)
+
 const noLedger = Options.boolean("no-ledger").pipe(
   Options.withDescription("Record nothing: `undo` will not know what the keys were before.")
 )
@@ -136,7 +142,8 @@ export const change = {
   onDeleteColumns,
   allowRowMovement,
   ledgerTable,
-  noLedger
+  noLedger,
+  noRehearsal
 }
 
 /** What {@link change} means to `ForeignKey`. */
@@ -147,6 +154,7 @@ export const target = (
     readonly allowRowMovement: boolean
     readonly ledgerTable: Option.Option<ForeignKey.TableSelector>
     readonly noLedger: boolean
+    readonly noRehearsal: boolean
   }
 ) =>
   Effect.gen(function* () {
@@ -157,6 +165,7 @@ export const target = (
       selectors: yield* selectors(selectedOf(options)),
       onDelete: options.onDelete,
       allowRowMovement: options.allowRowMovement,
+      rehearse: !options.noRehearsal,
       ledger: options.noLedger ? (false as const) : Option.getOrUndefined(options.ledgerTable),
       ...(options.onDeleteColumns.length > 0 ? { onDeleteColumns: options.onDeleteColumns } : {})
     }

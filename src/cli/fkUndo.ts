@@ -14,11 +14,11 @@ const changes = FkOptions.named(
   (text) => (/^[1-9]\d{0,14}$/.test(text) ? Number(text) : undefined)
 )
 
-const { allowRowMovement, connection, effort, ledgerTable, selectorOptions } = FkOptions
+const { allowRowMovement, connection, effort, ledgerTable, noRehearsal, selectorOptions } = FkOptions
 
 const undo = Command.make(
   "undo",
-  { ...connection, ...selectorOptions, changes, allowRowMovement, ledgerTable, ...effort },
+  { ...connection, ...selectorOptions, changes, allowRowMovement, noRehearsal, ledgerTable, ...effort },
   ({ json, url, ...options }) =>
     Effect.flatMap(FkReport.reporter, ({ interrupted, onProgress, soFar }) =>
       runCommand(
@@ -29,6 +29,7 @@ const undo = Command.make(
             selectors: options.changes.length > 0 ? selected : yield* FkOptions.selectors(selected),
             changes: options.changes.length > 0 ? options.changes : undefined,
             allowRowMovement: options.allowRowMovement,
+            rehearse: !options.noRehearsal,
             ledger: Option.getOrUndefined(options.ledgerTable),
             ...FkOptions.effortOf(options),
             onProgress

@@ -39,6 +39,8 @@ export interface Bench {
   readonly longestLock: Ref.Ref<number>
   /** Fails if another process may have taken over. */
   readonly stillAlone: Effect.Effect<void, DatabaseError>
+  /** The tables are copies that the session's transaction made: nobody else sees them, and nothing is committed. */
+  readonly onCopies?: true
   /** Told, at most some times a second, while a step cannot get its locks. */
   readonly onWait: (wait: Wait) => Effect.Effect<void>
 }
@@ -123,6 +125,7 @@ export const run = (
   DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile | Unfaithful | StepTooSlow
 > =>
   Effect.gen(function* () {
+    if (bench.onCopies === true) return yield* rehearse(bench, step, options)
     yield* bench.stillAlone
     const courtesy = yield* Ref.make(Courtesy.none)
     const sightings = yield* Ref.make<Blocker.Sightings>(new Map())
@@ -157,6 +160,7 @@ export const runBesideWrites = (
   DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile | StepTooSlow
 > =>
   Effect.gen(function* () {
+    if (bench.onCopies === true) return yield* Effect.asVoid(bench.session.query(step.statements.join(";\n")))
     yield* bench.stillAlone
     const statements = Try.besideWrites(step, bench.limits)
     yield* repeatedly(bench, step, undefined, () =>
@@ -248,6 +252,23 @@ export const tidy = ({ session }: Bench, statements: ReadonlyArray<string>): Eff
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
+
+/** Runs the statements alone. A swap that has another way is undone again, so that this way is rehearsed too. */
+const rehearse = (
+  { session }: Bench,
+  step: Step,
+  { expected, maxTries }: Options
+): Effect.Effect<void, DatabaseError | TriesExhausted | Unfaithful> =>
+  Effect.gen(function* () {
+    const isOneOfTwo = step.name === "swap" && maxTries !== undefined
+    const statements = isOneOfTwo
+      ? ["SAVEPOINT rehearsal", ...step.statements, "ROLLBACK TO SAVEPOINT rehearsal"]
+      : step.statements
+    yield* session
+      .query(statements.join(";\n"))
+      .pipe(Effect.mapError((error) => proof(error, expected) ?? error))
+    return isOneOfTwo ? yield* new TriesExhausted({ step: step.name }) : undefined
+  })
 
 type Seen = ReadonlyArray<Blocker.Blocker>
 
@@ -431,16 +452,21 @@ const judge = (
   if (reason._tag === "ServerError" && reason.code === Fidelity.changedCode) {
     return new ChangedMeanwhile({ step: step.name })
   }
-  if (reason._tag === "ServerError" && reason.code === Fidelity.unfaithfulCode && expected !== undefined) {
-    const actual = Fidelity.parse(reason.detail === undefined ? null : Redacted.value(reason.detail))
-    return new Unfaithful({
-      differences:
-        actual === undefined
-          ? [{ field: "constraint", expected: "present", actual: "missing" }]
-          : Fidelity.compare(expected, actual)
-    })
+  return proof(error, expected) ?? otherwise(step, error)
+}
+
+/** The error of a step that proved the key to be another one; undefined for any other error. */
+const proof = ({ reason }: DatabaseError, expected: Fidelity.Vector | undefined): Unfaithful | undefined => {
+  if (reason._tag !== "ServerError" || reason.code !== Fidelity.unfaithfulCode || expected === undefined) {
+    return undefined
   }
-  return otherwise(step, error)
+  const actual = Fidelity.parse(reason.detail === undefined ? null : Redacted.value(reason.detail))
+  return new Unfaithful({
+    differences:
+      actual === undefined
+        ? [{ field: "constraint", expected: "present", actual: "missing" }]
+        : Fidelity.compare(expected, actual)
+  })
 }
 
 /** An error of a step that is no lost try. A step names only what was there a moment ago: if that is gone or has another name, somebody else was at it. */

@@ -100,7 +100,7 @@ export const add = (change: Change, at: Relation = change.key.referencing): Step
           isLeafwise(change) ? { allBut: at.oid } : {}
         )
       ),
-      `ALTER TABLE ${Lock.target(at)} ADD CONSTRAINT ${identifier(name)} ${definition(change)} ${
+      `ALTER TABLE ${Lock.target(at)} ADD CONSTRAINT ${identifier(name)} ${temporaryDefinition(change)} ${
         key.enforced ? "NOT VALID" : "NOT ENFORCED"
       }`,
       comment(at, name, isLeafwise(change) ? partMarker(change) : marker(change)),
@@ -137,7 +137,7 @@ export const attach = (change: Change): Step => {
         Fidelity.requireUnchanged(key.referencing.oid, key.name, original)
       ),
       requireParts(change),
-      `ALTER TABLE ${Lock.target(key.referencing)} ADD CONSTRAINT ${identifier(place.name)} ${definition(change)}`,
+      `ALTER TABLE ${Lock.target(key.referencing)} ADD CONSTRAINT ${identifier(place.name)} ${temporaryDefinition(change)}`,
       comment(key.referencing, place.name, marker(change)),
       Tree.restoreEnabled(place, original)
     ]
@@ -359,6 +359,12 @@ export const restoreRenamed = (change: Change): Step => {
   }
 }
 
+/** A key as ALTER TABLE ... ADD CONSTRAINT takes it; `referenced` is a table with its columns, or without. */
+export const definition = (key: Key, referenced: string, target: Target.Target, mode: string): string =>
+  `FOREIGN KEY (${identifiers(key.columns)}) REFERENCES ${referenced}${key.match === "full" ? " MATCH FULL" : ""} ON UPDATE ${Action.sql(
+    key.onUpdate
+  )} ${Target.sql(target)}${mode}`
+
 /** Both tables of a key, the referenced one first; a self-reference has one. */
 export const tables = (key: Key): ReadonlyArray<Table> =>
   isSelfReference(key) ? [key.referencing] : [key.referenced, key.referencing]
@@ -390,14 +396,13 @@ const isDeferrable = (vector: Fidelity.Vector) => vector[0].constraint["condefer
  * The referenced columns are left out when that is what binds the key to the index that it was bound to: with a list of columns
  * PostgreSQL takes the oldest matching unique index, without one the primary key (CREATE TABLE, REFERENCES).
  */
-const definition = ({ key, original, target }: Change): string => {
-  const list = bindsPrimaryKeyByDefault(key) ? "" : ` (${identifiers(key.referencedColumns)})`
-  const match = key.match === "full" ? " MATCH FULL" : ""
-  const deferrable = isDeferrable(original) ? " DEFERRABLE INITIALLY DEFERRED" : ""
-  return `FOREIGN KEY (${identifiers(key.columns)}) REFERENCES ${qualified(key.referenced)}${list}${match} ON UPDATE ${Action.sql(
-    key.onUpdate
-  )} ${Target.sql(target)}${deferrable}`
-}
+const temporaryDefinition = ({ key, original, target }: Change): string =>
+  definition(
+    key,
+    `${qualified(key.referenced)}${bindsPrimaryKeyByDefault(key) ? "" : ` (${identifiers(key.referencedColumns)})`}`,
+    target,
+    isDeferrable(original) ? " DEFERRABLE INITIALLY DEFERRED" : ""
+  )
 
 /** A table without its partitions. */
 const alone = ({ kind, name, oid, schema }: Relation): Relation => ({ kind, name, oid, schema })

@@ -8,7 +8,8 @@ import type * as Detector from "./Detector.js"
 import * as Name from "./Name.js"
 import * as Rival from "./Rival.js"
 import { label } from "./Sql.js"
-import type { Target } from "./Target.js"
+import * as Target from "./Target.js"
+import type * as TableKinds from "./TableKinds.js"
 
 /** A reason not to change a key. */
 export interface Refusal {
@@ -29,6 +30,9 @@ export interface Refusal {
     | "ledger"
     | "no-record"
     | "language"
+    | "typed-table"
+    | "generated-column"
+    | "rehearsal"
   /** What is wrong and what to do, for people. */
   readonly reason: string
 }
@@ -55,7 +59,7 @@ export const rights = (session: Session): Effect.Effect<Rights, DatabaseError> =
 /** What a decision is made from. */
 export interface Evidence {
   readonly key: Key
-  readonly target: Target
+  readonly target: Target.Target
   /** Keys of the same table that a change of a constraint that is gone left behind. */
   readonly leftovers: ReadonlyArray<Key>
   /** Keys that partitions have of their own and that are as the new one will be, but for their names. */
@@ -65,6 +69,7 @@ export interface Evidence {
   /** Privileges that the role lacks, in words. */
   readonly missing: ReadonlyArray<string>
   readonly version: number
+  readonly kind: TableKinds.Kind
   /** Why the ledger cannot be kept. */
   readonly ledgerProblem: string | undefined
   /** The caller knows that no UPDATE moves rows of a partitioned referenced table (13 and 14). */
@@ -75,7 +80,7 @@ export interface Evidence {
  * The keys among these that belong to a partition alone and that PostgreSQL would make part of the new key of the partitioned table
  * (tryAttachPartitionForeignKey, tablecmds.c): they would lose their name and comment, and be dropped with it.
  */
-export const equalsOf = (key: Key, target: Target, keys: ReadonlyArray<Key>): ReadonlyArray<Key> =>
+export const equalsOf = (key: Key, target: Target.Target, keys: ReadonlyArray<Key>): ReadonlyArray<Key> =>
   keys.filter(
     (other) =>
       key.referencing.partitions.some(({ oid }) => oid === other.referencing.oid) &&
@@ -128,6 +133,21 @@ export const all = (evidence: Evidence): ReadonlyArray<Refusal> => {
         key.referenced.schema,
         key.referenced.name
       )} to another partition, also with ON UPDATE CASCADE; allow it if that never happens`
+    )
+  }
+  const { generated, typed } = evidence.kind
+  // The change that is taken back by dropping the new key needs neither.
+  if (typed !== null && !Target.equals(Target.of(key), target)) {
+    const name = label(key.referencing.schema, key.referencing.name)
+    refuse(
+      "typed-table",
+      `${name} is a typed table, of which PostgreSQL renames no constraint, so that the new key could not take its name: ALTER TABLE ${name} NOT OF, change the key, and ALTER TABLE ${name} OF ${typed}`
+    )
+  }
+  if (generated.length > 0 && Action.takesColumns(target.action)) {
+    refuse(
+      "generated-column",
+      `${generated.map((column) => label(column)).join(", ")} is generated, and PostgreSQL allows no ON DELETE ${Action.sql(target.action)} for a key with generated columns: only cascade, restrict and no-action are possible`
     )
   }
   if (missing.length > 0) {

@@ -1,16 +1,327 @@
-import * as Context from "effect/Context"
+/**
+ * A change is rehearsed before anything is touched: the same steps, on empty copies of the tables, in a transaction that is rolled back. Whatever the server refuses
+ * is found there, in its own words, whoever refuses it: PostgreSQL for a kind of table, an event trigger, an extension. Nobody else sees the copies; of the tables
+ * themselves the transaction takes ACCESS SHARE, to copy their columns.
+ *
+ * The copies are in the schemas of their tables, where event triggers that ask for the schema see the same, or temporary where the role may not create tables there.
+ * Of a partitioned table one partition of each kind is copied. Keys that differ in names only share a rehearsal.
+ */
 import * as Effect from "effect/Effect"
-import type { Database } from "../Database.js"
+import * as Redacted from "effect/Redacted"
+import * as Ref from "effect/Ref"
+import type * as Scope from "effect/Scope"
+import * as Crypto from "node:crypto"
 import type { DatabaseError } from "../DatabaseError.js"
-import type { PlanResult } from "./Run.js"
-import type { NoMatch } from "./Selection.js"
+import type { Session } from "../driver/Session.js"
+import type * as Attempt from "./Attempt.js"
+import * as Catalog from "./Catalog.js"
+import * as Change from "./Change.js"
+import * as Rebuild from "./Rebuild.js"
+import type * as Refusal from "./Refusal.js"
+import { identifier, identifiers, qualified } from "./Sql.js"
+import * as Target from "./Target.js"
+import * as Try from "./Try.js"
+import type { Warning } from "./Warning.js"
 
-/** What a change would do to the database that it is provided with. */
-export type Planned = Effect.Effect<PlanResult, DatabaseError | NoMatch, Database>
+/** What a rehearsal found. */
+export interface Verdict {
+  readonly refusals: ReadonlyArray<Refusal.Refusal>
+  /** That there was no rehearsal, and why. */
+  readonly warnings: ReadonlyArray<Warning>
+}
 
-/** Who wants to know the plan of each change before it is carried out: the migrator, when it tries migrations on a temporary database. Nobody otherwise. */
-export class Rehearsal extends Context.Reference<Rehearsal>()("promptgrimoire-db/foreignKey/Rehearsal", {
-  defaultValue: (): Listener => () => Effect.void
-}) {}
+/** Rehearses the change of a key. Fails if the connection is lost. */
+export type Rehearse = (aim: Rebuild.Aim) => Effect.Effect<Verdict, DatabaseError>
 
-type Listener = (plan: Planned) => Effect.Effect<void, DatabaseError | NoMatch, Database>
+/** Nothing speaks against a change. */
+const passed: Verdict = { refusals: [], warnings: [] }
+
+/** Rehearses nothing. */
+export const none: Rehearse = () => Effect.succeed(passed)
+
+/** Rehearses in sessions that `open` gives, the changes that are alike once. */
+export const make = (open: Effect.Effect<Session, DatabaseError, Scope.Scope>): Effect.Effect<Rehearse> =>
+  Effect.map(
+    Ref.make<ReadonlyMap<string, Verdict>>(new Map()),
+    (known) => (aim) =>
+      Effect.scoped(
+        Effect.gen(function* () {
+          const session = yield* open
+          const like = yield* likeness(session, aim)
+          const before = (yield* Ref.get(known)).get(like)
+          if (before !== undefined) return before
+          const verdict = yield* rehearse(session, aim)
+          yield* Ref.update(known, (known) => new Map([...known, [like, verdict]]))
+          return verdict
+        })
+      )
+  )
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+/** Everything of a key by which the server could tell a change of it from that of another one, but names, rows, and how many partitions there are. */
+const likeness = (session: Session, { key, target }: Rebuild.Aim) =>
+  Effect.map(session.query<{ readonly likeness: string }>(alike, [key.oid]), ([row]) =>
+    JSON.stringify([
+      row?.likeness,
+      target.action,
+      target.columns.map((column) => key.columns.indexOf(column)),
+      key.onDelete,
+      key.onDeleteColumns.map((column) => key.columns.indexOf(column))
+    ])
+  )
+
+const table = (oid: string) => `(
+  SELECT jsonb_build_array(c.relnamespace, c.relkind, c.relpersistence, c.reloftype, c.relowner, (
+    SELECT jsonb_agg(DISTINCT jsonb_build_array(p.relkind, t.partstrat))
+    FROM pg_catalog.pg_partition_tree(c.oid) q JOIN pg_catalog.pg_class p ON p.oid = q.relid
+    LEFT JOIN pg_catalog.pg_partitioned_table t ON t.partrelid = p.oid
+    WHERE c.relkind = 'p'
+  ))
+  FROM pg_catalog.pg_class c WHERE c.oid = ${oid}
+)`
+
+const columns = (relation: string, numbers: string) => `(
+  SELECT jsonb_agg(jsonb_build_array(a.atttypid, a.atttypmod, a.attcollation, a.attgenerated, a.attnotnull) ORDER BY u.position)
+  FROM unnest(${numbers}) WITH ORDINALITY AS u (number, position)
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = ${relation} AND a.attnum = u.number
+)`
+
+const alike = `
+SELECT jsonb_build_array(
+  k.conrelid = k.confrelid, ${table("k.conrelid")}, ${table("k.confrelid")},
+  ${columns("k.conrelid", "k.conkey")}, ${columns("k.confrelid", "k.confkey")},
+  k.confupdtype, k.confmatchtype, k.condeferrable, k.condeferred, k.convalidated, to_jsonb(k) -> 'conenforced',
+  (SELECT jsonb_build_array(i.indclass::text, i.indnkeyatts, i.indnatts) FROM pg_catalog.pg_index i WHERE i.indexrelid = k.conindid)
+)::text AS likeness
+FROM pg_catalog.pg_constraint k WHERE k.oid = $1::int8::oid`
+
+/** Makes the copies, runs the steps, and rolls back. */
+const rehearse = (session: Session, aim: Rebuild.Aim): Effect.Effect<Verdict, DatabaseError> =>
+  Effect.gen(function* () {
+    const originals = yield* session.query<Original>(definitions, [
+      [aim.key.referencing.oid, aim.key.referenced.oid]
+    ])
+    const rollback = session.query("ROLLBACK")
+    let problem = ""
+    for (const temporary of originals.every(({ creatable }) => creatable) ? [false, true] : [true]) {
+      const made = yield* Effect.either(copy(session, aim.key, originals, temporary))
+      if (made._tag === "Right") {
+        return yield* act(session, { ...aim, key: made.right }).pipe(Effect.ensuring(Effect.ignore(rollback)))
+      }
+      if (made.left.fate !== "keep") return yield* made.left
+      yield* rollback
+      problem = words(made.left)
+    }
+    return (
+      (yield* refusedAtOnce(session)) ?? notRehearsed(`no copies of its tables could be made: ${problem}`)
+    )
+  })
+
+const notRehearsed = (why: string): Verdict => ({
+  refusals: [],
+  warnings: [{ code: "not-rehearsed", warning: `its steps were not rehearsed: ${why}` }]
+})
+
+/**
+ * Begins the transaction and makes the copies; gives the key that is like the original. CREATE TABLE says it all, so that event triggers that look for other commands see
+ * the steps alone; where the role is a superuser those that are for ordinary sessions do not see it.
+ */
+const copy = (
+  session: Session,
+  key: Catalog.Key,
+  originals: ReadonlyArray<Original>,
+  temporary: boolean
+): Effect.Effect<Catalog.Key, DatabaseError> =>
+  Effect.gen(function* () {
+    const stem = `promptgrimoire_rehearsal_${Crypto.randomUUID().slice(0, 8)}`
+    const names = new Map(
+      originals.map(({ oid, schema }, index) => {
+        const name = `${stem}_${index}`
+        return [Number(oid), temporary ? `pg_temp.${identifier(name)}` : qualified({ schema, name })]
+      })
+    )
+    const nameOf = (oid: number | string | null) => names.get(Number(oid)) ?? ""
+    const list = `(${identifiers(key.referencedColumns)})`
+    const reference = `CONSTRAINT ${identifier(key.name)} ${Change.definition(
+      key,
+      `${nameOf(key.referenced.oid)} ${list}`,
+      Target.of(key),
+      `${key.deferrable ? " DEFERRABLE" : ""}${key.initiallyDeferred ? " INITIALLY DEFERRED" : ""}${key.enforced ? "" : " NOT ENFORCED"}`
+    )}`
+    const create = ({ bound, name, oid, parent, partitionKey, schema, type }: Original) => {
+      const cut = partitionKey === null ? "" : ` PARTITION BY ${partitionKey}`
+      if (bound !== null && parent !== null) {
+        return `CREATE TABLE ${nameOf(oid)} PARTITION OF ${nameOf(parent)} ${bound}${cut}`
+      }
+      const elements = [
+        ...(type === null ? [`LIKE ${qualified({ schema, name })} INCLUDING GENERATED`] : []),
+        ...(Number(oid) === key.referenced.oid ? [`UNIQUE ${list}`] : []),
+        ...(Number(oid) === key.referencing.oid ? [reference] : [])
+      ]
+      return `CREATE TABLE ${nameOf(oid)}${type === null ? "" : ` OF ${type}`} (${elements.join(", ")})${cut}`
+    }
+    const [{ isSuperuser, mode } = { isSuperuser: false, mode: "origin" }] = yield* session.query<{
+      readonly isSuperuser: boolean
+      readonly mode: string
+    }>(
+      `SELECT current_setting('is_superuser') = 'on' AS "isSuperuser", current_setting('session_replication_role') AS mode`
+    )
+    const [referenced, ...others] = [
+      ...originals.filter(({ oid }) => Number(oid) === key.referenced.oid),
+      ...originals.filter(({ oid }) => Number(oid) !== key.referenced.oid)
+    ]
+    yield* session.query(
+      [
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+        "SET LOCAL lock_timeout = '1s'",
+        ...(isSuperuser ? ["SET LOCAL session_replication_role = replica"] : []),
+        ...[referenced, ...others].flatMap((original) => (original === undefined ? [] : [create(original)])),
+        ...(isSuperuser ? [`SET LOCAL session_replication_role = ${mode}`] : [])
+      ].join(";\n")
+    )
+    const [copied] = yield* session.query<{ readonly oid: string }>(
+      "SELECT pg_catalog.to_regclass($1)::oid::text AS oid",
+      [nameOf(key.referencing.oid)]
+    )
+    const [found] = yield* Catalog.read(session, { tables: [Number(copied?.oid)] })
+    return found ?? key
+  })
+
+/**
+ * Event triggers can refuse the copies, too. Those of ddl_command_start come before names are looked up, so statements that name nothing show what they say of the
+ * commands of the steps.
+ */
+const refusedAtOnce = (session: Session): Effect.Effect<Verdict | undefined, DatabaseError> =>
+  Effect.gen(function* () {
+    for (const statement of commands) {
+      const found = yield* Effect.either(session.query(statement))
+      if (found._tag === "Right") continue
+      const error = found.left
+      if (error.fate !== "keep") return yield* error
+      if (error.reason._tag !== "UndefinedObject" && !passes.has(error.reason._tag)) {
+        return yield* refusal(session, statement, error)
+      }
+    }
+    return undefined
+  })
+
+const commands = [
+  "ALTER TABLE promptgrimoire_rehearsal RENAME CONSTRAINT a TO b",
+  "ALTER TRIGGER a ON promptgrimoire_rehearsal RENAME TO b",
+  "COMMENT ON CONSTRAINT a ON promptgrimoire_rehearsal IS NULL"
+]
+
+/** A table or a partition that is to be copied. */
+interface Original {
+  readonly oid: string
+  /** The partitioned table that it is copied as a partition of. */
+  readonly parent: string | null
+  readonly schema: string
+  readonly name: string
+  readonly type: string | null
+  readonly partitionKey: string | null
+  readonly bound: string | null
+  readonly creatable: boolean
+}
+
+/** The tables, partitioned ones before their partitions, of which there is one of each kind. */
+const definitions = `
+WITH RECURSIVE part (oid, parent, depth) AS (
+  SELECT c.oid, NULL::oid, 0 FROM pg_catalog.pg_class c WHERE c.oid = ANY (($1::int8[])::oid[])
+  UNION ALL
+  SELECT k.oid, p.oid, p.depth + 1
+  FROM part p CROSS JOIN LATERAL (
+    SELECT DISTINCT ON (c.relkind) c.oid
+    FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+    WHERE i.inhparent = p.oid AND c.relispartition AND c.oid <> ALL (($1::int8[])::oid[])
+    ORDER BY c.relkind, c.oid
+  ) k
+)
+SELECT p.oid::text AS oid, p.parent::text AS parent, n.nspname::text AS schema, c.relname::text AS name,
+  CASE WHEN c.reloftype <> 0 THEN c.reloftype::regtype::text END AS type,
+  CASE WHEN c.relkind = 'p' THEN pg_catalog.pg_get_partkeydef(c.oid) END AS "partitionKey",
+  pg_catalog.pg_get_expr(c.relpartbound, c.oid) AS bound, has_schema_privilege(n.oid, 'CREATE') AS creatable
+FROM part p JOIN pg_catalog.pg_class c ON c.oid = p.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ORDER BY p.depth, p.oid`
+
+/** Changes the copy as the engine would, both ways of the swap. */
+const act = (session: Session, aim: Rebuild.Aim): Effect.Effect<Verdict, DatabaseError> =>
+  Effect.gen(function* () {
+    const at = yield* Ref.make<Change.StepName>("add")
+    const bench: Attempt.Bench = {
+      session,
+      watcher: session,
+      limits: Try.limits(undefined, 1000),
+      budget: yield* Ref.make(0),
+      longestLock: yield* Ref.make(0),
+      stillAlone: Effect.void,
+      onWait: () => Effect.void,
+      onCopies: true
+    }
+    const changed = yield* Effect.either(
+      Rebuild.converge(bench, {
+        ...aim,
+        swapTries: 1,
+        settlePatience: 0,
+        onStep: (step) => Ref.set(at, step),
+        telling: (_, effect) => effect,
+        onOverlap: () => Effect.void
+      })
+    )
+    if (changed._tag === "Right") return passed
+    const error = changed.left
+    const step = yield* Ref.get(at)
+    if (error._tag === "Unfaithful") return refused(`${error.message} (step ${step})`)
+    if (error._tag !== "SqlError")
+      return notRehearsed(`step ${step} on copies of its tables: ${error.message}`)
+    if (error.fate !== "keep") return yield* error
+    if (passes.has(error.reason._tag))
+      return notRehearsed(`step ${step} on copies of its tables: ${words(error)}`)
+    yield* session.query("ROLLBACK")
+    return yield* refusal(session, `step ${step}`, error)
+  })
+
+const refusal = (session: Session, what: string, error: DatabaseError) =>
+  Effect.map(session.query<{ readonly names: string | null }>(eventTriggers), ([found]) => {
+    const names = found?.names ?? null
+    return refused(
+      `PostgreSQL refuses ${what}: ${words(error)}${names === null ? "" : `. Event triggers that are enabled here: ${names}`}`
+    )
+  })
+
+const refused = (what: string): Verdict => ({
+  refusals: [
+    {
+      code: "rehearsal",
+      reason: `${what}. This was found in a rehearsal: nothing was touched`
+    }
+  ],
+  warnings: []
+})
+
+/** What says nothing about the step: it can be otherwise the next time. */
+const passes: ReadonlySet<string> = new Set([
+  "LockTimeout",
+  "StatementTimeout",
+  "StatementCancelled",
+  "DeadlockDetected",
+  "ServerResources",
+  "ServerSystemError",
+  "ReadOnlyTransaction"
+])
+
+/** The server's message, detail and hint; the code alone where they can hold the values of rows, which functions of event triggers may write. */
+const words = ({ message, reason }: DatabaseError): string => {
+  if (!("serverMessage" in reason)) return message
+  if (/^2[23]/.test(reason.code)) return `SQLSTATE ${reason.code}`
+  const { code, detail, hint, serverMessage } = reason
+  return `${[serverMessage, detail, hint].flatMap((text) => (text === undefined ? [] : [Redacted.value(text)])).join("; ")} (${code})`
+}
+
+const eventTriggers = `
+SELECT string_agg(quote_ident(e.evtname), ', ' ORDER BY e.evtname) AS names
+FROM pg_catalog.pg_event_trigger e
+WHERE e.evtenabled IN ('O', 'A') AND e.evtevent IN ('ddl_command_start', 'ddl_command_end', 'sql_drop')`

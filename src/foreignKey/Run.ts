@@ -21,6 +21,7 @@ import * as Orphan from "./Orphan.js"
 import * as Overlap from "./Overlap.js"
 import * as Plan from "./Plan.js"
 import * as Rebuild from "./Rebuild.js"
+import * as Rehearsal from "./Rehearsal.js"
 import * as Result from "./Result.js"
 import * as Selection from "./Selection.js"
 import * as Selectors from "./Selectors.js"
@@ -70,6 +71,11 @@ interface Common {
    * inherit. Default false.
    */
   readonly createIndexes?: boolean | undefined
+  /**
+   * Runs the steps on empty copies of the tables first, in a transaction that is rolled back, and refuses what the server refuses there. Default true. What an event
+   * trigger does outside of the transaction it does for the copies too.
+   */
+  readonly rehearse?: boolean | undefined
 }
 
 /** What to change, and to what. */
@@ -235,7 +241,15 @@ export const plan = (
     Effect.gen(function* () {
       const session = yield* Settings.prepared(open, "plan foreign keys")
       const ledger = yield* ledgerOf(session, options)
-      const tasks = yield* Selection.select(session, options, ledger, aimOf(options))
+      const rehearse =
+        options.rehearse === false ? Rehearsal.none : yield* Rehearsal.make(Effect.succeed(session))
+      const tasks = yield* Effect.forEach(
+        yield* Selection.select(session, options, ledger, aimOf(options)),
+        (task) =>
+          Selection.isDone(task) || task.refusals.length > 0
+            ? Effect.succeed(task)
+            : Effect.map(rehearse(task), (verdict) => ({ ...task, ...verdict }))
+      )
       const keys = yield* Catalog.read(session)
       const tables = yield* Consequence.facts(session, tablesOf(keys))
       const changing = new Map(
@@ -282,6 +296,7 @@ export const plan = (
           )
           const found = [
             ...Warning.coded("interrupted", interruption(task, next.right)),
+            ...task.warnings,
             ...Warning.notEnforced(key),
             ...Warning.coded("deferred", next.right === undefined ? [] : Overlap.warnings(key, target)),
             ...Consequence.warnings(key, target, after, tables, built),
@@ -390,6 +405,10 @@ const alone = (
       const results = yield* Work.all({
         sessions,
         effort,
+        rehearse:
+          choice.rehearse === false
+            ? Rehearsal.none
+            : yield* Rehearsal.make(sessions.open("rehearse a change of foreign keys")),
         choose: (selectors = choice.selectors) =>
           Effect.gen(function* () {
             const session = yield* sessions.guard

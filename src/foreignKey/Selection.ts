@@ -13,7 +13,9 @@ import * as Name from "./Name.js"
 import * as Privileges from "./Privileges.js"
 import * as Refusal from "./Refusal.js"
 import * as Selectors from "./Selectors.js"
+import * as TableKinds from "./TableKinds.js"
 import * as Target from "./Target.js"
+import type { Warning } from "./Warning.js"
 
 /** Selectors, or some of them, fit no foreign key. Nothing was done. */
 export class NoMatch extends Data.TaggedError("NoMatch")<{
@@ -34,6 +36,8 @@ export interface Selected {
   /** `server_version_num`. */
   readonly version: number
   readonly refusals: ReadonlyArray<Refusal.Refusal>
+  /** What its rehearsal has to say. */
+  readonly warnings: ReadonlyArray<Warning>
   /** Whether it is known what the key is to become. */
   readonly hasAim: boolean
   /** Whether a change of it was begun and not finished, as the catalogs show it. */
@@ -70,6 +74,8 @@ export interface Choice {
   readonly allowRowMovement?: boolean | undefined
   /** Whether indexes are built where they are missing. */
   readonly createIndexes?: boolean | undefined
+  /** Whether changes are rehearsed; they are unless this is false. */
+  readonly rehearse?: boolean | undefined
 }
 
 /** Those of the keys that selectors mean. */
@@ -112,6 +118,10 @@ export const select = (
     ]
     const all = Selectors.isAll(selectors) && changes === undefined
     if (unmatched.length > 0 || (chosen.length === 0 && !all)) return yield* new NoMatch({ unmatched })
+    const kinds = yield* TableKinds.read(
+      session,
+      chosen.map(({ oid }) => oid)
+    )
     return yield* Effect.forEach(chosen, (key) =>
       Effect.gen(function* () {
         const builds = createIndexes === true ? yield* Index.schemas(session, key) : []
@@ -141,6 +151,7 @@ export const select = (
           resumed: halfway || entries.some(({ finishedAt }) => finishedAt === null),
           record,
           previous: record?.from ?? recorded,
+          warnings: [],
           refusals: [
             ...("refusal" in aimed && ledger?.readable !== false ? [aimed.refusal] : []),
             ...Refusal.all({
@@ -149,6 +160,7 @@ export const select = (
               version,
               rights,
               missing,
+              kind: kinds.get(key.oid) ?? { typed: null, generated: [] },
               allowRowMovement: allowRowMovement ?? false,
               ledgerProblem: ledger?.problem,
               problems: problems.filter((problem) => problem.constraint === key.oid),

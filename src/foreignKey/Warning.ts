@@ -12,6 +12,7 @@ export interface Warning {
     | "interrupted"
     | "may-keep-rows"
     | "no-index"
+    | "not-rehearsed"
     | "not-enforced"
     | "not-null"
     | "orphans"

@@ -14,6 +14,7 @@ import * as Halfway from "./Halfway.js"
 import * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
 import * as Rebuild from "./Rebuild.js"
+import type * as Rehearsal from "./Rehearsal.js"
 import * as Result from "./Result.js"
 import type { Effort, PlanOptions, Progress } from "./Run.js"
 import * as Selection from "./Selection.js"
@@ -33,6 +34,7 @@ export interface Run {
     selectors?: Selectors.Selectors
   ) => Effect.Effect<Chosen, DatabaseError | Selection.NoMatch>
   readonly effort: Effort & Pick<PlanOptions, "createIndexes">
+  readonly rehearse: Rehearsal.Rehearse
 }
 
 /** The keys of a run, and the ledger as it was when they were chosen. */
@@ -42,7 +44,10 @@ export interface Chosen {
 }
 
 /** A key that was refused. */
-export const rejection = ({ key, refusals }: Selection.Selected): Result.Rejected => ({
+export const rejection = ({
+  key,
+  refusals
+}: Pick<Selection.Selected, "key" | "refusals">): Result.Rejected => ({
   constraint: Catalog.nameOf(key),
   code: refusals[0]?.code ?? "gone",
   reason: refusals.length === 0 ? "it no longer exists" : refusals.map(({ reason }) => reason).join("; ")
@@ -76,8 +81,14 @@ const change = (
     // Where an interrupted change is taken back, the action before it is the one that it comes to have again.
     const before = Target.equals(previous, target) ? Target.of(key) : previous
     const constraint = Catalog.nameOf(key)
-    const warnings = Warning.of(key, Warning.notEnforced(key))
-    const unchanged: Ended = ["unchanged", { ...Result.empty, unchanged: [constraint], warnings }]
+    const unrehearsed = yield* Ref.make<ReadonlyArray<Warning.Warning>>([])
+    const warnings = Effect.map(Ref.get(unrehearsed), (found) =>
+      Warning.of(key, [...found, ...Warning.notEnforced(key)])
+    )
+    const unchanged = Effect.map(warnings, (warnings): Ended => [
+      "unchanged",
+      { ...Result.empty, unchanged: [constraint], warnings }
+    ])
     const emit = (event: Progress) => run.effort.onProgress?.(event) ?? Effect.void
     const start = yield* Clock.currentTimeMillis
     yield* emit({ _tag: "Started", constraint, from: previous, to: target })
@@ -87,6 +98,9 @@ const change = (
     const attempt = (ledger: Ledger.Ledger | undefined, task: Selection.Selected) =>
       Effect.gen(function* () {
         const { record } = task
+        const verdict = yield* run.rehearse(task)
+        yield* Ref.set(unrehearsed, verdict.warnings)
+        if (verdict.refusals.length > 0) return yield* new Refused({ refusals: verdict.refusals })
         yield* begin(run, ledger, hasLedger, task)
         if (record?.after !== undefined && ledger !== undefined) {
           yield* emit({ _tag: "Recorded", constraint, ledger: Ledger.name(ledger) })
@@ -96,7 +110,9 @@ const change = (
         return changed || record?.after === "changed"
       }).pipe(
         Effect.tapError((error) =>
-          Sessions.isOutage(error) ? Effect.void : Effect.ignore(takenBack(run, ledger, task))
+          Sessions.isOutage(error) || error instanceof Refused
+            ? Effect.void
+            : Effect.ignore(takenBack(run, ledger, task))
         )
       )
     const work = Effect.gen(function* () {
@@ -105,7 +121,7 @@ const change = (
         const message = `not begun, because ${before.constraint} failed: ${before.reason}`
         return yield* new Stopped({ code: before.code, message })
       }
-      let changed: Either.Either<boolean, Rebuild.Failure | Stopped> = yield* Effect.either(
+      let changed: Either.Either<boolean, Rebuild.Failure | Stopped | Refused> = yield* Effect.either(
         attempt(ledger, task)
       )
       const limit = run.effort.reconnects ?? 5
@@ -124,7 +140,11 @@ const change = (
     }).pipe(
       Effect.matchEffect({
         onFailure: (error): Effect.Effect<Ended> =>
-          Effect.succeed(["failed", { ...Result.empty, failed: [failure(constraint, error)] }]),
+          Effect.succeed(
+            error instanceof Refused
+              ? refused({ key, refusals: error.refusals })
+              : ["failed", { ...Result.empty, failed: [failure(constraint, error)] }]
+          ),
         onSuccess: (changed): Effect.Effect<Ended> =>
           changed && !Target.equals(before, target)
             ? Effect.gen(function* () {
@@ -134,15 +154,15 @@ const change = (
                   longestLockMs: Math.round(10 * (yield* Ref.get(longestLock))) / 10,
                   previous: before
                 }
-                return ["rebuilt", { ...Result.empty, rebuilt: [rebuilt], warnings }]
+                return ["rebuilt", { ...Result.empty, rebuilt: [rebuilt], warnings: yield* warnings }]
               })
-            : Effect.succeed(unchanged)
+            : unchanged
       })
     )
     const [outcome, result] = Selection.isDone(task)
-      ? unchanged
+      ? yield* unchanged
       : refusals.length > 0
-        ? (["refused", { ...Result.empty, refused: [rejection(task)] }] as const)
+        ? refused(task)
         : yield* work
     yield* emit({
       _tag: "Finished",
@@ -159,6 +179,20 @@ type Ended = readonly [
   outcome: (Progress & { readonly _tag: "Finished" })["outcome"],
   result: Result.RebuildResult
 ]
+
+const refused = (task: Pick<Selection.Selected, "key" | "refusals">): Ended => [
+  "refused",
+  { ...Result.empty, refused: [rejection(task)] }
+]
+
+/** The rehearsal found reasons not to change a key. */
+class Refused extends Data.TaggedError("Refused")<{
+  readonly refusals: Selection.Selected["refusals"]
+}> {
+  override get message() {
+    return this.refusals.map(({ reason }) => reason).join("; ")
+  }
+}
 
 /** A key that cannot be gone on with, for a reason that has a code of its own. */
 class Stopped extends Data.TaggedError("Stopped")<{ readonly code: string; readonly message: string }> {}

@@ -4,7 +4,7 @@ import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import { Database } from "../Database.js"
-import * as Rehearsal from "../foreignKey/Rehearsal.js"
+import { DryRunListener } from "../foreignKey/DryRunListener.js"
 import type { PlanResult } from "../foreignKey/Run.js"
 import type { Step } from "./Migration.js"
 
@@ -65,7 +65,7 @@ export const recorded = (
 ): Step =>
   Effect.gen(function* () {
     const foreignKeys: Array<PlanResult> = []
-    const listening = Effect.provideService(step, Rehearsal.Rehearsal, (plan) =>
+    const listening = Effect.provideService(step, DryRunListener, (plan) =>
       Effect.gen(function* () {
         const there = yield* Effect.either(Effect.provideService(plan, Database, live))
         if (Either.isLeft(there) && there.left._tag !== "NoMatch") return yield* there.left

@@ -25,9 +25,9 @@ const tables = `
   INSERT INTO parent SELECT generate_series(1, 100);
   INSERT INTO child SELECT id - 1, id FROM parent`
 
-const build = { selectors: {}, onDelete: "cascade", createIndexes: true } as const
+const build = { selectors: {}, onDelete: "cascade", createIndexes: true, rehearse: false } as const
 
-const undo = { selectors: {}, onDelete: "no-action" } as const
+const undo = { selectors: {}, onDelete: "no-action", rehearse: false } as const
 
 /** Indexes on the referencing column by table, with what is unusual about them. */
 const indexes = (session: Session) =>

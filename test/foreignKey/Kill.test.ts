@@ -69,9 +69,9 @@ const recorded = Effect.map(ForeignKey.history(), (entries) => {
 })
 
 const change = (swapTries: number, reconnects?: number) =>
-  ForeignKey.rebuild({ selectors: {}, onDelete: "cascade", swapTries, reconnects })
+  ForeignKey.rebuild({ selectors: {}, onDelete: "cascade", swapTries, reconnects, rehearse: false })
 
-const back = ForeignKey.rebuild({ selectors: {}, onDelete: "no-action" })
+const back = ForeignKey.rebuild({ selectors: {}, onDelete: "no-action", rehearse: false })
 
 const ways = [
   ["in one transaction", 60],

@@ -202,7 +202,10 @@ const codes = {
   "detach-pending": true,
   ledger: true,
   "no-record": true,
-  language: true
+  language: true,
+  "typed-table": true,
+  "generated-column": true,
+  rehearsal: true
 } satisfies Record<Refusal.Refusal["code"], true>
 
 const cases: ReadonlyArray<{
@@ -266,6 +269,31 @@ const cases: ReadonlyArray<{
       ALTER TABLE child ADD CONSTRAINT ${Name.temporary("gone")} FOREIGN KEY (parent_id) REFERENCES parent NOT VALID`,
     options: { selectors: { constraints: [{ table: "child", name: "fk" }] } },
     reason: `public.child.${Name.temporary("gone")} is left over from a change of a constraint that is gone: drop it or rename it`
+  },
+  {
+    code: "typed-table",
+    when: "the referencing table is a typed one",
+    setup: () => `CREATE TABLE parent (id int PRIMARY KEY); CREATE TYPE "Row" AS (id int, parent_id int);
+      CREATE TABLE child OF "Row" (CONSTRAINT fk FOREIGN KEY (parent_id) REFERENCES parent)`,
+    reason: `public.child is a typed table, of which PostgreSQL renames no constraint, so that the new key could not take its name: ALTER TABLE public.child NOT OF, change the key, and ALTER TABLE public.child OF public."Row"`
+  },
+  {
+    code: "generated-column",
+    when: "a generated column would be set",
+    setup: () => `CREATE TABLE parent (id int PRIMARY KEY);
+      CREATE TABLE child (id int, parent_id int GENERATED ALWAYS AS (id + 1) STORED CONSTRAINT fk REFERENCES parent)`,
+    options: { onDelete: "set-default" },
+    reason:
+      "parent_id is generated, and PostgreSQL allows no ON DELETE SET DEFAULT for a key with generated columns: only cascade, restrict and no-action are possible"
+  },
+  {
+    code: "rehearsal",
+    when: "an event trigger fails on the statements of a step",
+    setup: () => `${pair}; CREATE TABLE ddl_log (tag text);
+      CREATE FUNCTION log_ddl() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO ddl_log VALUES (tg_tag); END';
+      CREATE EVENT TRIGGER log_ddl ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION log_ddl()`,
+    reason:
+      'PostgreSQL refuses step add: relation "ddl_log" does not exist (42P01). Event triggers that are enabled here: log_ddl. This was found in a rehearsal: nothing was touched'
   }
 ]
 
