@@ -249,6 +249,12 @@ export const tidy = ({ session }: Bench, statements: ReadonlyArray<string>): Eff
     { discard: true }
   )
 
+/** The network swallows what is sent: if one connection gets no answer, so does no other, also one that may have nothing to say for hours. */
+export const unanswered = new DatabaseError({
+  operation: "execute",
+  reason: { _tag: "ConnectionLost", phase: "sent", systemCode: undefined }
+})
+
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
@@ -398,12 +404,6 @@ const timed = <A, E>(bench: Bench, effect: Effect.Effect<A, E>): Effect.Effect<A
 
 /** How long the watcher's question may go unanswered. */
 const answerLimit = "10 seconds"
-
-/** The network swallows what is sent: the step's own connection, which may have nothing to say for hours, is as dead as the watcher's. */
-const unanswered = new DatabaseError({
-  operation: "execute",
-  reason: { _tag: "ConnectionLost", phase: "sent", systemCode: undefined }
-})
 
 /**
  * Runs a statement under the eyes of the watcher. The watcher's last look is awaited before anything else is sent: its cancel could

@@ -13,7 +13,7 @@ import type * as Scope from "effect/Scope"
 import * as Crypto from "node:crypto"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
-import type * as Attempt from "./Attempt.js"
+import * as Attempt from "./Attempt.js"
 import * as Catalog from "./Catalog.js"
 import * as Change from "./Change.js"
 import * as Rebuild from "./Rebuild.js"
@@ -46,7 +46,7 @@ export const make = (open: Effect.Effect<Session, DatabaseError, Scope.Scope>): 
     (known) => (aim) =>
       Effect.scoped(
         Effect.gen(function* () {
-          const session = yield* open
+          const session = answering(yield* open)
           const like = yield* likeness(session, aim)
           const before = (yield* Ref.get(known)).get(like)
           if (before !== undefined) return before
@@ -60,6 +60,15 @@ export const make = (open: Effect.Effect<Session, DatabaseError, Scope.Scope>): 
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
+
+/** The server ends a statement after 30 seconds: if it has not said so some time later, the connection is dead. */
+const answering = (session: Session): Session => ({
+  ...session,
+  query: <Row extends object>(sql: string, params?: ReadonlyArray<unknown>) =>
+    session
+      .query<Row>(sql, params)
+      .pipe(Effect.timeoutFail({ duration: "40 seconds", onTimeout: () => Attempt.unanswered }))
+})
 
 /** Everything of a key by which the server could tell a change of it from that of another one, but names, rows, and how many partitions there are. */
 const likeness = (session: Session, { key, target }: Rebuild.Aim) =>

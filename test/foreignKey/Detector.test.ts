@@ -153,7 +153,7 @@ describe("a check", () => {
           'SET search_path = "none"; ALTER TABLE child ADD CONSTRAINT loose FOREIGN KEY (parent_id) REFERENCES parent NOT ENFORCED'
         )
       }
-      const checked = yield* ForeignKey.check()
+      const checked = (yield* ForeignKey.check()).filter(({ problems }) => problems.length > 0)
       for (const [name, { found }] of cases) {
         const ours = checked.filter(({ constraint }) =>
           constraint.startsWith(name.includes(" ") ? `"${name}".` : `${name}.`)

@@ -22,7 +22,7 @@ const tables = `
   INSERT INTO child SELECT id, id FROM parent`
 
 const change = (options: Partial<ForeignKey.RebuildOptions> = {}) =>
-  ForeignKey.rebuild({ selectors: {}, onDelete: "cascade", ...options })
+  ForeignKey.rebuild({ selectors: {}, onDelete: "cascade", rehearse: false, ...options })
 
 /** Once, at the end of a step of the first key. */
 const once = (step: string, effect: Effect.Effect<unknown, unknown>) =>
@@ -138,6 +138,22 @@ describe("a change whose connections are lost goes on by itself", () => {
           yield* isDone
         })
       )
+  )
+
+  it.scopedLive("when the network cuts the connection of its rehearsal", () =>
+    behindProxy((proxy) =>
+      Effect.gen(function* () {
+        let cuts = 0
+        proxy.onClientData = (data) => {
+          if (cuts > 0 || !data.includes("promptgrimoire_rehearsal")) return "pass"
+          cuts += 1
+          return "cut after"
+        }
+        const { failed, rebuilt, refused } = yield* change({ rehearse: true })
+        assert.deepStrictEqual([failed, refused, rebuilt.length, cuts], [[], [], 2, 1])
+        yield* isDone
+      })
+    )
   )
 
   for (const cut of ["VALIDATE ", "DROP CONSTRAINT ", "INSERT INTO ", 'UPDATE "']) {

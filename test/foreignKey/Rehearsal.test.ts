@@ -79,16 +79,16 @@ describe("what an event trigger refuses", () => {
   it.scopedLive("is found where the role is no superuser and may not even make the copies", () =>
     withRole(
       (role) => `${pair}; ALTER TABLE child OWNER TO ${role}; ALTER TABLE parent OWNER TO ${role};
-        CREATE FUNCTION freeze() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN ${words}; END $$`,
+        CREATE FUNCTION frozen() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN ${words}; END $$`,
       ({ limited, session }) =>
         Effect.gen(function* () {
-          yield* session.query("CREATE EVENT TRIGGER freeze ON ddl_command_start EXECUTE FUNCTION freeze()")
+          yield* session.query("CREATE EVENT TRIGGER frozen ON ddl_command_start EXECUTE FUNCTION frozen()")
           const [key] = yield* Effect.provide(refused(), limited)
           assert.match(
             key?.reason ?? "",
             /^PostgreSQL refuses ALTER TABLE .+: change freeze until Monday; release 7; ask the duty officer \(P0001\)/
           )
-          yield* session.query("DROP EVENT TRIGGER freeze")
+          yield* session.query("DROP EVENT TRIGGER frozen")
         })
     )
   )
