@@ -9,7 +9,6 @@
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Ref from "effect/Ref"
-import type * as Scope from "effect/Scope"
 import * as Crypto from "node:crypto"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
@@ -39,14 +38,19 @@ const passed: Verdict = { refusals: [], warnings: [] }
 /** Rehearses nothing. */
 export const none: Rehearse = () => Effect.succeed(passed)
 
-/** Rehearses in sessions that `open` gives, the changes that are alike once. */
-export const make = (open: Effect.Effect<Session, DatabaseError, Scope.Scope>): Effect.Effect<Rehearse> =>
+/** Lends a session that is in no transaction. */
+export type Lend = <A, E>(
+  use: (session: Session) => Effect.Effect<A, E>
+) => Effect.Effect<A, E | DatabaseError>
+
+/** Rehearses in sessions that are lent, the changes that are alike once. */
+export const make = (lend: Lend): Effect.Effect<Rehearse> =>
   Effect.map(
     Ref.make<ReadonlyMap<string, Verdict>>(new Map()),
     (known) => (aim) =>
-      Effect.scoped(
+      lend((lent) =>
         Effect.gen(function* () {
-          const session = answering(yield* open)
+          const session = answering(lent)
           const like = yield* likeness(session, aim)
           const before = (yield* Ref.get(known)).get(like)
           if (before !== undefined) return before

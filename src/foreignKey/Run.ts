@@ -242,7 +242,7 @@ export const plan = (
       const session = yield* Settings.prepared(open, "plan foreign keys")
       const ledger = yield* ledgerOf(session, options)
       const rehearse =
-        options.rehearse === false ? Rehearsal.none : yield* Rehearsal.make(Effect.succeed(session))
+        options.rehearse === false ? Rehearsal.none : yield* Rehearsal.make((use) => use(session))
       const tasks = yield* Effect.forEach(
         yield* Selection.select(session, options, ledger, aimOf(options)),
         (task) =>
@@ -408,7 +408,7 @@ const alone = (
         rehearse:
           choice.rehearse === false
             ? Rehearsal.none
-            : yield* Rehearsal.make(sessions.open("rehearse a change of foreign keys")),
+            : yield* Rehearsal.make((use) => sessions.working(({ session }) => use(session))),
         choose: (selectors = choice.selectors) =>
           Effect.gen(function* () {
             const session = yield* sessions.guard

@@ -121,7 +121,7 @@ describe("a rehearsal", () => {
           const before = comparable(yield* vectors(session))
           const [key] = yield* Catalog.read(session)
           if (key === undefined) return assert.fail("no key")
-          const rehearse = yield* Rehearsal.make(Effect.succeed(session))
+          const rehearse = yield* Rehearsal.make((use) => use(session))
           for (const action of ForeignKey.actions.filter((action) => action !== key.onDelete)) {
             assert.deepStrictEqual(yield* rehearse({ key, target: { action, columns: [] }, version }), {
               refusals: [],
