@@ -18,6 +18,7 @@ import * as Change from "./Change.js"
 import * as Rebuild from "./Rebuild.js"
 import type * as Refusal from "./Refusal.js"
 import { identifier, identifiers, qualified } from "./Sql.js"
+import type * as TableKinds from "./TableKinds.js"
 import * as Target from "./Target.js"
 import * as Try from "./Try.js"
 import type { Warning } from "./Warning.js"
@@ -29,8 +30,13 @@ export interface Verdict {
   readonly warnings: ReadonlyArray<Warning>
 }
 
+/** A change that is to be rehearsed. */
+export interface Rehearsed extends Rebuild.Aim {
+  readonly kind: TableKinds.Kind
+}
+
 /** Rehearses the change of a key. Fails if the connection is lost. */
-export type Rehearse = (aim: Rebuild.Aim) => Effect.Effect<Verdict, DatabaseError>
+export type Rehearse = (change: Rehearsed) => Effect.Effect<Verdict, DatabaseError>
 
 /** Nothing speaks against a change. */
 const passed: Verdict = { refusals: [], warnings: [] }
@@ -47,18 +53,15 @@ export type Lend = <A, E>(
 export const make = (lend: Lend): Effect.Effect<Rehearse> =>
   Effect.map(
     Ref.make<ReadonlyMap<string, Verdict>>(new Map()),
-    (known) => (aim) =>
-      lend((lent) =>
-        Effect.gen(function* () {
-          const session = answering(lent)
-          const like = yield* likeness(session, aim)
-          const before = (yield* Ref.get(known)).get(like)
-          if (before !== undefined) return before
-          const verdict = yield* rehearse(session, aim)
-          yield* Ref.update(known, (known) => new Map([...known, [like, verdict]]))
-          return verdict
-        })
-      )
+    (known) => (change) =>
+      Effect.gen(function* () {
+        const like = likeness(change)
+        const before = (yield* Ref.get(known)).get(like)
+        if (before !== undefined) return before
+        const verdict = yield* lend((session) => rehearse(answering(session), change))
+        yield* Ref.update(known, (known) => new Map([...known, [like, verdict]]))
+        return verdict
+      })
   )
 
 // -----------------------------------------------------------------------------
@@ -74,42 +77,14 @@ const answering = (session: Session): Session => ({
       .pipe(Effect.timeoutFail({ duration: "40 seconds", onTimeout: () => Attempt.unanswered }))
 })
 
-/** Everything of a key by which the server could tell a change of it from that of another one, but names, rows, and how many partitions there are. */
-const likeness = (session: Session, { key, target }: Rebuild.Aim) =>
-  Effect.map(session.query<{ readonly likeness: string }>(alike, [key.oid]), ([row]) =>
-    JSON.stringify([
-      row?.likeness,
-      target.action,
-      target.columns.map((column) => key.columns.indexOf(column)),
-      key.onDelete,
-      key.onDeleteColumns.map((column) => key.columns.indexOf(column))
-    ])
-  )
-
-const table = (oid: string) => `(
-  SELECT jsonb_build_array(c.relnamespace, c.relkind, c.relpersistence, c.reloftype, c.relowner, (
-    SELECT jsonb_agg(DISTINCT jsonb_build_array(p.relkind, t.partstrat))
-    FROM pg_catalog.pg_partition_tree(c.oid) q JOIN pg_catalog.pg_class p ON p.oid = q.relid
-    LEFT JOIN pg_catalog.pg_partitioned_table t ON t.partrelid = p.oid
-    WHERE c.relkind = 'p'
-  ))
-  FROM pg_catalog.pg_class c WHERE c.oid = ${oid}
-)`
-
-const columns = (relation: string, numbers: string) => `(
-  SELECT jsonb_agg(jsonb_build_array(a.atttypid, a.atttypmod, a.attcollation, a.attgenerated, a.attnotnull) ORDER BY u.position)
-  FROM unnest(${numbers}) WITH ORDINALITY AS u (number, position)
-  JOIN pg_catalog.pg_attribute a ON a.attrelid = ${relation} AND a.attnum = u.number
-)`
-
-const alike = `
-SELECT jsonb_build_array(
-  k.conrelid = k.confrelid, ${table("k.conrelid")}, ${table("k.confrelid")},
-  ${columns("k.conrelid", "k.conkey")}, ${columns("k.confrelid", "k.confkey")},
-  k.confupdtype, k.confmatchtype, k.condeferrable, k.condeferred, k.convalidated, to_jsonb(k) -> 'conenforced',
-  (SELECT jsonb_build_array(i.indclass::text, i.indnkeyatts, i.indnatts) FROM pg_catalog.pg_index i WHERE i.indexrelid = k.conindid)
-)::text AS likeness
-FROM pg_catalog.pg_constraint k WHERE k.oid = $1::int8::oid`
+const likeness = ({ key, kind, target }: Rehearsed) =>
+  JSON.stringify([
+    kind.likeness,
+    target.action,
+    target.columns.map((column) => key.columns.indexOf(column)),
+    key.onDelete,
+    key.onDeleteColumns.map((column) => key.columns.indexOf(column))
+  ])
 
 /** Makes the copies, runs the steps, and rolls back. */
 const rehearse = (session: Session, aim: Rebuild.Aim): Effect.Effect<Verdict, DatabaseError> =>

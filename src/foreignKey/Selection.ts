@@ -36,6 +36,7 @@ export interface Selected {
   /** `server_version_num`. */
   readonly version: number
   readonly refusals: ReadonlyArray<Refusal.Refusal>
+  readonly kind: TableKinds.Kind
   /** What its rehearsal has to say. */
   readonly warnings: ReadonlyArray<Warning>
   /** Whether it is known what the key is to become. */
@@ -129,6 +130,8 @@ export const select = (
         const halfway = Halfway.isHalfway(key, keys)
         const recorded = Marker.decode(key.comment)?.from ?? Target.of(key)
         const entries = entriesOf(key)
+        // A key that went meanwhile has a likeness of its own.
+        const kind = kinds.get(key.oid) ?? { typed: null, generated: [], likeness: String(key.oid) }
         const aimed = aim({ key, halfway, recorded, ledger, entries })
         const target = "target" in aimed ? aimed.target : Target.of(key)
         const record =
@@ -152,6 +155,7 @@ export const select = (
           record,
           previous: record?.from ?? recorded,
           warnings: [],
+          kind,
           refusals: [
             ...("refusal" in aimed && ledger?.readable !== false ? [aimed.refusal] : []),
             ...Refusal.all({
@@ -160,7 +164,7 @@ export const select = (
               version,
               rights,
               missing,
-              kind: kinds.get(key.oid) ?? { typed: null, generated: [] },
+              kind,
               allowRowMovement: allowRowMovement ?? false,
               ledgerProblem: ledger?.problem,
               problems: problems.filter((problem) => problem.constraint === key.oid),
