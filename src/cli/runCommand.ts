@@ -8,6 +8,7 @@ import { DatabaseError } from "../DatabaseError.js"
 import { isRefusal, MigratorError } from "../Migrator.js"
 import * as Connection from "./Connection.js"
 import * as Report from "./Report.js"
+import { Surroundings } from "./Surroundings.js"
 
 /**
  * Runs the work of a command on its database, and turns every way in which it can end into output and an exit code. A defect
@@ -31,7 +32,7 @@ export const runCommand = <A, E>(
   },
   work: Effect.Effect<A, E, Provided | FileSystem>
 ) =>
-  Effect.suspend(() => Effect.provide(work, Connection.layer(url, process.env, way))).pipe(
+  Effect.flatMap(Surroundings, ({ env }) => Effect.provide(work, Connection.layer(url, env, way))).pipe(
     Effect.onInterrupt(() =>
       Effect.flatMap(Effect.all([interrupted, soFar]), ([message, done]) =>
         Effect.ignore(Report.failure(json, { reason: "Interrupted", message }, Report.exitCodes.failed, done))

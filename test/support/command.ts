@@ -34,12 +34,11 @@ export const program = (
     return Effect.sync(() => child.kill("SIGKILL"))
   })
 
+/** What makes Node load TypeScript, with `--import`. */
+export const tsx = pathToFileURL(createRequire(import.meta.url).resolve("tsx")).href
+
 /** What Node needs to run this repository's command from its sources. */
-const fromSources = [
-  "--import",
-  pathToFileURL(createRequire(import.meta.url).resolve("tsx")).href,
-  `${repository}/src/cli/main.ts`
-]
+export const fromSources = ["--import", tsx, `${repository}/src/cli/main.ts`]
 
 /** Runs this repository's command, from its sources. */
 export const promptgrimoireDb = (
