@@ -9,11 +9,13 @@ import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Equal from "effect/Equal"
 import * as Inspectable from "effect/Inspectable"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type { ErrorPolicy } from "./DatabaseError.js"
-import { type Endpoint, parseEndpoint } from "./driver/Endpoint.js"
+import { type Endpoint, parseUrl, type Url } from "./driver/Endpoint.js"
+import type { UrlSettings } from "./driver/UrlParameters.js"
 
 // -----------------------------------------------------------------------------
 // model
@@ -30,7 +32,7 @@ export interface Settings {
   /**
    * Where the database is: `postgresql://user:password@host:5432/database`, or with a socket directory
    * `postgresql://user@/database?host=/var/run/postgresql`. `sslmode` is one of `disable`, `require` (encrypted, not
-   * verified), `verify-ca` and `verify-full`; `sslrootcert`, `sslcert` and `sslkey` name files.
+   * verified), `verify-ca` and `verify-full`; `sslrootcert`, `sslcert` and `sslkey` name files. Every parameter is honoured, or refused by its name.
    */
   readonly url: Redacted.Redacted | string
   /**
@@ -227,14 +229,36 @@ export const fromEnvironment = (
 const durationRule = (off: boolean) =>
   `a duration such as "30 seconds" or "500 millis"${off ? ', or "off"' : ""}`
 
-const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effect.Effect<
-  DatabaseConfig,
-  InvalidSettings
-> =>
+type Raw = { readonly [Name in keyof Settings]?: unknown }
+
+const resolveRaw = (own: Raw): Effect.Effect<DatabaseConfig, InvalidSettings> =>
   Effect.suspend(() => {
     const problems: Array<Problem> = []
     const reject = (setting: keyof Settings, value: unknown, rule: string) =>
       void problems.push({ setting, value: show(setting, value), rule })
+    const read = (name: "url" | "directUrl"): Url | undefined => {
+      const value = own[name]
+      const text = Redacted.isRedacted(value) ? Redacted.value(value) : value
+      const parsed =
+        typeof text === "string"
+          ? parseUrl(text)
+          : Either.left(["set, for example postgresql://user:password@localhost:5432/database"])
+      return Either.getOrElse(parsed, (rules) => {
+        for (const rule of rules) reject(name, value, rule)
+        return undefined
+      })
+    }
+    const url = read("url")
+    const directUrl = own.directUrl === undefined ? url : read("directUrl")
+    for (const name of foreignSettings(own, url, directUrl)) {
+      reject(
+        "directUrl",
+        own.directUrl,
+        `a url that does not set ${name}: it holds for both, and belongs into url or into the settings`
+      )
+    }
+    // What the url says stands before a default, and behind a setting.
+    const raw: Raw = { ...url?.settings, ...withoutUndefined(own) }
     const given = (name: keyof typeof defaults): unknown => raw[name] ?? defaults[name]
 
     const integer = (name: "minConnections" | "maxConnections" | "maxWaiting", least: number): number => {
@@ -274,17 +298,6 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
       if (value !== "false" && value !== "0") reject(name, value, "true or false")
       return false
     }
-    const endpoint = (name: "url" | "directUrl", value: unknown): Endpoint | undefined => {
-      const text = Redacted.isRedacted(value) ? Redacted.value(value) : value
-      const parsed =
-        typeof text === "string"
-          ? parseEndpoint(text)
-          : Either.left("set, for example postgresql://user:password@localhost:5432/database")
-      return Either.getOrElse(parsed, (rule) => {
-        reject(name, value, rule)
-        return undefined
-      })
-    }
 
     // A default gives way to a setting that was given: only what was said can be wrong.
     const within = <A>(
@@ -294,8 +307,6 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
       exceeds: (value: A, limit: A) => boolean
     ): A => (raw[name] === undefined && exceeds(value, limit) ? limit : value)
 
-    const url = endpoint("url", raw.url)
-    const directUrl = raw.directUrl === undefined ? url : endpoint("directUrl", raw.directUrl)
     const maxConnections = integer("maxConnections", 1)
     const minConnections = within(
       "minConnections",
@@ -355,8 +366,8 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
     return problems.length > 0 || url === undefined || directUrl === undefined
       ? Effect.fail(new InvalidSettings({ problems }))
       : Effect.succeed<DatabaseConfig>({
-          endpoint: url,
-          directEndpoint: directUrl,
+          endpoint: url.endpoint,
+          directEndpoint: directUrl.endpoint,
           hasSessions: pooler !== "transaction" || raw.directUrl !== undefined,
           minConnections,
           maxConnections,
@@ -379,6 +390,22 @@ const resolveRaw = (raw: { readonly [Name in keyof Settings]?: unknown }): Effec
           errorPolicy: raw.errorPolicy as ErrorPolicy | undefined
         })
   })
+
+const withoutUndefined = (raw: Raw): Raw =>
+  Object.fromEntries(Object.entries(raw).filter(([, value]) => value !== undefined))
+
+/** The settings in the url of the direct way that neither the program nor the other url says. */
+const foreignSettings = (
+  own: Raw,
+  url: Url | undefined,
+  directUrl: Url | undefined
+): ReadonlyArray<keyof UrlSettings> => {
+  if (url === undefined || directUrl === undefined) return []
+  const names = Object.keys(directUrl.settings) as ReadonlyArray<keyof UrlSettings>
+  return names.filter(
+    (name) => own[name] === undefined && !Equal.equals(directUrl.settings[name], url.settings[name])
+  )
+}
 
 /** The longest time that both Node's timers and PostgreSQL's timeouts (milliseconds in 31 bits) can hold. */
 const maxMillis = 2 ** 31 - 1

@@ -107,6 +107,10 @@ export type ConnectProblem =
   | "TLS refused"
   | "not a PostgreSQL server"
   | "a pooler refuses the limits"
+  | "no password given"
+  | "no channel binding"
+  | "the login was not completed"
+  | "no usable answer"
 
 interface ServerReason<Tag extends string> extends ServerFields {
   readonly _tag: Tag
@@ -806,6 +810,13 @@ const adviceFor: { readonly [Problem in ConnectProblem]: string } = {
   "TLS refused": "Check the server's certificate, its name, and sslmode and sslrootcert in the url.",
   "a pooler refuses the limits":
     'A connection pooler takes no limits in the startup packet: set pooler to "transaction", and directUrl to the server itself.',
+  "no password given":
+    "The server asks for a password, and the url has none: write postgresql://user:password@host, and look whether a variable in it is empty.",
+  "no channel binding":
+    "The server offers no login that is bound to the TLS connection, as channel_binding=require in the url wants it: use SCRAM-SHA-256 over TLS without a proxy that ends it, or channel_binding=prefer.",
+  "the login was not completed":
+    "The server asked for a password, and its further answers were not those of a login: look into its log, and at what stands in between.",
+  "no usable answer": "Look into the server's log, and at what stands in between.",
   "not a PostgreSQL server":
     "What answers there does not speak PostgreSQL's protocol: check the port of the url."
 }

@@ -547,6 +547,16 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
       })
     )
 
+    it.effect("says that the url has no password where the server asks for one", () =>
+      Effect.gen(function* () {
+        const error = yield* refusal((url) => {
+          url.password = ""
+        })
+        assert.strictEqual(problem(error), "no password given")
+        assert.include(error.message, "The server asks for a password, and the url has none")
+      })
+    )
+
     it.effect("says that the database does not exist", () =>
       Effect.gen(function* () {
         const error = yield* refusal((url) => {

@@ -381,4 +381,116 @@ describe("The url", () => {
       }
     })
   )
+
+  const rulesOf = (text: string) =>
+    Effect.map(Effect.flip(DatabaseConfig.resolve({ url: text })), (error) => {
+      assert.notInclude(error.message, "sesame")
+      return error.problems.map(({ rule }) => rule).join("\n")
+    })
+  const base = "postgresql://u:sesame@h:5432/d"
+
+  it.effect("is refused for what was seen in it, and for nothing that was not", () =>
+    Effect.gen(function* () {
+      const refused: ReadonlyArray<readonly [string, RegExp]> = [
+        [`${base}\n`, /line break around it.*trim/],
+        [`${base}\r\n`, /line break around it.*trim/],
+        ["postgresql://u:sesame\n@h/d", /line breaks: there is one inside it/],
+        [` ${base}`, /white space/],
+        ["postgresql://u:sesame@h:abc/d", /a port that is a number/],
+        ["postgresql://u:sesame@::1/d", /an IPv6 address stands in brackets/],
+        [`${"postgresql://u:sesame@h/d"}?port=abc`, /a port that is a number/],
+        ["postgresql://u:sesame@h1,h2:5432/d", /one host/],
+        ["postgresql://u:sesame@h1:1,h2:2/d", /one host/],
+        ["postgresql://u:sesame@/d?host=h1,h2", /one host/],
+        [`${base}?sslmode=verify-ca`, /sslrootcert/],
+        [`${base}?sslmode=verify-full&sslrootcert=system`, /without sslrootcert/],
+        ["postgresql://u:sesame%E0%A4@h/d", /%25/]
+      ]
+      for (const [text, rule] of refused) {
+        const found = yield* rulesOf(text)
+        assert.match(found, rule)
+        assert.notMatch(found, /password/)
+      }
+    })
+  )
+
+  it.effect("has no parameter that is left out in silence", () =>
+    Effect.gen(function* () {
+      const refused: ReadonlyArray<readonly [string, RegExp]> = [
+        ["channel_binding=require", /sslmode.*where channel_binding is require/],
+        ["channel_binding=always", /channel_binding disable, prefer or require/],
+        ["target_session_attrs=standby", /without target_session_attrs: .*one/],
+        ["load_balance_hosts=random", /without load_balance_hosts/],
+        ["hostaddr=127.0.0.1", /without hostaddr/],
+        ["gssencmode=require", /without gssencmode/],
+        ["sslnegotiation=direct", /without sslnegotiation/],
+        ["requirepeer=postgres", /without requirepeer/],
+        ["service=app", /without service/],
+        ["schema=app", /without schema: write options=-c%20search_path%3D/],
+        ["connection_limit=5", /maxConnections/],
+        ["pool_timeout=5", /acquireTimeout/],
+        ["pgbouncer=true", /pooler/],
+        ["uselibpqcompat=false", /without uselibpqcompat/],
+        ["sslmod=require", /the nearest is sslmode/],
+        ["Application_Name=x", /the nearest is application_name/],
+        ["work_mem=1", /options=-c%20NAME/],
+        ["connect_timeout=0", /whole seconds/],
+        ["statement_timeout=soon", /milliseconds/],
+        ["options=-c%20lock_timeout%3Dsoon", /lock_timeout in milliseconds/],
+        ["application_name=a&application_name=b", /application_name once/]
+      ]
+      for (const [query, rule] of refused) assert.match(yield* rulesOf(`${base}?${query}`), rule, query)
+      assert.strictEqual((yield* rulesOf(`${base}?schema=a&connection_limit=1&x=y`)).split("\n").length, 3)
+    })
+  )
+
+  it.effect("has settings that stand before a default, and behind what the program sets", () =>
+    Effect.gen(function* () {
+      const query =
+        "?application_name=billing&connect_timeout=3&options=-c%20statement_timeout%3D1000%20--lock-timeout%3D1s%20-csearch_path%3Da%5C%20b"
+      const config = yield* DatabaseConfig.resolve({ url: base + query })
+      assert.strictEqual(config.applicationName, "billing")
+      assert.deepStrictEqual(
+        [config.connectTimeout, config.statementTimeout, config.lockTimeout].map(millis),
+        [3000, 1000, 1000]
+      )
+      assert.strictEqual(config.endpoint.options, "-csearch_path=a\\ b")
+      const own = yield* DatabaseConfig.resolve({
+        url: `${base}?statement_timeout=0&application_name=billing`,
+        statementTimeout: "9 seconds",
+        applicationName: "own"
+      })
+      assert.deepStrictEqual([millis(own.statementTimeout), own.applicationName], [9000, "own"])
+      const none = yield* DatabaseConfig.resolve({ url: `${base}?statement_timeout=0` })
+      assert.strictEqual(millis(none.statementTimeout), Infinity)
+      const short = yield* DatabaseConfig.resolve({ url: `${base}?statement_timeout=1s` })
+      assert.strictEqual(millis(short.lockTimeout), 1000)
+    })
+  )
+
+  it.effect("of the direct way sets nothing that the other does not", () =>
+    Effect.gen(function* () {
+      const url = `${base}?application_name=a`
+      const same = yield* DatabaseConfig.resolve({ url, directUrl: url })
+      assert.strictEqual(same.applicationName, "a")
+      const directUrl = `${base}?application_name=b`
+      const problems = yield* problemsOf({ url, directUrl })
+      assert.deepStrictEqual(settingsOf(problems), ["directUrl"])
+      assert.include(problems[0]?.rule ?? "", "applicationName")
+      yield* DatabaseConfig.resolve({ url, directUrl, applicationName: "own" })
+    })
+  )
+
+  it.effect("means by sslmode what libpq says, also where it says so itself", () =>
+    Effect.gen(function* () {
+      const endpoint = yield* endpointOf(
+        `${base}?uselibpqcompat=true&sslmode=require&channel_binding=require&ssl_min_protocol_version=TLSv1.3`
+      )
+      assert.strictEqual(endpoint.channelBinding, "require")
+      assert.deepStrictEqual(endpoint.ssl && { ...Redacted.value(endpoint.ssl) }, {
+        rejectUnauthorized: false,
+        minVersion: "TLSv1.3"
+      })
+    })
+  )
 })

@@ -1,11 +1,13 @@
 import * as Options from "@effect/cli/Options"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Database from "../Database.js"
 import { environmentVariables } from "../DatabaseConfig.js"
+import { parseUrl } from "../driver/Endpoint.js"
 import * as EmbeddedPostgres from "../EmbeddedPostgres.js"
 
 /** Which database a command works on. */
@@ -53,7 +55,9 @@ const databaseAt = (target: string, environment: Environment, way: Way) => {
     [environmentVariables.minConnections, "0"],
     [environmentVariables.maxConnections, "4"],
     // A migration or a change of the schema takes as long as it takes; each sets the limits that it needs.
-    ...(way === "direct" ? [[environmentVariables.statementTimeout, "off"] as const] : [])
+    ...(way === "direct" && !limitsStatements(target)
+      ? [[environmentVariables.statementTimeout, "off"] as const]
+      : [])
   ])
   for (const [name, value] of Object.entries(environment)) {
     if (value !== undefined) settings.set(name, value)
@@ -65,6 +69,13 @@ const databaseAt = (target: string, environment: Environment, way: Way) => {
   }
   return Database.layerConfig.pipe(Layer.provide(Layer.setConfigProvider(ConfigProvider.fromMap(settings))))
 }
+
+/** Whether the url itself has a limit, before which the command's own stands back. */
+const limitsStatements = (url: string) =>
+  Either.match(parseUrl(url), {
+    onLeft: () => false,
+    onRight: ({ settings }) => settings.statementTimeout !== undefined
+  })
 
 const nonEmpty = (value: string | undefined) =>
   value === undefined || value === "" ? Option.none<string>() : Option.some(value)

@@ -1,3 +1,4 @@
+import type { EventEmitter } from "node:events"
 import type * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -17,8 +18,8 @@ import { type Peer, cancel } from "./Cancel.js"
 import * as Copy from "./Copy.js"
 import { type Decisions, isBroken, standard } from "./Decisions.js"
 import type { Endpoint } from "./Endpoint.js"
-import { connectError, foreignProtocol, statementError } from "./errors.js"
-import { type HandshakeStream, watchHandshake } from "./handshake.js"
+import { connectError, dialError, isOtherRefusal, statementError } from "./errors.js"
+import { type HandshakeStream, watchAuthentication, watchHandshake } from "./handshake.js"
 import { type Batch, CloseStatements, Portal } from "./Portal.js"
 import { type Generation, StatementCache } from "./StatementCache.js"
 
@@ -159,15 +160,26 @@ export class Backend {
           resume(Effect.fail(error))
         }
         client.on("error", ignore)
+        const decisions = options.decisions ?? standard
+        const asks = watchAuthentication(client.connection, () => {
+          if (options.endpoint.channelBinding === "require") {
+            fail(dialError(options.endpoint, decisions, "no channel binding"))
+          }
+        })
         client.connect((error: Error | null) => {
           if (error === null || error === undefined) {
             resume(Effect.succeed(new Backend(client, options, passedMillis(clock))))
           } else {
-            fail(connectError(error, options.endpoint, options.decisions ?? standard))
+            const isAsked = asks()
+            fail(
+              isAsked && !client.password && !isOtherRefusal(error)
+                ? dialError(options.endpoint, decisions, "no password given")
+                : connectError(error, options.endpoint, decisions, isAsked)
+            )
           }
         })
         watchHandshake(client.connection.stream, options.endpoint.ssl !== false, () =>
-          fail(foreignProtocol(options.endpoint, options.decisions ?? standard))
+          fail(dialError(options.endpoint, decisions, "not a PostgreSQL server"))
         )
         return Effect.sync(() => client.connection.stream.destroy())
       })
@@ -559,7 +571,9 @@ export interface PortalHandle {
 interface ClientInternals {
   readonly processID: number
   readonly secretKey: number
-  readonly connection: {
+  /** From the url, the environment or a password file. */
+  readonly password: string | null
+  readonly connection: EventEmitter & {
     readonly stream: HandshakeStream & {
       readonly remoteAddress?: string
       readonly destroy: (error?: Error) => void
@@ -625,6 +639,7 @@ const clientConfig = ({
   user: endpoint.user,
   password: endpoint.password === undefined ? undefined : Redacted.value(endpoint.password),
   ssl: endpoint.ssl === false ? false : { ...Redacted.value(endpoint.ssl) },
+  enableChannelBinding: endpoint.ssl !== false && endpoint.channelBinding !== "disable",
   application_name: applicationName,
   connectionTimeoutMillis: Duration.toMillis(connectTimeout),
   keepAlive: true,

@@ -9,29 +9,38 @@ import {
 import { type Decisions, standard } from "./Decisions.js"
 import { type Endpoint, target } from "./Endpoint.js"
 
-/** The error of a failed dial. What `pg` or Node said is read for its code only, so that no secret gets out. */
-export const connectError = (error: unknown, endpoint: Endpoint, decisions: Decisions): DatabaseError => {
+/** The error of a failed dial, `isAsked` for a password. What `pg` or Node said is read for its code only, so that no secret gets out. */
+export const connectError = (
+  error: unknown,
+  endpoint: Endpoint,
+  decisions: Decisions,
+  isAsked: boolean
+): DatabaseError => {
   const reason: Reason =
     isServerError(error) && !isRefusedParameter(error)
       ? classify(error)
       : {
           _tag: "ConnectFailed",
           phase: "dial",
-          problem: connectProblem(error),
+          problem: connectProblem(error, isAsked),
           target: target(endpoint),
           systemCode: systemCode(error)
         }
   return decisions.error({ operation: "connect", reason })
 }
 
-/** The error of a dial that reached something else. */
-export const foreignProtocol = (endpoint: Endpoint, decisions: Decisions): DatabaseError =>
+/** Whether the server refuses for another reason than who logs in. */
+export const isOtherRefusal = (error: unknown): boolean =>
+  isServerError(error) && !error.code.startsWith("28")
+
+/** The error of a dial whose problem was seen on the way. */
+export const dialError = (endpoint: Endpoint, decisions: Decisions, problem: ConnectProblem): DatabaseError =>
   decisions.error({
     operation: "connect",
     reason: {
       _tag: "ConnectFailed",
       phase: "dial",
-      problem: "not a PostgreSQL server",
+      problem,
       target: target(endpoint),
       systemCode: undefined
     }
@@ -83,7 +92,7 @@ const problemsByCode: Record<string, ConnectProblem> = {
   EPIPE: "closed by the server"
 }
 
-const connectProblem = (error: unknown): ConnectProblem => {
+const connectProblem = (error: unknown, isAsked: boolean): ConnectProblem => {
   const code = systemCode(error)
   const known = code === undefined ? undefined : problemsByCode[code]
   if (known !== undefined) return known
@@ -94,5 +103,6 @@ const connectProblem = (error: unknown): ConnectProblem => {
   if (code !== undefined && /^(ERR_TLS|ERR_SSL|CERT|DEPTH_|SELF_|UNABLE_|EPROTO)/.test(code))
     return "TLS refused"
   if (text.includes("SSL connection")) return "TLS refused"
-  return text.startsWith("Connection terminated") ? "closed by the server" : "not a PostgreSQL server"
+  if (text.startsWith("Connection terminated")) return "closed by the server"
+  return isAsked ? "the login was not completed" : "no usable answer"
 }

@@ -1,4 +1,5 @@
 import type { Buffer } from "node:buffer"
+import type { EventEmitter } from "node:events"
 
 /** The socket of a client that is being opened. */
 export interface HandshakeStream {
@@ -17,6 +18,33 @@ export const watchHandshake = (stream: HandshakeStream, encrypted: boolean, fore
       : "REvN".includes(first) && (chunk.length < 5 || chunk.readUInt32BE(1) < maxFirstMessage)
     if (!known) foreign()
   })
+}
+
+/**
+ * Watches how a server lets a client in; gives whether it has asked for a password. `unbound` is called before a password is sent, or the client let in, without a
+ * binding of the login to the TLS connection (RFC 5802, SCRAM-SHA-256-PLUS).
+ */
+export const watchAuthentication = (connection: EventEmitter, unbound: () => void): (() => boolean) => {
+  let isAsked = false
+  let isBound = false
+  for (const event of ["authenticationCleartextPassword", "authenticationMD5Password"]) {
+    connection.prependListener(event, () => {
+      isAsked = true
+      unbound()
+    })
+  }
+  connection.prependListener(
+    "authenticationSASL",
+    ({ mechanisms }: { readonly mechanisms: ReadonlyArray<string> }) => {
+      isAsked = true
+      isBound = mechanisms.includes("SCRAM-SHA-256-PLUS")
+      if (!isBound) unbound()
+    }
+  )
+  connection.prependListener("authenticationOk", () => {
+    if (!isBound) unbound()
+  })
+  return () => isAsked
 }
 
 /** Longer than any message that a server begins with. */

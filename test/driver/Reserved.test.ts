@@ -127,7 +127,7 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("A r
       current_setting('app.tenant', true) AS tenant, current_user = session_user AS own,
       (SELECT count(*)::int FROM pg_class WHERE relpersistence = 't') AS temporary,
       (SELECT count(*)::int FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()) AS locks,
-      (SELECT count(*)::int FROM pg_listening_channels()) AS channels, (SELECT count(*)::int FROM pg_prepared_statements) AS prepared`
+      (SELECT count(*)::int FROM pg_listening_channels()) AS channels, (SELECT count(*)::int FROM pg_prepared_statements WHERE name = 'p') AS prepared`
 
     it.effect(
       "is the same connection for the next one, with nothing of what its user left in the session",

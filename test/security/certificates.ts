@@ -21,6 +21,8 @@ export interface Subject {
   readonly names: string
   /** Days until it expires; negative when it has. */
   readonly days?: number
+  /** How it lets clients in, as pg_hba.conf says it. */
+  readonly method?: string
 }
 
 /** A certificate authority of our own. */
@@ -40,7 +42,7 @@ export const makeAuthority = (name: string): Effect.Effect<Authority, never, Sco
   })
 
 /** A server that speaks TLS with a certificate of the authority, and takes nobody without TLS. */
-export const makeServer = (authority: Authority, { days = 2, names }: Subject) =>
+export const makeServer = (authority: Authority, { days = 2, method = "scram-sha-256", names }: Subject) =>
   Effect.gen(function* () {
     const { directory } = authority
     const file = (name: string) => path.join(directory, name)
@@ -71,7 +73,7 @@ export const makeServer = (authority: Authority, { days = 2, names }: Subject) =
       "-extfile",
       "extensions"
     ])
-    fs.writeFileSync(file("pg_hba.conf"), "hostssl all all 127.0.0.1/32 scram-sha-256\n")
+    fs.writeFileSync(file("pg_hba.conf"), `hostssl all all 127.0.0.1/32 ${method}\n`)
     const account = yield* ServerAccount.find(["postgres", "nobody"])
     for (const name of ["server.key", "server.crt", "pg_hba.conf"]) {
       if (Option.isSome(account)) fs.chownSync(file(name), account.value.uid, account.value.gid)

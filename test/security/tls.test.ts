@@ -124,6 +124,23 @@ describe("TLS", () => {
   )
 
   check(
+    "channel_binding=require logs in where the server binds the login to the connection, and sends no password where it does not",
+    Effect.gen(function* () {
+      const authority = yield* makeAuthority("ours")
+      const names = "DNS:localhost,IP:127.0.0.1"
+      const bound = (url: Redacted.Redacted) =>
+        Redacted.make(`${Redacted.value(urlWith(url, "verify-full", authority))}&channel_binding=require`)
+      const server = yield* makeServer(authority, { names })
+      assert.isTrue(yield* on(bound(server.url), isEncrypted))
+      for (const method of ["password", "trust"]) {
+        const other = yield* makeServer(authority, { names, method })
+        assert.isTrue(yield* on(urlWith(other.url, "verify-full", authority), isEncrypted))
+        yield* refused(bound(other.url), "no channel binding")
+      }
+    })
+  )
+
+  check(
     "a server without TLS is refused by every mode that asks for it, before the password is sent",
     Effect.gen(function* () {
       const authority = yield* makeAuthority("ours")
