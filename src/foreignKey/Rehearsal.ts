@@ -301,12 +301,17 @@ const passes: ReadonlySet<string> = new Set([
   "ReadOnlyTransaction"
 ])
 
-/** The server's message, detail and hint; the code alone where they can hold the values of rows, which functions of event triggers may write. */
+/**
+ * The server's message, detail and hint, and its code: the code alone where they can hold the values of rows, which functions of event triggers may write. Messages about
+ * names, kinds and states of objects hold none, and here nothing else is in the statements.
+ */
 const words = ({ message, reason }: DatabaseError): string => {
-  if (!("serverMessage" in reason)) return message
-  if (/^2[23]/.test(reason.code)) return `SQLSTATE ${reason.code}`
-  const { code, detail, hint, serverMessage } = reason
-  return `${[serverMessage, detail, hint].flatMap((text) => (text === undefined ? [] : [Redacted.value(text)])).join("; ")} (${code})`
+  if (!("shown" in reason)) return message
+  const { code, isRaised, serverMessage, shown } = reason
+  const said = [shown.message, shown.detail, shown.hint].filter((text) => text !== undefined)
+  const isOfObjects = !isRaised && /^(?:0A|2B|42|55)/.test(code)
+  const all = said.length === 0 && isOfObjects ? [Redacted.value(serverMessage)] : said
+  return all.length === 0 ? `SQLSTATE ${code}` : `${all.join("; ")} (${code})`
 }
 
 const eventTriggers = `
