@@ -66,16 +66,23 @@ describe("what an event trigger refuses", () => {
     )
   }
 
-  it.scopedLive("is named by its code alone where its words can hold the values of rows", () =>
-    Effect.gen(function* () {
-      const session = yield* application
-      yield* session.query(
-        `${pair}; CREATE TABLE public.log (tag text UNIQUE); INSERT INTO log VALUES ('COMMENT')`
-      )
-      yield* session.query(freeze("ddl_command_end", "COMMENT", "INSERT INTO public.log VALUES (tg_tag)"))
-      assert.match((yield* refused())[0]?.reason ?? "", /^PostgreSQL refuses step add: SQLSTATE 23505\. /)
-    }).pipe(Effect.provide(database))
-  )
+  for (const [code, body, said] of [
+    ["23505", "INSERT INTO public.log VALUES ('secret')", / \(23505\)\. .*$/],
+    ["22P02", "PERFORM note::int FROM public.log", /^PostgreSQL refuses step add: SQLSTATE 22P02\. /]
+  ] as const) {
+    it.scopedLive(`is shown without what can hold the values of rows: ${code}`, () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        yield* session.query(
+          `${pair}; CREATE TABLE log (note text UNIQUE); INSERT INTO log VALUES ('secret')`
+        )
+        yield* session.query(freeze("ddl_command_end", "COMMENT", body))
+        const [key] = yield* refused()
+        assert.match(key?.reason ?? "", said)
+        assert.notInclude(key?.reason, "secret")
+      }).pipe(Effect.provide(database))
+    )
+  }
 
   it.scopedLive("is found where the role is no superuser and may not even make the copies", () =>
     withRole(
