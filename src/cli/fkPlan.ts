@@ -4,7 +4,8 @@ import type * as ForeignKey from "../ForeignKey.js"
 const conditions: { readonly [When in ForeignKey.PlannedStep["when"]]: string } = {
   always: "",
   contended: " (only if its tables are too busy for the swap)",
-  "if out of order": " (only if the new key's triggers would fire before the original's)"
+  "if out of order":
+    " (instead of the step before, if the new key's triggers would fire before the original's)"
 }
 
 /** A plan for a person. */

@@ -112,11 +112,13 @@ const remains = (at: At | undefined): string => {
         ? "both its original and the new key are there, one of them under a temporary name, and protect the data"
         : isAny(begun, "swap")
           ? "its original or the new key has its name, whichever the server has committed, and protects the data"
-          : isAny(begun, "add", "order", "validate", "attach", "drop-temporary")
-            ? "its original is as it was and protects the data, and a new key may be beside it under a temporary name"
-            : isAny(begun, "index", "index-whole", "index-attach", "index-drop", "reindex")
-              ? "it is as it was; an index that was being built may be there and not be valid"
-              : "this run has not changed it"
+          : isAny(begun, "order") && !isAny(done, "order")
+            ? "its original is as it was, and a new key beside it may act before it until step order is done"
+            : isAny(begun, "add", "validate", "attach", "drop-temporary")
+              ? "its original is as it was and protects the data, and a new key may be beside it under a temporary name"
+              : isAny(begun, "index", "index-whole", "index-attach", "index-drop", "reindex")
+                ? "it is as it was; an index that was being built may be there and not be valid"
+                : "this run has not changed it"
   const last = begun.at(-1)
   return `interrupted while ${constraint} was being changed${last === undefined ? "" : ` (step ${last})`}: ${state}; ${again}, or \`fk plan\` to see what is left`
 }
@@ -145,7 +147,11 @@ const describe = (event: ForeignKey.Progress): string => {
     case "Working":
       return `${event.constraint}: ${event.step} works since ${Report.duration(event.elapsedMs)}${phase(event)} ...`
     case "Waiting":
-      return `${event.constraint}: ${event.step} waits for locks (${event.tries} tries, ${Report.duration(event.elapsedMs)})${event.blockers
+      return `${event.constraint}: ${event.step} ${
+        event.slow === 0
+          ? "waits for locks"
+          : `had its locks and needed longer than ${event.lockTimeoutMs} ms, ${event.slow === 1 ? "once" : `${event.slow} times`}, and tries again`
+      } (${event.tries} tries, ${Report.duration(event.elapsedMs)})${event.blockers
         .map((blocker) => `\n  held by ${ForeignKey.describeBlocker(blocker)}`)
         .join("")}`
     case "Reconnecting":
@@ -153,7 +159,10 @@ const describe = (event: ForeignKey.Progress): string => {
     case "IndexBuilt":
       return `${event.constraint}: built index ${event.index}`
     case "Overlap":
-      return `${event.constraint}: until the swap, deletes follow ${event.live}`
+      return [
+        `${event.constraint}: until ${event.until === "swap" ? "the swap" : `step ${event.until} is done`}, deletes follow ${event.live}`,
+        ...event.except.map((exception) => `  except: ${exception}`)
+      ].join("\n")
     case "Finished":
       return `${event.constraint}: ${outcomes[event.outcome]}`
   }

@@ -24,6 +24,7 @@ import * as Courtesy from "./Courtesy.js"
 import type { Step, StepName } from "./Change.js"
 import * as Fidelity from "./Fidelity.js"
 import * as Lock from "./Lock.js"
+import * as Tree from "./Tree.js"
 import * as Try from "./Try.js"
 
 /** The sessions and limits of one change. */
@@ -45,11 +46,13 @@ export interface Bench {
   readonly onWait: (wait: Wait) => Effect.Effect<void>
 }
 
-/** A step that has no locks yet. */
+/** A step that is not done yet. */
 export interface Wait {
   readonly step: StepName
   /** Tries so far. */
   readonly tries: number
+  /** How many tries had their locks and needed longer than others may be made to wait; 0 if the last one had no locks. */
+  readonly slow: number
   readonly elapsedMillis: number
   readonly blockers: ReadonlyArray<Blocker.Blocker>
 }
@@ -59,12 +62,14 @@ export class LockBudgetExhausted extends Data.TaggedError("LockBudgetExhausted")
   readonly step: StepName
   readonly tries: number
   readonly blockers: ReadonlyArray<Blocker.Blocker>
+  /** What holds as long as the step is not done, where that is not {@link inForce}. */
+  readonly meanwhile?: string | undefined
 }> {
   override get message() {
     const names = this.blockers.map(Blocker.describe)
     return `no locks for step ${this.step} within the budget, after ${this.tries} tries${
       names.length === 0 ? "" : `; in the way: ${names.join("; ")}`
-    }. The original constraint still protects the data. Run it again to resume`
+    }. ${this.meanwhile ?? inForce(this.step)}. Run it again to resume`
   }
 }
 
@@ -76,6 +81,8 @@ export class ChangedMeanwhile extends Data.TaggedError("ChangedMeanwhile")<{
   readonly step: StepName
   /** The server's word that something which the step names is not there. */
   readonly cause?: DatabaseError
+  /** The roles in which triggers of the new key would have fired before the original's, if that is why: nobody saw it. */
+  readonly late?: ReadonlyArray<Fidelity.Role>
 }> {
   override get message() {
     return `the foreign key was changed by somebody else before step ${this.step}`
@@ -96,14 +103,36 @@ export class Unfaithful extends Data.TaggedError("Unfaithful")<{
 /** The ways in turn: each has a load under which it starves, so none is used alone. */
 const ways: ReadonlyArray<Try.Way> = ["reversed", "as-listed", "spin"]
 
-/** With all its locks, a step took longer than others may be made to wait, each time; it was rolled back. */
+/** The budget is used up by tries that had their locks and took longer than others may be made to wait; each was rolled back. */
 export class StepTooSlow extends Data.TaggedError("StepTooSlow")<{
   readonly step: StepName
-  /** The time that it had, in milliseconds. */
+  /** The time that each try had, in milliseconds. */
   readonly limit: number
+  /** The tries that had their locks. */
+  readonly slow: number
+  readonly meanwhile?: string | undefined
 }> {
   override get message() {
-    return `step ${this.step} got its locks and did not finish within ${this.limit} ms of asking for them, ${slowTries} times, and was rolled back; the original still protects the data. With many partitions it needs a longer lock timeout; run it again with one to resume`
+    return `step ${this.step} was not done within the budget: ${this.slow} ${
+      this.slow === 1 ? "try" : "tries"
+    } had the locks, needed longer than ${this.limit} ms (the lock timeout) and were rolled back. ${
+      this.meanwhile ?? inForce(this.step)
+    }. Run it again to resume, with a longer lock timeout or when the server has less to do`
+  }
+}
+
+/** Which key is in force as long as a step is not done. */
+const inForce = (step: StepName): string => {
+  switch (step) {
+    case "settle":
+      return "The new key protects the data; its checks come when a transaction ends"
+    case "switch-names":
+    case "switch-delete":
+    case "switch-update":
+    case "drop-original":
+      return "Both the original and the new key protect the data"
+    default:
+      return "The original constraint still protects the data"
   }
 }
 
@@ -113,6 +142,8 @@ export interface Options {
   readonly maxTries?: number
   /** The vector that the step proves, for the error that names the differences. */
   readonly expected?: Fidelity.Vector
+  /** What holds as long as the step is not done, for the errors that end it; by default that the original, or both keys, protect the data. */
+  readonly meanwhile?: string
 }
 
 /** Runs a step as soon as it can have its locks. */
@@ -129,7 +160,7 @@ export const run = (
     yield* bench.stillAlone
     const courtesy = yield* Ref.make(Courtesy.none)
     const sightings = yield* Ref.make<Blocker.Sightings>(new Map())
-    yield* repeatedly(bench, step, options.maxTries, (tries, slow) =>
+    yield* repeatedly(bench, step, options, (tries, slow) =>
       Effect.gen(function* () {
         const present = yield* Blocker.holders(bench.watcher, step.locks, [
           bench.session.processId,
@@ -163,7 +194,7 @@ export const runBesideWrites = (
     if (bench.onCopies === true) return yield* Effect.asVoid(bench.session.query(step.statements.join(";\n")))
     yield* bench.stillAlone
     const statements = Try.besideWrites(step, bench.limits)
-    yield* repeatedly(bench, step, undefined, () =>
+    yield* repeatedly(bench, step, {}, () =>
       Effect.gen(function* () {
         const blockers = yield* Ref.make<Seen>([])
         const look = watched(bench, blockers, "500 millis", bench.session.query(statements.join(";\n")))
@@ -201,7 +232,7 @@ export const runOutsideTransaction = (
       if (seen.length === 0) return undefined
       yield* Ref.set(named, seen)
       const now = yield* Clock.currentTimeMillis
-      yield* bench.onWait({ step: step.name, tries: 0, elapsedMillis: now - start, blockers: seen })
+      yield* bench.onWait({ step: step.name, tries: 0, slow: 0, elapsedMillis: now - start, blockers: seen })
       const left = yield* Ref.updateAndGet(bench.budget, (budget) => budget - (now - began))
       if (left > 0) return undefined
       yield* Ref.set(exhausted, new LockBudgetExhausted({ step: step.name, tries: 1, blockers: seen }))
@@ -310,33 +341,53 @@ const together = (some: Seen, others: Seen): Seen => [
 const repeatedly = <E>(
   bench: Bench,
   step: Step,
-  maxTries: number | undefined,
+  { maxTries, meanwhile }: Options,
   attempt: (tries: number, slow: number) => Effect.Effect<Result, E>
 ): Effect.Effect<void, E | LockBudgetExhausted | TriesExhausted | StepTooSlow> =>
   Effect.gen(function* () {
+    const { limit } = bench.limits
     const start = yield* Clock.currentTimeMillis
     let told = start
     let blockers: Seen = []
     let slow = 0
+    let isSlow = false
     for (let tries = 0; tries !== maxTries;) {
       const began = yield* Clock.currentTimeMillis
       const result = yield* attempt(tries, slow)
       if (result._tag === "Won") return undefined
       if (result._tag !== "Asked") tries += 1
-      if (result._tag === "Slow") slow += 1
-      if (slow === slowTries) return yield* new StepTooSlow({ step: step.name, limit: bench.limits.limit })
+      isSlow = result._tag === "Slow"
+      if (isSlow) slow += 1
       if (result.blockers.length > 0) blockers = result.blockers
-      yield* Effect.sleep(Duration.millis(5 + (yield* Random.next) * Math.min(500, 15 * 1.15 ** tries)))
+      const longest = Math.min(pause(tries, isSlow ? slow : 0, limit), yield* Ref.get(bench.budget))
+      yield* Effect.sleep(Duration.millis(5 + (yield* Random.next) * Math.max(0, longest)))
       const now = yield* Clock.currentTimeMillis
       const left = yield* Ref.updateAndGet(bench.budget, (budget) => budget - (now - began))
-      if (left <= 0) return yield* new LockBudgetExhausted({ step: step.name, tries, blockers })
+      if (left <= 0) {
+        return yield* isSlow
+          ? new StepTooSlow({ step: step.name, limit, slow, meanwhile })
+          : new LockBudgetExhausted({ step: step.name, tries, blockers, meanwhile })
+      }
       if (now - told >= 200) {
         told = now
-        yield* bench.onWait({ step: step.name, tries, elapsedMillis: now - start, blockers })
+        yield* bench.onWait({
+          step: step.name,
+          tries,
+          slow: isSlow ? slow : 0,
+          elapsedMillis: now - start,
+          blockers: isSlow ? [] : blockers
+        })
       }
     }
     return yield* new TriesExhausted({ step: step.name })
   })
+
+/**
+ * The longest pause before the next try, in milliseconds. A try that had its locks made others wait for all of its time, and what slows the server down does not pass at once, so the
+ * pauses grow faster then.
+ */
+const pause = (tries: number, slow: number, limit: number) =>
+  slow > 0 ? Math.min(30_000, limit * 1.5 ** slow) : Math.min(500, 15 * 1.15 ** tries)
 
 /**
  * How long to ask for locks. Longer and longer up to the cap: under load short tries win, beside slower transactions longer ones do. A step whose work was too slow gets
@@ -379,9 +430,6 @@ const attempt = (
       Effect.flatMap((result) => (result === undefined ? lost(blockers) : Effect.succeed(result)))
     )
   })
-
-/** So often a step may be too slow: something else may have kept the server busy. */
-const slowTries = 5
 
 /** Only a session that still lives can and need be rolled back. */
 const rollback = (session: Session, error: DatabaseError) =>
@@ -451,6 +499,10 @@ const judge = (
   if (isLostTry(error)) return Effect.void
   if (reason._tag === "ServerError" && reason.code === Fidelity.changedCode) {
     return new ChangedMeanwhile({ step: step.name })
+  }
+  if (reason._tag === "ServerError" && reason.code === Tree.outOfOrderCode && reason.detail !== undefined) {
+    const late = JSON.parse(Redacted.value(reason.detail)) as ReadonlyArray<Fidelity.Role>
+    return new ChangedMeanwhile({ step: step.name, late })
   }
   return proof(error, expected) ?? otherwise(step, error)
 }

@@ -54,7 +54,15 @@ export interface Change {
   readonly original: Fidelity.Vector
   /** `server_version_num`. */
   readonly version: number
+  /**
+   * Whether the role is a superuser's, who can disable triggers of a key: then those of the new key are, until it takes the original's place, and nothing follows it before. Those of
+   * another role fire after the original's.
+   */
+  readonly superuser: boolean
 }
+
+/** Roles of triggers that fired before the original's when they had the names that PostgreSQL gave them. */
+export type Late = ReadonlyArray<Fidelity.Role>
 
 /**
  * Whether the temporary key is added to each partition of the referencing table first, because PostgreSQL up to 17 has no NOT VALID keys on partitioned
@@ -78,18 +86,23 @@ export const reindex = ({ key }: Pick<Change, "key">, statements: ReadonlyArray<
 })
 
 /**
- * Adds the constraint with the new action beside the original, not validated: nothing is scanned.
+ * Adds the constraint with the new action beside the original, not validated: nothing is scanned. It does nothing that the original would not do: its triggers are disabled, or fire after the
+ * original's. PostgreSQL fires triggers in the order of their names, which end in an OID, and compares them as texts: in a database whose OIDs have just got another digit the new ones come
+ * first. Where that was so (`late`) they are renamed before anybody sees them, which takes ACCESS EXCLUSIVE on their table.
  *
  * If the original is DEFERRABLE the new one is INITIALLY DEFERRED until the swap: an application that defers the original by name
  * would otherwise be stopped by the new one.
  */
-export const add = (change: Change, at: Relation = change.key.referencing): Step => {
+export const add = (change: Change, at: Relation = change.key.referencing, late: Late = []): Step => {
   const { key, original } = change
-  const name = Name.temporary(key.name)
+  const place = { table: at.oid, name: Name.temporary(key.name) }
   const ends = at.oid === key.referenced.oid ? [at] : [key.referenced, at]
   return {
     name: "add",
-    locks: ends.map((table) => ({ table, mode: "SHARE ROW EXCLUSIVE" })),
+    locks: ends.map((table) => ({
+      table,
+      mode: late.some((role) => isOn(change, role, table)) ? "ACCESS EXCLUSIVE" : "SHARE ROW EXCLUSIVE"
+    })),
     statements: [
       Tree.guard(
         requireNames(ends),
@@ -100,13 +113,15 @@ export const add = (change: Change, at: Relation = change.key.referencing): Step
           isLeafwise(change) ? { allBut: at.oid } : {}
         )
       ),
-      `ALTER TABLE ${Lock.target(at)} ADD CONSTRAINT ${identifier(name)} ${temporaryDefinition(change)} ${
+      `ALTER TABLE ${Lock.target(at)} ADD CONSTRAINT ${identifier(place.name)} ${temporaryDefinition(change)} ${
         key.enforced ? "NOT VALID" : "NOT ENFORCED"
       }`,
-      comment(at, name, isLeafwise(change) ? partMarker(change) : marker(change)),
-      Tree.restoreEnabled(
-        { table: at.oid, name },
-        isLeafwise(change) ? Fidelity.concerning(original, at.oid) : original
+      comment(at, place.name, isLeafwise(change) ? partMarker(change) : marker(change)),
+      ...behind(
+        change,
+        isLeafwise(change) ? { ...placeOf(change), partition: at.oid } : placeOf(change),
+        place,
+        late
       )
     ]
   }
@@ -117,7 +132,7 @@ export const add = (change: Change, at: Relation = change.key.referencing): Step
  *
  * No way leads around two tables at a time: the parts' own triggers on the referenced table are dropped in the same command that locks every partition, and
  * PostgreSQL would upgrade its lock on the referenced table for that (rule R1), so ACCESS EXCLUSIVE is taken beforehand. Reads of the referencing table go on,
- * unless the referenced table is partitioned too: then rows of the parts are dropped as well.
+ * unless the referenced table is partitioned too: then rows of the parts are dropped as well. The new triggers are those of the referenced table, so all of them can be renamed.
  */
 export const attach = (change: Change): Step => {
   const { key, original } = change
@@ -139,40 +154,36 @@ export const attach = (change: Change): Step => {
       requireParts(change),
       `ALTER TABLE ${Lock.target(key.referencing)} ADD CONSTRAINT ${identifier(place.name)} ${temporaryDefinition(change)}`,
       comment(key.referencing, place.name, marker(change)),
-      Tree.restoreEnabled(place, original)
+      ...behind(change, placeOf(change), place, ["delete", "update"])
     ]
   }
 }
 
-/**
- * Lets the triggers of a partitioned table's key go on firing before those of the parts, as {@link keepOrder} does for a whole key. The parts' triggers on the
- * referenced table end with {@link attach}, so it is they that get other names.
- */
-export const keepPartsLate = ({ key }: Change): Step => ({
-  name: "order",
-  locks: [{ table: key.referenced, mode: "ACCESS EXCLUSIVE" }],
-  statements: [
-    Tree.firePartsLast({ table: key.referencing.oid, name: key.name }, Name.temporary(key.name), [
-      "delete",
-      "update"
-    ])
-  ]
+/** The temporary key, or its parts on the partitions. */
+export const temporaryOf = ({ name, referencing }: Key, isCut: boolean): Tree.Place | Tree.Parts => ({
+  ...(isCut ? { partitionsOf: referencing.oid } : { table: referencing.oid }),
+  name: Name.temporary(name)
 })
 
 /**
- * Lets the original's triggers on one table go on firing first. PostgreSQL fires triggers in the order of their names, which end in an OID, and compares them as
- * texts: in a database whose OIDs have just got another digit the new triggers would come first, and deletes follow the new action before it is checked.
+ * Lets a new key that is there already do nothing that the original would not do: a change was interrupted before it saw to that, or somebody renamed triggers. A superuser disables the new
+ * triggers; for another role those on one table are renamed.
  */
-export const keepOrder = ({ key }: Change, side: "referencing" | "referenced"): Step => ({
+export const order = (
+  change: Change,
+  {
+    roles,
+    successor,
+    table
+  }: {
+    readonly successor: Tree.Place | Tree.Parts
+    readonly table: Relation
+    readonly roles: Late
+  }
+): Step => ({
   name: "order",
-  locks: [{ table: key[side], mode: "ACCESS EXCLUSIVE" }],
-  statements: [
-    Tree.fireFirst(
-      { table: key.referencing.oid, name: key.name },
-      { table: key.referencing.oid, name: Name.temporary(key.name) },
-      side === "referenced" ? ["delete", "update"] : ["checkInsert", "checkUpdate"]
-    )
-  ]
+  locks: change.superuser ? both(change, "SHARE ROW EXCLUSIVE") : [{ table, mode: "ACCESS EXCLUSIVE" }],
+  statements: [change.superuser ? Tree.mute(successor) : Tree.fireLast(placeOf(change), successor, roles)]
 })
 
 /**
@@ -198,7 +209,7 @@ export const validate = (
 
 /**
  * The original goes and the new constraint takes its place, in one transaction that proves them equal before it commits. Names of triggers may have been exchanged
- * since `current` was read ({@link keepOrder}); those that the original had are given back.
+ * since `current` was read ({@link switchTriggers}); those that the original had are given back.
  */
 export const swap = (change: Change, current: Fidelity.Vector): Step => {
   const { key } = change
@@ -207,7 +218,7 @@ export const swap = (change: Change, current: Fidelity.Vector): Step => {
     name: "swap",
     locks: both(change, "ACCESS EXCLUSIVE"),
     statements: [
-      // Its triggers may have exchanged names since (see keepOrder), and get those of the original below.
+      // Its triggers may have exchanged names since (see switchTriggers), and get those of the original below.
       Tree.guard(Fidelity.requireUnchanged(referencing.oid, key.name, current, { triggerNames: true })),
       dropConstraint(referencing, key.name),
       renameConstraint(referencing, Name.temporary(key.name), key.name),
@@ -242,35 +253,38 @@ export const switchNames = (change: Change, current: Fidelity.Vector): Step => {
       ...(isDeferrable(original)
         ? [alterConstraint(referencing, aside.name, "DEFERRABLE INITIALLY DEFERRED")]
         : []),
+      Tree.restoreEnabled(place, original, ["checkInsert", "checkUpdate"]),
       Tree.fireFirst(place, aside, ["checkInsert", "checkUpdate"])
     ]
   }
 }
 
-/** Lets the new constraint's triggers for one event of the referenced table fire first. Locks the referenced table only. */
+/** Lets the new constraint's triggers for one event of the referenced table act, and fire first. Locks the referenced table only. */
 export const switchTriggers = (
-  { key }: Change,
+  { key, original }: Change,
   role: "delete" | "update",
   first: string,
   second: string
-): Step => ({
-  name: role === "delete" ? "switch-delete" : "switch-update",
-  locks: [{ table: key.referenced, mode: "ACCESS EXCLUSIVE" }],
-  statements: [
-    Tree.fireFirst(
-      { table: key.referencing.oid, name: first },
-      { table: key.referencing.oid, name: second },
-      [role]
-    )
-  ]
-})
+): Step => {
+  const successor = { table: key.referencing.oid, name: first }
+  return {
+    name: role === "delete" ? "switch-delete" : "switch-update",
+    locks: [{ table: key.referenced, mode: "ACCESS EXCLUSIVE" }],
+    statements: [
+      Tree.restoreEnabled(successor, original, [role]),
+      Tree.fireFirst(successor, { table: key.referencing.oid, name: second }, [role])
+    ]
+  }
+}
 
-/** Drops the original after it stepped aside. `current` is the new key, if it is there already: it must still be as it was read. */
+/**
+ * Drops the original after it stepped aside. `current` is the new key, if it is there already: it must still be as it was read, but for what the steps before have done to its triggers.
+ */
 export const dropOriginal = (change: Change, current?: Fidelity.Vector): Step => ({
   name: "drop-original",
   locks: both(change, "ACCESS EXCLUSIVE"),
   statements: [
-    ...stillAs(change, current),
+    ...stillAs(change, current && Fidelity.withStates(current, change.original)),
     dropConstraint(change.key.referencing, Name.aside(change.key.name)),
     ...finish(change)
   ]
@@ -352,6 +366,7 @@ export const restoreRenamed = (change: Change): Step => {
               ? [alterConstraint(key.referencing, key.name, "DEFERRABLE INITIALLY IMMEDIATE")]
               : []),
             ...Tree.restoreRows(place, original),
+            Tree.restoreEnabled(place, original),
             comment(key.referencing, key.name, original[0].comment)
           ]),
       Tree.restoreTriggerNames(place, original)
@@ -387,6 +402,27 @@ const stillAs = ({ key }: Change, current: Fidelity.Vector | undefined) =>
   current === undefined
     ? []
     : [Tree.guard(Fidelity.requireUnchanged(key.referencing.oid, key.name, current, { triggerNames: true }))]
+
+/** The key itself, which has the original's name. */
+const placeOf = ({ key }: Pick<Change, "key">): Tree.Place => ({
+  table: key.referencing.oid,
+  name: key.name
+})
+
+/** Whether the triggers of a role are on this table. */
+const isOn = ({ key }: Change, role: Fidelity.Role, table: Relation) =>
+  (role === "delete" || role === "update") === (table.oid === key.referenced.oid) || isSelfReference(key)
+
+/** Lets a new constraint do nothing that the original would not do, in the transaction that adds it. */
+const behind = (change: Change, original: Tree.Place, place: Tree.Place, late: Late): ReadonlyArray<string> =>
+  !change.key.enforced
+    ? []
+    : change.superuser
+      ? [Tree.mute(place)]
+      : [
+          ...(late.length === 0 ? [] : [Tree.fireLast(original, place, late)]),
+          Tree.requireOrder(original, place)
+        ]
 
 const both = ({ key }: Change, mode: Lock.Mode) => tables(key).map((table) => ({ table, mode }))
 

@@ -113,6 +113,18 @@ export const withTriggerNames = (vector: Vector, names: Vector): Vector =>
     }))
   }))
 
+/** A vector whose triggers are enabled and disabled as they are in another one. */
+export const withStates = (vector: Vector, states: Vector): Vector =>
+  mapEntries(vector, (entry) => ({
+    ...entry,
+    triggers: entry.triggers.map((trigger) => ({
+      ...trigger,
+      enabled:
+        counterpart(states, entry)?.triggers.find((other) => isSameTrigger(other, trigger))?.enabled ??
+        trigger.enabled
+    }))
+  }))
+
 /**
  * The record of an original, brought up to date with the partitions that were attached or detached since: `current` is the key that took its place, from
  * which new partitions have inherited.
@@ -196,6 +208,19 @@ export const ofAside = (aside: Vector, current: Vector): Vector | undefined =>
           })
         }
       })
+
+/** Whether the triggers that carry out ON DELETE have exchanged their names: those of the successor have what the original's were called. */
+export const haveExchanged = (original: Vector, successor: Vector): boolean =>
+  successor.some((entry) =>
+    entry.triggers.some(
+      (trigger) =>
+        trigger.role === "delete" &&
+        trigger.name !== null &&
+        counterpart(original, entry)?.triggers.some(
+          (other) => isSameTrigger(other, trigger) && other.name === trigger.name
+        ) === true
+    )
+  )
 
 /** The fields in which two vectors differ, OIDs of the constraints themselves aside. */
 export const compare = (expected: Vector, actual: Vector): ReadonlyArray<Difference> =>

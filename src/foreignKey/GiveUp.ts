@@ -31,7 +31,7 @@ export const temporaries = <E>(
 export const gone = <E>(
   session: Session,
   run: Run<E>,
-  aim: Pick<Change.Change, "key" | "target" | "version">,
+  aim: Pick<Change.Change, "key" | "target" | "version" | "superuser">,
   remembered: Fidelity.Vector | undefined
 ): Effect.Effect<void, E | DatabaseError> =>
   Effect.gen(function* () {

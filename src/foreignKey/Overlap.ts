@@ -21,25 +21,60 @@ export const live = (
   return decides === "new" ? target.action : original.onDelete
 }
 
-/** What applications will notice of a change of this key besides its locks, in sentences. Only for DEFERRABLE keys. */
-export const warnings = (key: Key, target: Target): ReadonlyArray<string> => {
-  if (!key.enforced || !key.deferrable) return []
+/** What deletes follow while both keys are there. */
+export interface Overlap {
+  readonly live: Action.Action
+  /** The step with which that ends. */
+  readonly until: "swap" | "order"
+  /** Where they follow the new action all the same, in sentences. */
+  readonly except: ReadonlyArray<string>
+}
+
+/** What deletes follow from the moment on at which the new key is there. Its triggers fire after the original's, or not at all. */
+export const of = ({
+  key,
+  superuser,
+  target
+}: {
+  readonly key: Key
+  readonly target: Target
+  readonly superuser: boolean
+}): Overlap => ({
+  live: superuser ? key.onDelete : live(key, target, "original"),
+  until: "swap",
+  except: exceptions(key, target, superuser)
+})
+
+/** What applications will notice of the mode of a DEFERRABLE key while it is changed, in sentences. */
+export const warnings = (key: Key): ReadonlyArray<string> =>
+  !key.enforced || !key.deferrable
+    ? []
+    : key.initiallyDeferred
+      ? [
+          "a transaction that sets it IMMEDIATE by name (SET CONSTRAINTS) before the swap gets the errors of what it does after the swap when it ends: the setting is the original's"
+        ]
+      : [
+          "from the swap to step settle its checks come when the transaction ends; a transaction that defers it by name (SET CONSTRAINTS) before the swap and is still open after settle gets its errors at the statement: the setting is the original's"
+        ]
+
+/**
+ * Where the new key acts before the swap although the original's triggers fire first: a NO ACTION key lets rows be that it would refuse later, or not at all because the referenced key is there
+ * again. A superuser's change has no such exception, because the new key's triggers are disabled.
+ */
+export const exceptions = (key: Key, target: Target, superuser: boolean): ReadonlyArray<string> => {
+  if (superuser || !key.enforced || key.onDelete !== "no-action" || target.action === "no-action") return []
   const parent = label(key.referenced.schema, key.referenced.name)
-  const early = `deletes in ${parent} follow ON DELETE ${Action.sql(target.action)} from step add on already, not only from the swap on${
+  const early = `follow ON DELETE ${Action.sql(target.action)} from step add on already, not only from the swap on${
     Action.raises(target.action) ? `, and their errors name ${Name.temporary(key.name)} until then` : ""
-  }`
-  const isEarly = key.onDelete === "no-action" && target.action !== "no-action"
-  return key.initiallyDeferred
-    ? [
-        ...(isEarly
-          ? [
-              `it is INITIALLY DEFERRED, so its own check comes when the transaction ends, after the new key: ${early}`
-            ]
-          : []),
-        "a transaction that sets it IMMEDIATE by name (SET CONSTRAINTS) before the swap gets the errors of what it does after the swap when it ends: the setting is the original's"
-      ]
-    : [
-        ...(isEarly ? [`in transactions that defer it (SET CONSTRAINTS), ${early}`] : []),
-        "from the swap to step settle its checks come when the transaction ends; a transaction that defers it by name (SET CONSTRAINTS) before the swap and is still open after settle gets its errors at the statement: the setting is the original's"
-      ]
+  } (a superuser's change has no such exception)`
+  return [
+    ...(key.initiallyDeferred
+      ? [
+          `it is INITIALLY DEFERRED, so its own check comes when the transaction ends, after the new key: deletes in ${parent} ${early}`
+        ]
+      : key.deferrable
+        ? [`in transactions that defer it (SET CONSTRAINTS), deletes in ${parent} ${early}`]
+        : []),
+    `deletes in ${parent} whose statement puts a row with the same key back ${early}`
+  ]
 }

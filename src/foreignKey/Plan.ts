@@ -17,8 +17,8 @@ export interface PlannedStep {
   readonly constraint: string
   readonly step: Change.StepName
   /**
-   * `always`; `contended`: taken instead of `swap` only, when its locks cannot be had together; `if out of order`: only if the new key's triggers would fire before
-   * the original's.
+   * `always`; `contended`: taken instead of `swap` only, when its locks cannot be had together; `if out of order`: taken instead of the step before only, when the new key's triggers would
+   * fire before the original's.
    */
   readonly when: "always" | "contended" | "if out of order"
   /** The transaction of one try, statement by statement, its limits among them; without BEGIN and COMMIT what cannot be in one. */
@@ -41,7 +41,7 @@ export const steps = (
   { change, current, does, todo }: Rebuild.Next,
   limits: Try.Limits
 ): ReadonlyArray<PlannedStep> => {
-  const { key, original, target } = change
+  const { key, original, superuser, target } = change
   const isSettling = does === "settle"
   const settling = Change.needsSettling(original)
     ? [Change.settle(change, isSettling ? current : undefined)]
@@ -55,11 +55,10 @@ export const steps = (
     Change.switchTriggers(change, "update", key.name, Name.aside(key.name))
   ]
   if (does === "finish") return always([...triggers, Change.dropOriginal(change, current), ...settling])
+  const order = always(todo.order === undefined ? [] : [todo.order.step])
   const drop = always(todo.drop.map(({ at, name }) => Change.dropTemporary(change, at, name)))
-  if (Target.equals(Target.of(key), target)) return drop
-  const add = todo.add.map((place) => Change.add(change, place))
-  const order = [Change.keepOrder(change, "referenced"), Change.keepOrder(change, "referencing")]
-  const ifOutOfOrder = taken("if out of order")
+  if (Target.equals(Target.of(key), target)) return [...order, ...drop]
+  const isOrdered = key.enforced && !superuser
   const contended = Change.isSelfReference(key)
     ? []
     : [
@@ -71,14 +70,17 @@ export const steps = (
         Change.dropOriginal(change)
       ]
   return [
+    ...order,
     ...drop,
     ...always(todo.reindex.length === 0 ? [] : [Change.reindex(change, todo.reindex)]),
-    ...add.flatMap((step) => [
-      ...always([step]),
-      ...ifOutOfOrder(todo.attach ? [Change.keepPartsLate(change)] : order)
+    ...todo.add.flatMap((place) => [
+      ...always([Change.add(change, place)]),
+      ...taken("if out of order")(
+        isOrdered ? [Change.add(change, place, ["delete", "update", "checkInsert", "checkUpdate"])] : []
+      )
     ]),
     ...always(todo.validate.map(({ at, name }) => Change.validate(change, at, name))),
-    ...(todo.attach ? [...always([Change.attach(change)]), ...ifOutOfOrder(order)] : []),
+    ...always(todo.attach ? [Change.attach(change)] : []),
     ...always([Change.swap(change, current)]),
     ...taken("contended")(contended),
     ...always(settling)

@@ -12,6 +12,7 @@
  * | original stepped aside                    | order the triggers, drop the original                |
  * | the new key only, still INITIALLY DEFERRED | wait for the transactions of before, then settle it   |
  * | a temporary key that is not the right one | drop it                                              |
+ * | a temporary key that acts before the original | let it act after the original, or not at all, first of all |
  * | something of ours, and no key of that name | drop it, and fail                                    |
  */
 import * as Clock from "effect/Clock"
@@ -32,6 +33,7 @@ import * as Name from "./Name.js"
 import * as Orphan from "./Orphan.js"
 import * as Overlap from "./Overlap.js"
 import * as Rival from "./Rival.js"
+import { label } from "./Sql.js"
 import * as Target from "./Target.js"
 import * as Tree from "./Tree.js"
 
@@ -71,7 +73,7 @@ export class RecordLost extends Data.TaggedError("RecordLost")<{
   readonly aside: string
 }> {
   override get message() {
-    return `the comment on ${this.constraint} that recorded the original is gone, so it cannot be proven equal. The new key is in force; compare it with ${this.aside} and drop that one`
+    return `the comment on ${this.constraint} that recorded the original is gone, so it cannot be proven equal. See with \`fk check\` that the triggers of the new key are enabled, compare it with ${this.aside}, and drop that one`
   }
 }
 
@@ -82,12 +84,22 @@ export class RecordUnreadable extends Data.TaggedError("RecordUnreadable")<{ rea
   }
 }
 
+/**
+ * Triggers of the new key would fire before the original's, and cannot be given names that sort after them. The new key was not added.
+ */
+export class OrderNotKept extends Data.TaggedError("OrderNotKept")<{ readonly constraint: string }> {
+  override get message() {
+    return `triggers of ${this.constraint} have names after which nothing sorts, so that a new key would act before it; give them shorter ones (ALTER TRIGGER ... RENAME TO). The original is as it was`
+  }
+}
+
 /** Why a key could not be changed. */
 export type Failure =
   | DatabaseError
   | Attempt.LockBudgetExhausted
   | Attempt.Unfaithful
   | Attempt.StepTooSlow
+  | OrderNotKept
   | RowsViolate
   | Disappeared
   | RecordLost
@@ -99,6 +111,8 @@ export interface Aim {
   readonly key: Catalog.Key
   readonly target: Target.Target
   readonly version: number
+  /** Whether the role is a superuser's. */
+  readonly superuser: boolean
 }
 
 /** What changes a key besides the sessions. */
@@ -114,8 +128,8 @@ export interface Task extends Aim {
   ) => Effect.Effect<void>
   /** Runs a step, and tells of it while it works. */
   readonly telling: <A, E>(step: Change.StepName, effect: Effect.Effect<A, E>) => Effect.Effect<A, E>
-  /** Which action deletes carry out from now until the swap, while both keys are there. */
-  readonly onOverlap: (live: Action.Action) => Effect.Effect<void>
+  /** Told of what deletes follow from now on, while both keys are there. */
+  readonly onOverlap: (overlap: Overlap.Overlap) => Effect.Effect<void>
 }
 
 /** Brings a key to its target. True if anything was done. */
@@ -156,7 +170,16 @@ export const converge = (bench: Attempt.Bench, task: Task): Effect.Effect<boolea
 
 /** What to do next. `current` is the vector of the key that has the original's name now. */
 export interface Next {
-  readonly does: "reindex" | "add" | "validate" | "attach" | "swap" | "finish" | "settle" | "drop-temporary"
+  readonly does:
+    | "order"
+    | "reindex"
+    | "add"
+    | "validate"
+    | "attach"
+    | "swap"
+    | "finish"
+    | "settle"
+    | "drop-temporary"
   readonly change: Change.Change
   readonly current: Fidelity.Vector
   /** What is left to do before the swap; what is first in it is done next. */
@@ -165,6 +188,8 @@ export interface Next {
 
 /** What a change has to do before its swap, in this order. */
 export interface Todo {
+  /** What a temporary key needs so that deletes and key updates follow the original; undefined if they do. */
+  readonly order: Disorder | undefined
   /** Constraints of ours that are not the right ones. */
   readonly drop: ReadonlyArray<Part>
   /** Statements of {@link Change.reindex}. */
@@ -173,6 +198,13 @@ export interface Todo {
   readonly validate: ReadonlyArray<Part>
   /** Whether the partitions' parts are to become one key. */
   readonly attach: boolean
+}
+
+/** A temporary key that does what the original would not do. */
+export interface Disorder {
+  readonly step: Change.Step
+  /** Which action deletes follow as long as the step is not done. */
+  readonly live: Action.Action
 }
 
 /** A constraint to validate or to drop. */
@@ -191,7 +223,7 @@ export const decide = (
   remembered?: Fidelity.Vector
 ): Effect.Effect<Next | undefined, DatabaseError | Disappeared | RecordLost | RecordUnreadable> =>
   Effect.gen(function* () {
-    const { key: was, target, version } = task
+    const { key: was, superuser, target, version } = task
     const found = yield* Catalog.read(session, { tables: [was.referencing.oid] })
     const key = found.find(({ name }) => name === was.name)
     const current = yield* Fidelity.read(session, was.referencing.oid, was.name)
@@ -213,7 +245,7 @@ export const decide = (
       original: Fidelity.Vector,
       to: Target.Target,
       todo: Todo = nothing
-    ): Next => ({ does, change: { key, target: to, original, version }, current, todo })
+    ): Next => ({ does, change: { key, target: to, original, version, superuser }, current, todo })
 
     const kept =
       remembered === undefined || remembered[0].oid === current[0].oid
@@ -251,8 +283,11 @@ export const decide = (
     // The names of the original's triggers may have been exchanged already; everything else it may have gained since counts as it is now.
     const original = recorded === undefined ? current : Fidelity.withTriggerNames(current, recorded)
     const isDone = Target.equals(Target.of(key), target)
+    const standing = temporaries.length === 0 ? undefined : yield* look(session, key, leafwise)
+    // Only a superuser can enable the triggers that a superuser disabled.
+    const isMute = standing?.muted === true && !superuser
     const wrong = temporaries.filter(
-      (temporary) => isDone || !Target.equals(Target.of(temporary), target) || !fits(key, temporary)
+      (temporary) => isDone || isMute || !Target.equals(Target.of(temporary), target) || !fits(key, temporary)
     )
     const right = temporaries.filter((temporary) => !wrong.includes(temporary))
     const add = isDone
@@ -267,7 +302,12 @@ export const decide = (
         .flatMap((place) => (place.oid === key.referencing.oid ? [...leaves(key), place] : [place]))
         .map((at) => ({ at, name: Name.temporary(key.name) }))
     ].filter(({ at }) => key.validated || isValidAt(current, at))
+    const order =
+      standing === undefined
+        ? undefined
+        : yield* disorder(session, next("order", original, target).change, places, standing, temporaries[0])
     const todo: Todo = {
+      order,
       drop: wrong.map(({ name, referencing }) => ({ at: referencing, name })),
       reindex: add.length === 0 ? [] : yield* Rival.statements(session, key),
       add,
@@ -275,21 +315,75 @@ export const decide = (
       attach: leafwise && !isDone
     }
     const does =
-      todo.drop.length > 0
-        ? "drop-temporary"
-        : todo.reindex.length > 0
-          ? "reindex"
-          : todo.add.length > 0
-            ? "add"
-            : todo.validate.length > 0
-              ? "validate"
-              : todo.attach
-                ? "attach"
-                : "swap"
+      todo.order !== undefined
+        ? "order"
+        : todo.drop.length > 0
+          ? "drop-temporary"
+          : todo.reindex.length > 0
+            ? "reindex"
+            : todo.add.length > 0
+              ? "add"
+              : todo.validate.length > 0
+                ? "validate"
+                : todo.attach
+                  ? "attach"
+                  : "swap"
     return next(does, original, target, todo)
   })
 
-const nothing: Todo = { drop: [], reindex: [], add: [], validate: [], attach: false }
+const nothing: Todo = { order: undefined, drop: [], reindex: [], add: [], validate: [], attach: false }
+
+/** How the temporary key stands to the original. */
+const look = (session: Session, key: Catalog.Key, isCut: boolean) =>
+  session
+    .query<{ readonly standing: string }>(
+      `SELECT ${Tree.standing(
+        { table: key.referencing.oid, name: key.name },
+        Change.temporaryOf(key, isCut)
+      )}::text AS standing`
+    )
+    .pipe(Effect.map(([row]) => JSON.parse(row?.standing ?? "null") as Tree.Standing))
+
+/** What has to be done, on one table, so that the temporary key does nothing that the original would not do. */
+const disorder = (
+  session: Session,
+  change: Change.Change,
+  places: ReadonlyArray<Catalog.Relation>,
+  { acts, late }: Tree.Standing,
+  temporary: Catalog.Key | undefined
+): Effect.Effect<Disorder | undefined, DatabaseError> =>
+  Effect.gen(function* () {
+    const { key, original, superuser } = change
+    if (temporary === undefined || (late.length === 0 && !(superuser && acts))) return undefined
+    const isCut = places.every(({ oid }) => oid !== key.referencing.oid)
+    const isOfReferenced = late.find(({ role }) => role === "delete" || role === "update")
+    // The fallback of the swap has begun: the new action is meant to come first.
+    if (!isCut && isOfReferenced !== undefined) {
+      const vector = yield* Fidelity.read(session, temporary.referencing.oid, temporary.name)
+      if (vector !== undefined && Fidelity.haveExchanged(original, vector)) return undefined
+    }
+    const [first] = late
+    const table =
+      isOfReferenced !== undefined
+        ? key.referenced
+        : isCut
+          ? places.find(({ oid }) => oid === first?.table)
+          : key.referencing
+    const step = Change.order(change, {
+      table: table ?? key.referenced,
+      successor:
+        isCut && table !== undefined && table.oid !== key.referenced.oid
+          ? { table: table.oid, name: temporary.name }
+          : Change.temporaryOf(key, isCut),
+      roles: ["delete", "update", "checkInsert", "checkUpdate"]
+    })
+    const live = Overlap.live(
+      key,
+      Target.of(temporary),
+      late.some(({ role }) => role === "delete") ? "new" : "original"
+    )
+    return { step, live }
+  })
 
 /** Whether one partition of a NOT VALID key is valid all the same (18 and later). */
 const isValidAt = (vector: Fidelity.Vector, at: Catalog.Relation) =>
@@ -335,7 +429,6 @@ type Run = (step: Change.Step, options?: Attempt.Options) => ReturnType<typeof r
 
 const run = (bench: Attempt.Bench, task: Task, step: Change.Step, options?: Attempt.Options) =>
   reported(task, step, Attempt.run(bench, step, options))
-
 const perform = (
   bench: Attempt.Bench,
   task: Task,
@@ -358,10 +451,8 @@ const perform = (
         )
       )
     },
-    add: () =>
-      each(todo.add, (at) =>
-        Effect.zipRight(proving(Change.add(change, at)), overlap(bench, task, proving, change, at))
-      ),
+    order: () => (todo.order === undefined ? Effect.void : putInOrder(task, proving, change, todo.order)),
+    add: () => each(todo.add, (at) => Effect.zipRight(add(bench, task, change, at), overlap(task, change))),
     validate: () =>
       each(todo.validate, ({ at, name }) => {
         const step = Change.validate(change, at, name)
@@ -377,11 +468,7 @@ const perform = (
           )
         )
       ),
-    attach: () =>
-      Effect.zipRight(
-        proving(Change.attach(change)),
-        overlap(bench, task, proving, change, change.key.referencing)
-      ),
+    attach: () => Effect.zipRight(proving(Change.attach(change)), overlap(task, change)),
     swap: () =>
       (Change.isSelfReference(change.key)
         ? proving(Change.swap(change, current))
@@ -444,7 +531,7 @@ const oldTransactions = (bench: Attempt.Bench, task: Task) =>
       const elapsedMillis = (yield* Clock.currentTimeMillis) - start
       if (elapsedMillis >= task.settlePatience) return undefined
       if (elapsedMillis >= 200) {
-        yield* bench.onWait({ step: "settle", tries: 0, elapsedMillis, blockers: old })
+        yield* bench.onWait({ step: "settle", tries: 0, slow: 0, elapsedMillis, blockers: old })
       }
       yield* Effect.sleep(Duration.millis(Math.min(500, 5 * 1.3 ** polls)))
       const running = yield* Blocker.transactions(bench.session, ours)
@@ -458,42 +545,42 @@ const oldTransactions = (bench: Attempt.Bench, task: Task) =>
 const isViolation = (error: { readonly _tag: string }): boolean =>
   DatabaseError.is(error) && error.reason._tag === "ForeignKeyViolation"
 
-/**
- * Keeps the original's triggers firing first while both keys are there, so that deletes do what they did and errors name the original; and tells which action is
- * live. Best effort: where the locks are not to be had soon, the change goes on with the order as it is.
- */
-const overlap = (bench: Attempt.Bench, task: Task, run: Run, change: Change.Change, at: Catalog.Relation) =>
-  Effect.gen(function* () {
-    const { key, target } = change
-    // Neither of two NOT ENFORCED keys acts.
-    if (!key.enforced) return
-    if ((yield* lateRoles(bench.session, key, at)).length > 0) {
-      const steps =
-        at.oid === key.referencing.oid
-          ? [Change.keepOrder(change, "referenced"), Change.keepOrder(change, "referencing")]
-          : [Change.keepPartsLate(change)]
-      for (const step of steps) {
-        yield* Effect.catchTag(run(step, { maxTries: 20 }), "TriesExhausted", () => Effect.void)
+/** Adds the temporary key where it does nothing that the original would not do, also if its triggers have to get other names for that. */
+const add = (bench: Attempt.Bench, task: Task, change: Change.Change, at: Catalog.Relation) =>
+  reported(
+    task,
+    { name: "add" },
+    Effect.gen(function* () {
+      let late: ReadonlySet<Fidelity.Role> = new Set()
+      for (;;) {
+        const found = yield* Attempt.run(bench, Change.add(change, at, [...late])).pipe(
+          Effect.as([]),
+          Effect.catchTag("ChangedMeanwhile", (error) =>
+            error.late === undefined ? error : Effect.succeed(error.late)
+          )
+        )
+        if (found.length === 0) return undefined
+        if (found.every((role) => late.has(role))) {
+          return yield* new OrderNotKept({ constraint: Catalog.nameOf(change.key) })
+        }
+        late = new Set([...late, ...found])
       }
-    }
-    const still = yield* lateRoles(bench.session, key, at)
-    yield* task.onOverlap(Overlap.live(key, target, still.includes("delete") ? "new" : "original"))
-  })
+    })
+  )
 
-/** What the original's triggers do after the temporary key's, on some table. */
-const lateRoles = (session: Session, key: Catalog.Key, at: Catalog.Relation) =>
-  session
-    .query<{ readonly roles: string }>(
-      `SELECT ${Tree.lateRoles(
-        {
-          table: key.referencing.oid,
-          name: key.name,
-          ...(at.oid === key.referencing.oid ? {} : { partition: at.oid })
-        },
-        { table: at.oid, name: Name.temporary(key.name) }
-      )}::text AS roles`
-    )
-    .pipe(Effect.map(([row]) => JSON.parse(row?.roles ?? "[]") as ReadonlyArray<Fidelity.Role>))
+/** Tells what deletes follow until the swap; a key that is not enforced has no triggers. */
+const overlap = (task: Task, change: Change.Change) =>
+  change.key.enforced ? task.onOverlap(Overlap.of(change)) : Effect.void
+
+/** Lets deletes and key updates follow the original again. */
+const putInOrder = (task: Task, run: Run, change: Change.Change, { live, step }: Disorder) => {
+  const { onDelete, referenced } = change.key
+  const follows = `deletes in ${label(referenced.schema, referenced.name)} follow ON DELETE ${Action.sql(live)} until it is done`
+  return Effect.zipRight(
+    live === onDelete ? Effect.void : task.onOverlap({ live, until: "order", except: [] }),
+    run(step, live === onDelete ? {} : { meanwhile: `${follows}, and not ON DELETE ${Action.sql(onDelete)}` })
+  )
+}
 
 /** Runs a step, and tells when it begins, that it works, and when it is done. */
 export const reported = <A, E>(

@@ -183,12 +183,16 @@ export type Progress =
     }
   /** The step goes on, and takes long: `validate`, or the build of an index. */
   | ({ readonly _tag: "Working"; readonly constraint: string; readonly step: StepName } & Working)
-  /** The step has no locks yet; `blockers` hold them. */
+  /**
+   * The step is not done yet. It has no locks, `blockers` hold them; or, if `slow` is not 0, so many tries had them and needed longer than `lockTimeoutMs`, and so were rolled back.
+   */
   | {
       readonly _tag: "Waiting"
       readonly constraint: string
       readonly step: StepName
       readonly tries: number
+      readonly slow: number
+      readonly lockTimeoutMs: number
       readonly elapsedMs: number
       readonly blockers: ReadonlyArray<Blocker.Blocker>
     }
@@ -201,10 +205,10 @@ export type Progress =
     }
   | { readonly _tag: "IndexBuilt"; readonly constraint: string; readonly index: string }
   /**
-   * Both constraints are there until the swap; deletes follow this action meanwhile, unless their transaction changed with SET CONSTRAINTS when the original is
-   * checked. On a partitioned table up to PostgreSQL 17 it comes once for each partition, and counts for the partitions so far.
+   * Both constraints are there; deletes follow this action until that step is done, but for the exceptions, which are sentences. It is the original's action, unless that is INITIALLY DEFERRED,
+   * or an interrupted change left something else, which step `order` puts right.
    */
-  | { readonly _tag: "Overlap"; readonly constraint: string; readonly live: Action.Action }
+  | ({ readonly _tag: "Overlap"; readonly constraint: string } & Overlap.Overlap)
   | {
       readonly _tag: "Finished"
       readonly constraint: string
@@ -298,7 +302,12 @@ export const plan = (
             ...Warning.coded("interrupted", interruption(task, next.right)),
             ...task.warnings,
             ...Warning.notEnforced(key),
-            ...Warning.coded("deferred", next.right === undefined ? [] : Overlap.warnings(key, target)),
+            ...(next.right === undefined
+              ? []
+              : [
+                  ...Warning.coded("acts-early", Overlap.exceptions(key, target, task.superuser)),
+                  ...Warning.coded("deferred", Overlap.warnings(key))
+                ]),
             ...Consequence.warnings(key, target, after, tables, built),
             ...Warning.coded("firing-order", yield* FiringOrder.warnings(session, key, task.version)),
             ...Warning.coded("in-the-way", yield* Obstacle.warnings(session, key)),

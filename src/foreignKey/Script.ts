@@ -7,8 +7,8 @@ import { block } from "./Sql.js"
 import * as Try from "./Try.js"
 
 /**
- * The steps that a change takes, each with its locks and what they block. The steps that put triggers in order are among them, because they change nothing where the
- * order is right; those for tables that are too busy for the swap are not, because they take its place.
+ * The steps that a change takes, each with its locks and what they block. Of a step that has to be taken another way where triggers would be out of order, the script has that way, which is right
+ * in any case. The steps for tables that are too busy for the swap are left out, because they take its place.
  */
 export const render = ({ madeFrom, refused, steps, unchanged, warnings }: PlanResult): string =>
   [
@@ -26,7 +26,9 @@ export const render = ({ madeFrom, refused, steps, unchanged, warnings }: PlanRe
     "SET client_encoding = 'UTF8';",
     `${Settings.script()};`,
     `${Exclusive.takeOrFail()};`,
-    ...steps.filter(({ when }) => when !== "contended").map(section)
+    ...steps
+      .filter(({ when }, index) => when !== "contended" && steps[index + 1]?.when !== "if out of order")
+      .map(section)
   ].join("\n") + "\n"
 
 // -----------------------------------------------------------------------------
@@ -49,16 +51,10 @@ const comment = (...lines: ReadonlyArray<string>) => lines.map((line) => `-- ${o
 /** A name with a line break in it would end the comment. */
 const oneLine = (text: string) => text.replaceAll(/\s+/g, " ")
 
-const notes: { readonly [When in PlannedStep["when"]]: string } = {
-  always: "",
-  contended: "",
-  "if out of order": " (changes nothing if the original's triggers fire before the new key's)"
-}
-
 const section = (planned: PlannedStep) =>
   [
     "",
-    ...comment(`${planned.constraint}: ${planned.step}${notes[planned.when]}`),
+    ...comment(`${planned.constraint}: ${planned.step}`),
     ...planned.locks.flatMap(({ mode, relation }) => comment(`  ${mode} on ${relation}`)),
     ...comment(`  blocks ${planned.blocks}`),
     ...statements(planned).map((statement) => `${statement};`)

@@ -35,6 +35,8 @@ export interface Selected {
   readonly target: Target.Target
   /** `server_version_num`. */
   readonly version: number
+  /** Whether the role is a superuser's. */
+  readonly superuser: boolean
   readonly refusals: ReadonlyArray<Refusal.Refusal>
   readonly kind: TableKinds.Kind
   /** What its rehearsal has to say. */
@@ -150,6 +152,7 @@ export const select = (
           target,
           hasAim: "target" in aimed,
           version,
+          superuser: rights.superuser,
           halfway,
           resumed: halfway || entries.some(({ finishedAt }) => finishedAt === null),
           record,

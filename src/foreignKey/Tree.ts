@@ -15,6 +15,12 @@ export interface Place {
   readonly partition?: number
 }
 
+/** The keys of one name on all partitions of a table. */
+export interface Parts {
+  readonly partitionsOf: number
+  readonly name: string
+}
+
 /** An anonymous block of fragments, each of which may use the variables `vector jsonb` and `r record`. */
 export const guard = (...fragments: ReadonlyArray<string>): string =>
   block(`DECLARE
@@ -113,40 +119,99 @@ export const fireFirst = (first: Place, second: Place, roles: ReadonlyArray<Fide
     EXECUTE format('ALTER TRIGGER promptgrimoire_fk_exchanged ON %s RENAME TO %I', r.relation, CASE WHEN r.late THEN r.other ELSE r.one END);
   END LOOP;`)
 
-/** The roles in which a trigger of the second key fires before the first key's on some table, as an SQL expression of type jsonb. */
-export const lateRoles = (first: Place, second: Place): string =>
-  `(SELECT coalesce(jsonb_agg(DISTINCT p.role), '[]') FROM (${pairs(first, second)}) p WHERE p.late)`
+/** Whether a key and the one that is to take its place act in the right order, as {@link standing} finds it. */
+export interface Standing {
+  /** Where an enabled trigger of the new key fires before the original's: deletes, key updates or error messages follow the new key. */
+  readonly late: ReadonlyArray<{ readonly role: Fidelity.Role; readonly table: number }>
+  /** Whether the new key acts on deletes or key updates at all. */
+  readonly acts: boolean
+  /** Whether triggers of the new key are disabled that are not so in the original. */
+  readonly muted: boolean
+}
 
-/** Gives the triggers of the partitions' own keys of one name a late name where they would fire before those of their partitioned table's key. */
-export const firePartsLast = (whole: Place, part: string, roles: ReadonlyArray<Fidelity.Role>): string =>
+/** How the triggers of a key stand to those of the one that is to take its place, or of its parts, as an SQL expression of type jsonb (a {@link Standing}). */
+export const standing = (original: Place, successor: Place | Parts): string =>
+  `(SELECT jsonb_build_object(
+    'late', coalesce(jsonb_agg(DISTINCT jsonb_build_object('role', p.role, 'table', p.relation::int8)) FILTER (WHERE p.late), '[]'),
+    'acts', coalesce(bool_or(p.acts AND p.role IN ('delete', 'update')), false),
+    'muted', coalesce(bool_or(p.muted), false)
+  ) FROM (${meetings(original, successor)}) p)`
+
+/** Fails with {@link outOfOrderCode}, and the roles as its detail, if a trigger of the new key would fire before the original's on some table. */
+export const requireOrder = (original: Place, successor: Place | Parts): string =>
+  guard(`vector := (SELECT jsonb_agg(DISTINCT p.role) FROM (${meetings(original, successor)}) p WHERE p.late);
+  IF vector IS NOT NULL THEN
+    RAISE EXCEPTION USING ERRCODE = ${literal(outOfOrderCode)},
+      MESSAGE = 'the new key would act before the original', DETAIL = vector::text;
+  END IF;`)
+
+/** SQLSTATE of our own: triggers of the new key would fire before the original's. */
+export const outOfOrderCode = "FKG04"
+
+/**
+ * Renames the triggers of the new key, or of its parts, that would fire before the original's, so that they fire after them on every table. The original's keep their names, and with them
+ * their places among those of other keys. The name is the greatest of the original's and something that sorts after it; one of 63 bytes is cut for that, as late as possible.
+ */
+export const fireLast = (
+  original: Place,
+  successor: Place | Parts,
+  roles: ReadonlyArray<Fidelity.Role>
+): string =>
   guard(`FOR r IN
-    SELECT DISTINCT p.tgrelid::regclass AS relation, p.tgname, p.oid
-    FROM ${triggersOf(whole)} w
-    JOIN ${triggersOf({ partitionsOf: whole.table, name: part })} p ON p.tgrelid = w.tgrelid AND p.role = w.role
-    WHERE w.role IN (${roles.map(literal).join(", ")}) AND p.tgparentid = 0
-      AND p.tgname COLLATE "C" < w.tgname COLLATE "C"
+    SELECT s.tgrelid::regclass AS relation, s.tgname, (
+      SELECT n.name
+      FROM generate_series(0, char_length(g.greatest)) cut
+      CROSS JOIN LATERAL (SELECT left(g.greatest, char_length(g.greatest) - cut) || '~' || s.oid AS name) n
+      WHERE octet_length(n.name) < 64 AND n.name COLLATE "C" > g.greatest COLLATE "C"
+      ORDER BY cut LIMIT 1
+    ) AS name
+    FROM ${triggersOf(successor)} s
+    JOIN (
+      SELECT f.role, max(f.tgname COLLATE "C") AS greatest FROM ${triggersOf(original)} f GROUP BY f.role
+    ) g ON g.role = s.role
+    WHERE s.tgparentid = 0 AND s.role IN (${roles.map(literal).join(", ")})
+      AND s.role IN (SELECT p.role FROM (${meetings(original, successor)}) p WHERE p.early)
   LOOP
-    EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO %I', r.tgname, r.relation, 'promptgrimoire_fk_late_' || r.oid);
+    IF r.name IS NOT NULL THEN EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO %I', r.tgname, r.relation, r.name); END IF;
   END LOOP;`)
 
-/** A trigger that was disabled, or fires always or on replicas only, stays so. Only a superuser may do this to such a trigger. */
-export const restoreEnabled = (place: Place, vector: Fidelity.Vector): string =>
-  guard(`FOR r IN
-    SELECT g.tgrelid::regclass AS relation, g.tgname,
-      CASE w.enabled WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END AS clause
-    FROM ${triggersOf(place)} g
+/** Disables all triggers of a key, or of the parts of one. Only a superuser may do this to such triggers. */
+export const mute = (place: Place | Parts): string =>
+  enable(`${triggersOf(place)} g CROSS JOIN (VALUES ('D')) AS w (enabled)`)
+
+/** A trigger that was disabled, or fires always or on replicas only, is so in the place of this vector too. Only a superuser may do this to such a trigger. */
+export const restoreEnabled = (
+  place: Place,
+  vector: Fidelity.Vector,
+  roles: ReadonlyArray<Fidelity.Role> = ["delete", "update", "checkInsert", "checkUpdate"]
+): string =>
+  enable(`${triggersOf(place)} g
     JOIN ${recordset(
-      triggers(vector).map(({ enabled, role, table }) => ({ relation: table, role, enabled })),
+      triggers(vector)
+        .filter(({ role }) => roles.includes(role))
+        .map(({ enabled, role, table }) => ({ relation: table, role, enabled })),
       "relation oid, role text, enabled text"
-    )} ON w.relation = g.tgrelid AND w.role = g.role
-    WHERE g.tgenabled::text <> w.enabled
-  LOOP
-    EXECUTE format('ALTER TABLE ONLY %s %s TRIGGER %I', r.relation, r.clause, r.tgname);
-  END LOOP;`)
+    )} ON w.relation = g.tgrelid AND w.role = g.role`)
 
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
+
+/**
+ * Brings the triggers `g` into the states `w.enabled`. From 15 on that of a partitioned table takes those of its partitions along, so it comes first, in one statement; the others follow
+ * one by one.
+ */
+const enable = (wanted: string) => {
+  const loop = (where: string, only: string) => `FOR r IN
+    SELECT g.tgrelid::regclass AS relation, g.tgname,
+      CASE w.enabled WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END AS clause
+    FROM ${wanted}
+    WHERE ${where}g.tgenabled::text <> w.enabled
+  LOOP
+    EXECUTE format('ALTER TABLE ${only}%s %s TRIGGER %I', r.relation, r.clause, r.tgname);
+  END LOOP;`
+  return guard(loop("g.kind = 'p' AND g.tgparentid = 0 AND ", ""), loop("", "ONLY "))
+}
 
 const triggers = (vector: Fidelity.Vector) => vector.flatMap((entry) => entry.triggers)
 
@@ -157,15 +222,20 @@ const pairs = (first: Place, second: Place) => `
     FROM ${triggersOf(first)} f
     JOIN ${triggersOf(second)} s ON s.tgrelid = f.tgrelid AND s.role = f.role`
 
+/** The triggers of two keys where they meet: those of a partitioned table itself fire for no row. */
+const meetings = (original: Place, successor: Place | Parts) => `
+    SELECT m.*, m.early AND m.acts AS late
+    FROM (
+      SELECT s.tgrelid AS relation, s.role, s.tgname COLLATE "C" < f.tgname COLLATE "C" AS early,
+        s.tgenabled <> 'D' AS acts, s.tgenabled = 'D' AND f.tgenabled <> 'D' AS muted
+      FROM ${triggersOf(original)} f
+      JOIN ${triggersOf(successor)} s ON s.tgrelid = f.tgrelid AND s.role = f.role
+      WHERE f.kind <> 'p'
+    ) m`
+
 /** Rows of our own as a table `w`. */
 const recordset = (rows: ReadonlyArray<object>, columns: string) =>
   `jsonb_to_recordset(${literal(JSON.stringify(rows))}::jsonb) AS w (${columns})`
-
-/** The keys of one name on all partitions of a table. */
-interface Parts {
-  readonly partitionsOf: number
-  readonly name: string
-}
 
 /** The constraints of a key, the topmost one with depth 0. */
 const rowsOf = (place: Place | Parts) => `(
@@ -187,7 +257,8 @@ const rowsOf = (place: Place | Parts) => `(
   )`
 
 const triggersOf = (place: Place | Parts) => `(
-    SELECT g.oid, g.tgrelid, g.tgname::text AS tgname, g.tgenabled, g.tgparentid, ${roleOf("g.proname")} AS role
+    SELECT g.oid, g.tgrelid, g.tgname::text AS tgname, g.tgenabled, g.tgparentid, ${roleOf("g.proname")} AS role,
+      (SELECT t.relkind FROM pg_catalog.pg_class t WHERE t.oid = g.tgrelid) AS kind
     FROM ${rowsOf(place)} k
     CROSS JOIN LATERAL ${Lookup.triggersOf("k.oid")} g
   )`

@@ -6,6 +6,7 @@ import { label } from "./Sql.js"
 export interface Warning {
   /** A stable word for programs. */
   readonly code:
+    | "acts-early"
     | "deferred"
     | "firing-order"
     | "in-the-way"

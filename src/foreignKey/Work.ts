@@ -260,6 +260,7 @@ const converge = (
     const { key } = task
     const constraint = Catalog.nameOf(key)
     const deadlockTimeout = yield* Settings.deadlockTimeout(session)
+    const told = yield* Ref.make("")
     const bench: Attempt.Bench = {
       session,
       watcher,
@@ -272,6 +273,8 @@ const converge = (
           constraint,
           step: wait.step,
           tries: wait.tries,
+          slow: wait.slow,
+          lockTimeoutMs: bench.limits.limit,
           elapsedMs: wait.elapsedMillis,
           blockers: wait.blockers
         })
@@ -303,7 +306,11 @@ const converge = (
       swapTries: effort.swapTries ?? 60,
       settlePatience: Duration.toMillis(Duration.decode(effort.settlePatience ?? "1 minute")),
       ...telling,
-      onOverlap: (live) => emit({ _tag: "Overlap", constraint, live })
+      // Each part of a partitioned table's key says the same.
+      onOverlap: (overlap) =>
+        Effect.flatMap(Ref.getAndSet(told, JSON.stringify(overlap)), (before) =>
+          before === JSON.stringify(overlap) ? Effect.void : emit({ _tag: "Overlap", constraint, ...overlap })
+        )
     })
   })
 

@@ -58,15 +58,13 @@ export const record = Effect.fnUntraced(function* (
   )
 })
 
-/** A text without what differs from run to run: durations, points in time, whether a lock was to be had at once, and which of two triggers is older. */
+/** A text without what differs from run to run: durations, points in time, and whether a lock was to be had at once. */
 export const comparable = (text: string): string =>
   text
     .replaceAll(/\d+(\.\d+)? (ms|s)\b/g, "N ms")
     .replaceAll(/("\w+Ms": ?)\d+(\.\d+)?/g, "$10")
     .replaceAll(/\d{4}-\d\d-\d\dT[\d:.]+Z/g, "TIME")
     .replaceAll(/^.* waits for locks .*\n( {2}held by .*\n)*/gm, "")
-    .replaceAll(/^.*: order (\.\.\.|done in N ms)\n/gm, "")
     .replaceAll(/^! .* in the way right now: .*\n/gm, "")
-    .replaceAll(/deletes follow \S+/g, "deletes follow ACTION")
     .replaceAll(/ +$/gm, "")
     .trim()

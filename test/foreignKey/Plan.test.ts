@@ -75,7 +75,7 @@ describe("a plan", () => {
               ForeignKey.rebuild({
                 ...options,
                 onProgress: (event) =>
-                  event._tag === "StepDone" && event.step !== "order"
+                  event._tag === "StepDone"
                     ? Effect.flatMap(
                         Ref.updateAndGet(done, (n) => n + 1),
                         (n) => (n === stop ? Effect.interrupt : Effect.void)
