@@ -73,7 +73,7 @@ export class RecordLost extends Data.TaggedError("RecordLost")<{
   readonly aside: string
 }> {
   override get message() {
-    return `the comment on ${this.constraint} that recorded the original is gone, so it cannot be proven equal. See with \`fk check\` that the triggers of the new key are enabled, compare it with ${this.aside}, and drop that one`
+    return `the comment on ${this.constraint} that recorded the original is gone, so it cannot be proven equal: compare it with ${this.aside} and drop that one, when \`fk check\` finds no trigger of it disabled`
   }
 }
 
