@@ -66,6 +66,7 @@ export type Phase = "acquire" | "sent" | "commit"
 export interface ServerFields {
   /** The SQLSTATE, five characters. */
   readonly code: string
+  /** `ERROR`, `FATAL` or `PANIC`, whatever the language of the server's messages. */
   readonly severity: string
   readonly schema: string | undefined
   readonly table: string | undefined

@@ -21,7 +21,9 @@ import type { Endpoint } from "./Endpoint.js"
 import { connectError, dialError, isOtherRefusal, statementError } from "./errors.js"
 import { type HandshakeStream, watchAuthentication, watchHandshake } from "./handshake.js"
 import { type Batch, CloseStatements, Portal } from "./Portal.js"
+import { readSeverities, type SeveritySource } from "./severities.js"
 import { type Generation, StatementCache } from "./StatementCache.js"
+import { StatementLimit } from "./statementLimit.js"
 
 /** What is asked of a server when a connection is opened. */
 export interface DialOptions {
@@ -128,6 +130,7 @@ export class Backend {
    */
   answerMillis: number | undefined
   private knowsLimit = true
+  private readonly limit: StatementLimit
   private readonly notificationListeners = new Set<(message: Pg.Notification) => void>()
 
   private constructor(
@@ -139,6 +142,11 @@ export class Backend {
     this.processId = client.processID
     this.answerMillis = options.answerMillis
     this.statements = new StatementCache(options.generation)
+    this.limit = new StatementLimit(
+      options.timeouts === undefined || /statement_timeout/i.test(options.endpoint.options ?? "")
+        ? undefined
+        : serverMillis(options.timeouts.statementTimeout)
+    )
     this.peer = {
       host: client.connection.stream.remoteAddress ?? options.endpoint.host,
       port: options.endpoint.port
@@ -166,6 +174,7 @@ export class Backend {
             fail(dialError(options.endpoint, decisions, "no channel binding"))
           }
         })
+        readSeverities(client.connection, options.endpoint.ssl !== false)
         client.connect((error: Error | null) => {
           if (error === null || error === undefined) {
             resume(Effect.succeed(new Backend(client, options, passedMillis(clock))))
@@ -349,6 +358,7 @@ export class Backend {
 
   /** A program that sets the limit itself, in a text or by parameter, has another one than we know, on this connection. */
   private watchLimit({ isControl, text, values = [] }: Request): void {
+    this.limit.note(text, values, this.transactionStatus === "T")
     if (isControl === true || !this.knowsLimit) return
     const named = /statement_timeout/i
     this.knowsLimit = !(
@@ -430,6 +440,7 @@ export class Backend {
       const finish = (exit: Effect.Effect<A, DatabaseError>, failure?: DatabaseError) => {
         this.running = false
         timer?.()
+        if (this.transactionStatus === "I") this.limit.endTransaction()
         const note = this.options.observe?.(request, performance.now() - started, failure)
         // A logger that throws must not change what the server answered.
         resume(
@@ -444,7 +455,13 @@ export class Backend {
       send((error, result) => {
         if (error === null || error === undefined) return finish(Effect.succeed(result as A))
         const lost = this.open ? undefined : (request.phase ?? "sent")
-        const failure = statementError(error, lost, this.options.decisions, request.text)
+        const failure = statementError(
+          error,
+          lost,
+          this.options.decisions,
+          request.text,
+          isEndOfStatement(error) ? this.limit.isOverdue(performance.now() - started) : undefined
+        )
         this.onError(failure)
         if (isOutdated?.(error) === true) this.outdated = failure.reason
         if (isBroken(failure.reason)) {
@@ -573,13 +590,14 @@ interface ClientInternals {
   readonly secretKey: number
   /** From the url, the environment or a password file. */
   readonly password: string | null
-  readonly connection: EventEmitter & {
-    readonly stream: HandshakeStream & {
-      readonly remoteAddress?: string
-      readonly destroy: (error?: Error) => void
+  readonly connection: EventEmitter &
+    SeveritySource & {
+      readonly stream: HandshakeStream & {
+        readonly remoteAddress?: string
+        readonly destroy: (error?: Error) => void
+      }
+      parsedStatements: Record<string, string>
     }
-    parsedStatements: Record<string, string>
-  }
 }
 
 const ignore = () => {}
@@ -591,6 +609,10 @@ const ignore = () => {}
 const isMissingStatement = ({ code, routine }: ServerErrorLike): boolean =>
   (code === "26000" && (routine === undefined || routine === "FetchPreparedStatement")) ||
   (code === "42P05" && (routine === undefined || routine === "StorePreparedStatement"))
+
+/** Whether the server ended a statement for a timeout or for a request to cancel. */
+const isEndOfStatement = (error: unknown): boolean =>
+  isServerError(error) && error.code === "57014" && error.routine === "ProcessInterrupts"
 
 /** Milliseconds since some moment: unlike the time of day they never jump. */
 export const passedMillis = (clock: Clock.Clock): number => Number(clock.unsafeCurrentTimeNanos()) / 1e6

@@ -593,10 +593,13 @@ const logged = (options: TransactionOptions<never>, log: Effect.Effect<void>): E
     () => Effect.void
   )
 
-const rollbackToSavepoint = <E>({ name, root }: Savepoint, cause: Cause.Cause<E>): Effect.Effect<never, E> =>
+const rollbackToSavepoint = <E>(
+  { name, restoreLimits, root }: Savepoint,
+  cause: Cause.Cause<E>
+): Effect.Effect<never, E> =>
   Effect.zipRight(
     logged(root.options, Effect.logDebug("Rolling back to a savepoint", cause)),
-    endWith(cause, root, [`ROLLBACK TO SAVEPOINT ${name}`, `RELEASE SAVEPOINT ${name}`])
+    endWith(cause, root, [`ROLLBACK TO SAVEPOINT ${name}`, `RELEASE SAVEPOINT ${name}`, ...restoreLimits])
   )
 
 /** A savepoint in which a statement failed cannot be kept, even if its body succeeded: the caller must know. */

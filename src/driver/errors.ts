@@ -47,17 +47,18 @@ export const dialError = (endpoint: Endpoint, decisions: Decisions, problem: Con
   })
 
 /**
- * The error of a statement, whose text may be given last. `lost` is the phase in which the connection was lost, if it was; an error that is neither the
+ * The error of a statement, whose text may be given, and whether it had run for as long as its limit allows. `lost` is the phase in which the connection was lost, if it was; an error that is neither the
  * server's nor the socket's comes from a parser of a column's type.
  */
 export const statementError = (
   error: unknown,
   lost: Phase | undefined,
   decisions: Decisions = standard,
-  statement?: string
+  statement?: string,
+  isOverdue?: boolean
 ): DatabaseError => {
   if (isServerError(error)) {
-    return decisions.error({ operation: "execute", reason: classify(error, statement) })
+    return decisions.error({ operation: "execute", reason: classify(error, statement, isOverdue) })
   }
   const reason: Reason =
     lost === undefined
@@ -69,7 +70,7 @@ export const statementError = (
   return decisions.error({ operation: "execute", reason })
 }
 
-/** PgBouncer's answer to startup parameters that it does not follow. */
+/** PgBouncer's answer to startup parameters that it does not follow: it sends no routine, and has no other language than English. */
 const isRefusedParameter = (error: { readonly code: string; readonly message?: string | undefined }) =>
   error.code === "08P01" && error.message?.includes("unsupported startup parameter") === true
 
@@ -96,6 +97,7 @@ const connectProblem = (error: unknown, isAsked: boolean): ConnectProblem => {
   const code = systemCode(error)
   const known = code === undefined ? undefined : problemsByCode[code]
   if (known !== undefined) return known
+  // What follows are sentences of `pg`, which it does not translate, and gives no codes.
   const text = error instanceof Error ? error.message : ""
   if (isServerError(error)) return "a pooler refuses the limits"
   if (text === "timeout expired") return "timeout"
