@@ -6,7 +6,13 @@ export default defineConfig(({ mode }) =>
   suite({
     length: mode === "full" ? "full" : "telling",
     include: ["test/**/*.test.ts"],
-    exclude: ["test/faults/**", "test/e2e/**", "test/pgbouncer/**", ...(mode === "full" ? [] : onlyInFull)]
+    exclude: [
+      "test/faults/**",
+      "test/e2e/**",
+      "test/pgbouncer/**",
+      "test/languages/**",
+      ...(mode === "full" ? [] : onlyInFull)
+    ]
   })
 )
 

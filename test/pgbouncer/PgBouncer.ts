@@ -3,10 +3,10 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { type ChildProcess, execFileSync, spawn } from "node:child_process"
 import * as Fs from "node:fs"
-import * as Net from "node:net"
 import * as Os from "node:os"
 import * as Path from "node:path"
 import { eventually } from "../support/eventually.js"
+import { freePort, listens } from "../support/port.js"
 
 /** PgBouncer could not be started. */
 export class PgBouncerError extends Data.TaggedError("PgBouncerError")<{ readonly message: string }> {}
@@ -76,27 +76,6 @@ const installed = Effect.try({
   catch: () =>
     new PgBouncerError({ message: "PgBouncer is not installed. On Debian: apt-get install pgbouncer" })
 })
-
-const freePort = Effect.async<number>((resume) => {
-  const probe = Net.createServer()
-  probe.listen(0, "127.0.0.1", () => {
-    const address = probe.address()
-    probe.close(() =>
-      resume(Effect.succeed(typeof address === "object" && address !== null ? address.port : 0))
-    )
-  })
-})
-
-const listens = (port: number): Effect.Effect<boolean> =>
-  Effect.async((resume) => {
-    const socket = Net.connect(port, "127.0.0.1")
-    const end = (result: boolean) => {
-      socket.destroy()
-      resume(Effect.succeed(result))
-    }
-    socket.on("connect", () => end(true))
-    socket.on("error", () => end(false))
-  })
 
 const stop = (child: ChildProcess): Effect.Effect<void> =>
   Effect.async((resume) => {
