@@ -2,6 +2,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { execFileSync, spawn } from "node:child_process"
+import * as Crypto from "node:crypto"
 import * as Fs from "node:fs"
 import * as Os from "node:os"
 import * as Path from "node:path"
@@ -28,13 +29,19 @@ export const make = (locale: string): Effect.Effect<string, ClusterError, Scope.
       }),
       (path) => Effect.sync(() => Fs.rmSync(path, { recursive: true }))
     )
+    const password = Crypto.randomUUID()
+    const passwordFile = Path.join(directory, "password")
+    yield* Effect.sync(() => Fs.writeFileSync(passwordFile, password))
     const data = Path.join(directory, "data")
     const env = { PATH: "/usr/bin:/bin", LC_ALL: "C", TZ: "UTC" }
     yield* Effect.try({
       try: () =>
         execFileSync(
           Path.join(programs, "initdb"),
-          ["-D", data, "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"],
+          [
+            ...["-D", data, "-U", "postgres", "--encoding=UTF8", "--locale=C", "--no-sync"],
+            ...["--auth=scram-sha-256", `--pwfile=${passwordFile}`]
+          ],
           { ...account, cwd: "/", env, stdio: "ignore" }
         ),
       catch: () => new ClusterError({ message: `initdb of ${programs} failed` })
@@ -74,7 +81,7 @@ export const make = (locale: string): Effect.Effect<string, ClusterError, Scope.
           })
       )
     )
-    return `postgresql://postgres@127.0.0.1:${port}/postgres`
+    return `postgresql://postgres:${password}@127.0.0.1:${port}/postgres`
   })
 
 /** The newest PostgreSQL of the system. */

@@ -7,7 +7,9 @@ export default defineConfig(
     length: "full",
     include: [
       "test/languages/**/*.test.ts",
-      "test/driver/**/*.test.ts",
+      "test/driver/Reserved.test.ts",
+      "test/driver/StalePlan.test.ts",
+      "test/driver/Statement.test.ts",
       "test/transaction/**/*.test.ts",
       "test/migrator/**/*.test.ts",
       "test/foreignKey/Orphan.test.ts",
