@@ -59,7 +59,7 @@ const named = /statement_timeout/i
 const relevant = /statement_timeout|set_config|\b(?:reset|discard)\s+all\b/i
 
 const setting =
-  /\bSET\s+(?:(LOCAL|SESSION)\s+)?statement_timeout\s*(?:=|\bTO\b)\s*'?\s*(\d+)\s*(us|ms|s|min|h|d)?\s*'?/gi
+  /\bSET\s+(?:(LOCAL|SESSION)\s+)?statement_timeout\s*(?:=|\bTO\b)\s*(?:'\s*)?(\d+(?:\.\d+)?)\s*(us|ms|s|min|h|d)?(?![\w.])(?:\s*')?/gi
 
 const unitMillis: Readonly<Record<string, number>> = {
   us: 0.001,

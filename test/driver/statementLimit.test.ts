@@ -20,7 +20,8 @@ describe("The limit of a statement", () => {
     for (const text of [
       "SET statement_timeout = 200",
       "set session statement_timeout to '200ms'",
-      "BEGIN; SET LOCAL statement_timeout = '0.2s'; SET LOCAL statement_timeout = '200 ms'",
+      "BEGIN; SET LOCAL statement_timeout = '200 ms'",
+      "SET statement_timeout = '0.2s'",
       "SET statement_timeout = '200'"
     ]) {
       assert.isTrue(after(text).isOverdue(200), text)
