@@ -24,6 +24,7 @@ import { makeClient } from "./driver/Client.js"
 import { autocommit } from "./driver/connections.js"
 import type { CopyIn } from "./driver/Copy.js"
 import * as Health from "./driver/Health.js"
+import * as Notice from "./driver/Notice.js"
 import * as NotificationHub from "./driver/NotificationHub.js"
 import * as Pool from "./driver/Pool.js"
 import * as Pooler from "./driver/Pooler.js"
@@ -84,6 +85,7 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
 export type OpenPool = Effect.Effect<Pool.Pool, DatabaseError, Scope.Scope>
 
 export type { Health } from "./driver/Health.js"
+export { type Notice, type NoticeSeverity, withNotices } from "./driver/Notice.js"
 export type { PoolEvent } from "./driver/Pool.js"
 export type { Notification, Session } from "./driver/Session.js"
 
@@ -175,6 +177,7 @@ const make = Effect.fn("Database.make")(function* (
     prepare: false,
     reuseAfterCancel: true,
     echo: config.echo,
+    onNotice: Notice.teller(runtime, config.showRaised),
     decisions
   }
   const telemetry = Telemetry.make(

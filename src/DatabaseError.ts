@@ -219,7 +219,7 @@ export type Reason =
   | { readonly _tag: "SessionUnavailable" }
   /** A connection or a transaction was used after its end. */
   | { readonly _tag: "TransactionEnded" }
-  /** The statement was never sent, because the client cannot express it (a NUL byte, too many parameters). */
+  /** The client cannot express the statement, which was never sent (a NUL byte, too many parameters), or cannot deliver what it answers. */
   | { readonly _tag: "InvalidRequest"; readonly problem: string }
 
 /** The tag of a {@link Reason}. */
@@ -639,6 +639,9 @@ const policies: { readonly [Tag in ReasonTag]: Policy } = {
  * statement's text: a search for to_tsquery, a name for regclass. The texts of every other code can hold values.
  */
 const visibility: ReadonlyMap<string, "all" | "message" | "of the statement" | "none"> = new Map([
+  ["00", "of the statement"],
+  ["01", "of the statement"],
+  ["02", "of the statement"],
   ["0A", "of the statement"],
   ["21", "all"],
   ["23001", "message"],

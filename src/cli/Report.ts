@@ -1,6 +1,7 @@
 import * as Console from "effect/Console"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import { type Notice, withNotices } from "../Database.js"
 
 /**
  * The exit codes of every command: done, failed, bad usage, and refused or pending (the reason is in the output).
@@ -42,6 +43,20 @@ export const failure = (
 
 /** Tells a person what goes on, on standard error. */
 export const progress = (line: string): Effect.Effect<void> => Console.error(line)
+
+/** Prints what the server says while an effect runs, as psql does; that there is already what IF NOT EXISTS asks for is left out. */
+export const noticing = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  withNotices(effect, (notice) =>
+    notice.severity === "NOTICE" && !notice.isRaised && notice.code.startsWith("42")
+      ? Effect.void
+      : Effect.forEach(noticeLines(notice), progress, { discard: true })
+  )
+
+const noticeLines = ({ code, detail, hint, message, severity }: Notice): ReadonlyArray<string> => [
+  `${severity}: ${message ?? `(${code}) a text that can hold values of rows`}`,
+  ...(detail === undefined ? [] : [`DETAIL: ${detail}`]),
+  ...(hint === undefined ? [] : [`HINT: ${hint}`])
+]
 
 /** Rows under a heading, the columns lined up. */
 export const table = (

@@ -95,11 +95,10 @@ const rebuild = Command.make(
       runCommand(
         { json, url, interrupted, soFar },
         Effect.gen(function* () {
-          const result = yield* ForeignKey.rebuild({
-            ...(yield* FkOptions.target(options)),
-            ...FkOptions.effortOf(options),
-            onProgress
-          })
+          const target = yield* FkOptions.target(options)
+          const result = yield* Report.noticing(
+            ForeignKey.rebuild({ ...target, ...FkOptions.effortOf(options), onProgress })
+          )
           yield* FkReport.result(json, result, "has this action already")
         })
       )

@@ -25,15 +25,18 @@ const undo = Command.make(
         { json, url, interrupted, soFar },
         Effect.gen(function* () {
           const selected = FkOptions.selectedOf(options)
-          const result = yield* ForeignKey.undo({
-            selectors: options.changes.length > 0 ? selected : yield* FkOptions.selectors(selected),
-            changes: options.changes.length > 0 ? options.changes : undefined,
-            allowRowMovement: options.allowRowMovement,
-            rehearse: !options.noRehearsal,
-            ledger: Option.getOrUndefined(options.ledgerTable),
-            ...FkOptions.effortOf(options),
-            onProgress
-          })
+          const selectors = options.changes.length > 0 ? selected : yield* FkOptions.selectors(selected)
+          const result = yield* Report.noticing(
+            ForeignKey.undo({
+              selectors,
+              changes: options.changes.length > 0 ? options.changes : undefined,
+              allowRowMovement: options.allowRowMovement,
+              rehearse: !options.noRehearsal,
+              ledger: Option.getOrUndefined(options.ledgerTable),
+              ...FkOptions.effortOf(options),
+              onProgress
+            })
+          )
           yield* FkReport.result(json, result, "has nothing to undo")
         })
       )

@@ -73,7 +73,7 @@ const migrateUp = Command.make("migrate", options, ({ json, url, ...chosen }) =>
   runCommand(
     { json, url, interrupted },
     Effect.gen(function* () {
-      const result = yield* Migrator.run(migrations(chosen))
+      const result = yield* Report.noticing(Migrator.run(migrations(chosen)))
       const lines = [
         ...(result.applied.length === 0
           ? ["Nothing to do: every migration is applied."]
@@ -169,7 +169,9 @@ const down = Command.make(
     runCommand(
       { json, url, interrupted },
       Effect.gen(function* () {
-        const { applied: undone, current } = yield* Migrator.down({ ...migrations(chosen), to })
+        const { applied: undone, current } = yield* Report.noticing(
+          Migrator.down({ ...migrations(chosen), to })
+        )
         yield* Report.result(json, { undone, current }, [
           ...(undone.length === 0
             ? ["Nothing to do."]
@@ -186,7 +188,7 @@ const plan = Command.make("plan", options, ({ json, url, ...chosen }) =>
   runCommand(
     { json, url },
     Effect.gen(function* () {
-      const result = yield* Migrator.plan(migrations(chosen))
+      const result = yield* Report.noticing(Migrator.plan(migrations(chosen)))
       const isRefused = result.migrations.some(({ foreignKeys }) =>
         foreignKeys.some(({ refused }) => refused.length > 0)
       )

@@ -3,6 +3,7 @@ import type * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Pg from "pg"
 import { prepareValue } from "pg/lib/utils.js"
@@ -20,6 +21,7 @@ import { type Decisions, isBroken, standard } from "./Decisions.js"
 import type { Endpoint } from "./Endpoint.js"
 import { connectError, dialError, isOtherRefusal, statementError } from "./errors.js"
 import { type HandshakeStream, watchAuthentication, watchHandshake } from "./handshake.js"
+import type { Asked, OnNotice } from "./Notice.js"
 import { type Batch, CloseStatements, Portal } from "./Portal.js"
 import { readSeverities, type SeveritySource } from "./severities.js"
 import { type Generation, StatementCache } from "./StatementCache.js"
@@ -47,6 +49,8 @@ export interface DialOptions {
     | undefined
   /** See {@link Backend.answerMillis}; no limit when left out. */
   readonly answerMillis?: number | undefined
+  /** Called with what the server says beside its answers. */
+  readonly onNotice?: OnNotice | undefined
   /** What is decided about errors; the standard when left out. */
   readonly decisions?: Decisions | undefined
   /** What the connections of a pool share about their prepared statements. */
@@ -94,6 +98,8 @@ export interface Request {
   readonly timeoutMillis?: number | undefined
   /** Our own text, which changes no limit that is not known. */
   readonly isControl?: boolean
+  /** Whether there are rows for a COPY ... FROM STDIN. */
+  readonly isCopyIn?: boolean
 }
 
 /** What the server answered. A text of several statements has several results. */
@@ -131,6 +137,10 @@ export class Backend {
   answerMillis: number | undefined
   private knowsLimit = true
   private readonly limit: StatementLimit
+  private asker: Fiber.RuntimeFiber<unknown, unknown> | undefined
+  private askedText = ""
+  /** What the statement that runs wants of the client that no statement can have. */
+  private wanted: "copy in" | "copy out" | undefined
   private readonly notificationListeners = new Set<(message: Pg.Notification) => void>()
 
   private constructor(
@@ -156,6 +166,12 @@ export class Backend {
     client.on("notification", (message) => {
       for (const listener of this.notificationListeners) listener(message)
     })
+    client.connection.on("copyInResponse", () => {
+      this.wanted = "copy in"
+    })
+    client.connection.on("copyOutResponse", () => {
+      this.wanted = "copy out"
+    })
   }
 
   /** Opens a connection. An interruption closes the socket; nothing is left behind. */
@@ -175,9 +191,13 @@ export class Backend {
           }
         })
         readSeverities(client.connection, options.endpoint.ssl !== false)
+        let opened: Backend | undefined
+        const { onNotice } = options
+        if (onNotice !== undefined) client.on("notice", (message) => onNotice(message, opened?.asked))
         client.connect((error: Error | null) => {
           if (error === null || error === undefined) {
-            resume(Effect.succeed(new Backend(client, options, passedMillis(clock))))
+            opened = new Backend(client, options, passedMillis(clock))
+            resume(Effect.succeed(opened))
           } else {
             const isAsked = asks()
             fail(
@@ -203,6 +223,11 @@ export class Backend {
   /** Whether nothing runs on it and no cancellation is on its way to it. */
   get isQuiet(): boolean {
     return !this.running && this.settling === undefined
+  }
+
+  /** What runs, and who waits for it. */
+  private get asked(): Asked | undefined {
+    return this.asker === undefined ? undefined : { fiber: this.asker, text: this.askedText }
   }
 
   /** The transaction status that the server reported last. */
@@ -300,7 +325,8 @@ export class Backend {
           exchange: (make) =>
             this.exchange<number>((callback) => void this.client.query(make(callback)), {
               text,
-              timeoutMillis: Number.POSITIVE_INFINITY
+              timeoutMillis: Number.POSITIVE_INFINITY,
+              isCopyIn: true
             }),
           watched: (wait) => this.watched(wait)
         })
@@ -436,9 +462,13 @@ export class Backend {
       const before = this.transactionStatus
       const timer = this.limitAnswer(request.timeoutMillis)
       this.running = true
+      this.asker = Option.getOrUndefined(Fiber.getCurrentFiber())
+      this.askedText = request.text
+      this.wanted = undefined
       const started = performance.now()
       const finish = (exit: Effect.Effect<A, DatabaseError>, failure?: DatabaseError) => {
         this.running = false
+        this.asker = undefined
         timer?.()
         if (this.transactionStatus === "I") this.limit.endTransaction()
         const note = this.options.observe?.(request, performance.now() - started, failure)
@@ -453,15 +483,20 @@ export class Backend {
         )
       }
       send((error, result) => {
-        if (error === null || error === undefined) return finish(Effect.succeed(result as A))
+        const undelivered = this.undelivered(error, request)
+        if (undelivered === undefined && (error === null || error === undefined)) {
+          return finish(Effect.succeed(result as A))
+        }
         const lost = this.open ? undefined : (request.phase ?? "sent")
-        const failure = statementError(
-          error,
-          lost,
-          this.options.decisions,
-          request.text,
-          isEndOfStatement(error) ? this.limit.isOverdue(performance.now() - started) : undefined
-        )
+        const failure =
+          undelivered ??
+          statementError(
+            error,
+            lost,
+            this.options.decisions,
+            request.text,
+            isEndOfStatement(error) ? this.limit.isOverdue(performance.now() - started) : undefined
+          )
         this.onError(failure)
         if (isOutdated?.(error) === true) this.outdated = failure.reason
         if (isBroken(failure.reason)) {
@@ -469,7 +504,7 @@ export class Backend {
           this.lostBecause ??= error
           this.destroy()
         }
-        if (!this.open) return finish(Effect.fail(failure), failure)
+        if (!this.open || error === null || error === undefined) return finish(Effect.fail(failure), failure)
         // An error comes before the server is ready again: until then the connection is not idle.
         const end = () => {
           this.client.off("drain", end)
@@ -482,6 +517,17 @@ export class Backend {
       })
       return this.interrupt
     })
+  }
+
+  /** The error of a COPY that was sent as a statement: the rows that it sends or asks for have no place there. */
+  private undelivered(error: unknown, { isCopyIn }: Request): DatabaseError | undefined {
+    if (this.wanted === undefined || isCopyIn === true) return undefined
+    const succeeded = error === null || error === undefined
+    if (this.wanted === "copy out" && !succeeded) return undefined
+    // The error of a COPY that was told that there are no rows; any other one has come before.
+    if (this.wanted === "copy in" && !(isServerError(error) && error.code === "57014")) return undefined
+    const problem = copyProblems[this.wanted]
+    return new DatabaseError({ operation: "execute", reason: { _tag: "InvalidRequest", problem } })
   }
 
   /** Closes the connection after so many milliseconds, unless the function that this gives is called before. */
@@ -599,6 +645,12 @@ interface ClientInternals {
       parsedStatements: Record<string, string>
     }
 }
+
+const copyProblems = {
+  "copy in": "a COPY ... FROM STDIN has no rows as a statement: give them to Copy.into",
+  "copy out":
+    "the rows of a COPY ... TO STDOUT cannot be delivered as a statement's: read them with SELECT, or use psql"
+} as const
 
 const ignore = () => {}
 

@@ -139,7 +139,11 @@ class Traced<A extends object>
         const { name, options } = spanOf(this.compile()[0], this.shared)
         return Effect.flatMap(Effect.makeSpanScoped(name, options), (span) =>
           Effect.map(this.transformed(fiber, span), (statement) =>
-            Stream.tapError(open(connection, ...statement.compile()), (error) => annotate(span, error))
+            Stream.provideService(
+              Stream.tapError(open(connection, ...statement.compile()), (error) => annotate(span, error)),
+              Tracer.ParentSpan,
+              span
+            )
           )
         )
       })
@@ -154,7 +158,7 @@ class Traced<A extends object>
       return Effect.useSpan(name, options, (span) =>
         Effect.tapError(
           Effect.flatMap(this.transformed(fiber, span), (statement) =>
-            call(connection, ...statement.compile())
+            Effect.withParentSpan(call(connection, ...statement.compile()), span)
           ),
           (error) => annotate(span, error)
         )

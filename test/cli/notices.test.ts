@@ -1,0 +1,73 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import * as Fs from "node:fs"
+import * as Os from "node:os"
+import { createRequire } from "node:module"
+import * as Path from "node:path"
+import { pathToFileURL } from "node:url"
+import { promptgrimoireDb } from "../support/command.js"
+import { TestServer } from "../support/database.js"
+
+/** Where a module is, for a file that is outside every package. */
+const moduleUrl = (name: string) =>
+  JSON.stringify(pathToFileURL(createRequire(import.meta.url).resolve(name)).href)
+
+/** A directory of one migration, which says something. */
+const directory = Effect.acquireRelease(
+  Effect.sync(() => {
+    const path = Fs.mkdtempSync(Path.join(Os.tmpdir(), "notices-"))
+    Fs.writeFileSync(
+      Path.join(path, "1_backfill.js"),
+      `import { Effect } from ${moduleUrl("effect")}
+       import { SqlClient } from ${moduleUrl("@effect/sql")}
+       export default Effect.flatMap(SqlClient.SqlClient, (sql) => sql.unsafe(\`
+         DO $$ BEGIN
+           RAISE WARNING '17 rows had no owner' USING HINT = 'look into the log';
+           RAISE NOTICE 'done';
+         END $$;
+         CREATE TABLE kept (id int);
+         CREATE TABLE IF NOT EXISTS kept (id int);
+       \`))`
+    )
+    return path
+  }),
+  (path) => Effect.sync(() => Fs.rmSync(path, { recursive: true }))
+)
+
+describe("What the server says beside an answer", () => {
+  it.scopedLive("is printed on standard error by migrate, once, also with --json", () =>
+    Effect.gen(function* () {
+      const { url } = yield* TestServer
+      const target = ["--url", Redacted.value(url), "--directory", yield* directory]
+      const planned = yield* promptgrimoireDb(["migrate", "plan", ...target])
+      const migrated = yield* promptgrimoireDb(["migrate", "--json", ...target])
+      for (const { code, stderr } of [planned, migrated]) {
+        assert.strictEqual(code, 0, stderr)
+        assert.include(stderr, "WARNING: 17 rows had no owner\nHINT: look into the log\nNOTICE: done\n")
+        assert.strictEqual(stderr.split("17 rows").length, 2, stderr)
+        assert.notInclude(stderr, "already exists")
+      }
+    }).pipe(Effect.provide(TestServer.layer))
+  )
+
+  it.scopedLive("is printed on standard error by fk rebuild", () =>
+    Effect.gen(function* () {
+      const { admin, url } = yield* TestServer
+      yield* admin.query(`
+        CREATE TABLE owner (id int PRIMARY KEY);
+        CREATE TABLE thing (owner int CONSTRAINT thing_owner_fkey REFERENCES owner);
+        CREATE INDEX ON thing (owner);
+        CREATE FUNCTION say() RETURNS event_trigger LANGUAGE plpgsql AS $$
+          BEGIN RAISE NOTICE 'a table was changed'; END $$;
+        CREATE EVENT TRIGGER say ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION say();
+      `)
+      const rebuilt = yield* promptgrimoireDb([
+        ...["fk", "rebuild", "--on-delete", "cascade", "--all"],
+        ...["--url", Redacted.value(url)]
+      ])
+      assert.strictEqual(rebuilt.code, 0, rebuilt.stderr)
+      assert.include(rebuilt.stderr, "NOTICE: a table was changed\n")
+    }).pipe(Effect.provide(TestServer.layer))
+  )
+})
