@@ -79,6 +79,8 @@ export const cancel = (session: Session, processId: number): Effect.Effect<void>
 export interface Holder extends Blocker {
   /** Which transaction of the session it is. */
   readonly virtualTransaction: string
+  /** The tables that it holds, of those that were asked about, by their OIDs. */
+  readonly relations: ReadonlyArray<number>
   /** Milliseconds since its transaction began; null if this role may not see that. */
   readonly age: number | null
   /** What an autovacuum worker is doing, if this role may see it: `autovacuum: VACUUM public.child (to prevent wraparound)`. */
@@ -95,15 +97,16 @@ export const holders = (
   processIds: ReadonlyArray<number>
 ): Effect.Effect<ReadonlyArray<Holder>, DatabaseError> =>
   session.query<Holder>(
-    `SELECT ${columns}, b."virtualTransaction",
+    `SELECT ${columns}, b."virtualTransaction", b.relations,
       extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, x.prepared))::float8 * 1000 AS age,
       CASE WHEN a.backend_type = 'autovacuum worker' THEN a.query END AS autovacuum
     FROM (
-      SELECT DISTINCT l.pid, l.virtualtransaction AS "virtualTransaction"
+      SELECT l.pid, l.virtualtransaction AS "virtualTransaction", jsonb_agg(DISTINCT l.relation::int8) AS relations
       FROM jsonb_to_recordset($1::jsonb) AS w (relation int8, modes jsonb)
       JOIN pg_catalog.pg_locks l ON l.relation = w.relation::oid AND w.modes ? l.mode
       WHERE l.locktype = 'relation' AND l.granted AND (l.pid IS NULL OR l.pid <> ALL ($2::int4[]))
         AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+      GROUP BY l.pid, l.virtualtransaction
     ) b
     LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid
     LEFT JOIN pg_catalog.pg_locks t ON b.pid IS NULL AND t.virtualtransaction = b."virtualTransaction" AND t.pid IS NULL

@@ -38,47 +38,52 @@ export const facts = (
   )
 
 /**
- * What a reader of the plan should know about an enforced key.
+ * What a reader of the plan should know about an enforced key that gets an action.
  *
  * @param keys All keys of the database, with the actions that they will have.
  * @param built The OIDs of the keys that will have got an index.
  */
 export const warnings = (
-  key: Key,
-  target: Target,
   keys: ReadonlyArray<Key>,
   tables: ReadonlyMap<number, Facts>,
   built: ReadonlySet<number>
-): ReadonlyArray<Warning> => {
-  if (!key.enforced) return []
-  const parent = label(key.referenced.schema, key.referenced.name)
-  const changed: Key = { ...key, onDelete: target.action, onDeleteColumns: target.columns }
-  const deletes = target.action === "cascade"
-  const found = effects(changed, parent, tables, built)
-  if (deletes) {
-    // What the cascade deletes in turn makes other keys act.
-    const below = [key.referencing, ...closure(key.referencing, keys)]
-    for (const other of keys) {
-      if (other.oid !== key.oid && other.enforced && below.some((table) => acts(other, table))) {
-        found.push(...effects(other, parent, tables, built))
-      }
-    }
-    const list = closure(key.referenced, keys).map(({ oid, schema, name }) => {
+): ((key: Key, target: Target) => ReadonlyArray<Warning>) => {
+  const graph = graphOf(keys)
+  const effectsOf = remembering((key: Key) => effects(key, tables, built))
+  const reached = remembering((from: Table) => closure(from, graph))
+  const reaches = remembering((from: Table): Warning => {
+    const list = reached(from).map(({ oid, schema, name }) => {
       const rows = tables.get(oid)?.rows ?? -1
       return `${label(schema, name)} (${rows < 0 ? "never analyzed" : `about ${rows} rows`})`
     })
-    found.push({
+    return {
       code: "reaches",
-      warning: `deleting from ${parent} will also delete from ${list.join(", ")}`
-    })
+      warning: `deleting from ${label(from.schema, from.name)} will also delete from ${list.join(", ")}`
+    }
+  })
+  const joining = remembering((from: Table) => diamonds(from, reached(from), keys))
+  return (key, target) => {
+    if (!key.enforced) return []
+    const parent = label(key.referenced.schema, key.referenced.name)
+    const changed: Key = { ...key, onDelete: target.action, onDeleteColumns: target.columns }
+    const found = effects(changed, tables, built).map((effect) => effect(parent))
+    if (target.action === "cascade") {
+      // What the cascade deletes in turn makes other keys act.
+      for (const other of acting([key.referencing, ...reached(key.referencing)], graph)) {
+        if (other.oid !== key.oid && other.enforced) {
+          found.push(...effectsOf(other).map((effect) => effect(parent)))
+        }
+      }
+      found.push(reaches(key.referenced))
+    }
+    for (const inner of joining(key.referenced)) {
+      found.push({
+        code: "firing-order",
+        warning: `${nameOf(inner)} has ON DELETE ${Action.sql(inner.onDelete)} and joins two tables that a delete in ${parent} both reaches: whether that delete fails depends on the order in which triggers fire`
+      })
+    }
+    return [...new Map(found.map((one) => [one.warning, one])).values()]
   }
-  for (const inner of diamonds(key.referenced, keys)) {
-    found.push({
-      code: "firing-order",
-      warning: `${nameOf(inner)} has ON DELETE ${Action.sql(inner.onDelete)} and joins two tables that a delete in ${parent} both reaches: whether that delete fails depends on the order in which triggers fire`
-    })
-  }
-  return [...new Map(found.map((one) => [one.warning, one])).values()]
 }
 
 // -----------------------------------------------------------------------------
@@ -87,20 +92,35 @@ export const warnings = (
 
 const dedupe = (names: ReadonlyArray<string>) => [...new Set(names)]
 
-/** What one key does to its referencing table when rows that it points to are deleted, because of a delete in the table called `origin`. */
+/** The same answer for the same key or table, found once. */
+const remembering = <A extends { readonly oid: number }, B>(find: (one: A) => B): ((one: A) => B) => {
+  const known = new Map<number, B>()
+  return (one) => {
+    const before = known.get(one.oid)
+    if (before !== undefined) return before
+    const found = find(one)
+    known.set(one.oid, found)
+    return found
+  }
+}
+
+/** A warning about a delete in the table called `origin`. */
+type Effect = (origin: string) => Warning
+
+/** What one key does to its referencing table when rows that it points to are deleted. */
 const effects = (
   key: Key,
-  origin: string,
   tables: ReadonlyMap<number, Facts>,
   built: ReadonlySet<number>
-): Array<Warning> => {
+): ReadonlyArray<Effect> => {
   const facts = tables.get(key.referencing.oid)
   const parts = [key.referencing, ...key.referencing.partitions].flatMap(({ oid }) => tables.get(oid) ?? [])
   const child = label(key.referencing.schema, key.referencing.name)
   const deletes = key.onDelete === "cascade"
   const changes = Action.takesColumns(key.onDelete)
-  const found: Array<Warning> = []
-  const warn = (code: Warning["code"], warning: string) => found.push({ code, warning })
+  const found: Array<Effect> = []
+  const warn = (code: Warning["code"], warning: string | ((origin: string) => string)) =>
+    found.push((origin) => ({ code, warning: typeof warning === "string" ? warning : warning(origin) }))
   if (key.supportingIndex === null && !built.has(key.oid)) {
     warn(
       "no-index",
@@ -116,7 +136,8 @@ const effects = (
   if (unidentified.length > 0) {
     warn(
       "replica-identity",
-      `${child} is published (${unidentified.join(", ")}) without a replica identity: deletes in ${origin} that reach it will fail with 55000`
+      (origin) =>
+        `${child} is published (${unidentified.join(", ")}) without a replica identity: deletes in ${origin} that reach it will fail with 55000`
     )
   }
   if ((deletes || changes) && facts?.rowSecurity === true) {
@@ -140,7 +161,8 @@ const effects = (
     if (forbidden.length > 0) {
       warn(
         "not-null",
-        `${forbidden.map((column) => label(column)).join(", ")} is NOT NULL: deletes in ${origin} that reach it will fail with 23502`
+        (origin) =>
+          `${forbidden.map((column) => label(column)).join(", ")} is NOT NULL: deletes in ${origin} that reach it will fail with 23502`
       )
     }
   }
@@ -156,27 +178,55 @@ const isPartition = (part: Table, of: Table) => of.partitions.some(({ oid }) => 
 /** Whether a key can have something to do when rows of a table are deleted: it points to the table, to a partition of it, or to a table that it is a partition of. */
 const acts = (key: Key, table: Table) => shareRows(key.referenced, table)
 
+/** Where keys are among all keys, by the OIDs of the tables that they point to and of those tables' partitions. */
+interface Graph {
+  readonly keys: ReadonlyArray<Key>
+  readonly pointing: ReadonlyMap<number, ReadonlyArray<number>>
+}
+
+const graphOf = (keys: ReadonlyArray<Key>): Graph => {
+  const pointing = new Map<number, Array<number>>()
+  for (const [index, { referenced }] of keys.entries()) {
+    for (const { oid } of [referenced, ...referenced.partitions]) {
+      const others = pointing.get(oid)
+      if (others === undefined) pointing.set(oid, [index])
+      else others.push(index)
+    }
+  }
+  return { keys, pointing }
+}
+
+/** The keys that {@link acts} is true of for one of the tables, in their order. */
+const acting = (tables: ReadonlyArray<Table>, { keys, pointing }: Graph): ReadonlyArray<Key> => {
+  const found = new Set(
+    tables.flatMap((table) => [table, ...table.partitions].flatMap(({ oid }) => pointing.get(oid) ?? []))
+  )
+  return [...found].toSorted((one, other) => one - other).flatMap((index) => keys[index] ?? [])
+}
+
 /** The tables that a delete in one table reaches by cascades, without itself unless it is reached again; a partition stands for itself only if its table is not reached. */
-const closure = (from: Table, keys: ReadonlyArray<Key>): ReadonlyArray<Table> => {
+const closure = (from: Table, graph: Graph): ReadonlyArray<Table> => {
   const reached = new Map<number, Table>()
   const open = [from]
   for (let table = open.pop(); table !== undefined; table = open.pop()) {
-    for (const key of keys) {
-      const { referencing } = key
-      if (key.onDelete === "cascade" && key.enforced && acts(key, table) && !reached.has(referencing.oid)) {
+    for (const { enforced, onDelete, referencing } of acting([table], graph)) {
+      if (onDelete === "cascade" && enforced && !reached.has(referencing.oid)) {
         reached.set(referencing.oid, referencing)
         open.push(referencing)
       }
     }
   }
   const tables = [...reached.values()]
-  return tables.filter((table) => !tables.some((whole) => isPartition(table, whole)))
+  const parts = new Set(tables.flatMap(({ partitions }) => partitions.map(({ oid }) => oid)))
+  return tables.filter(({ oid }) => !parts.has(oid))
 }
 
 /** Keys that raise an error on delete and whose two tables are both reached by the same delete. */
-const diamonds = (from: Table, keys: ReadonlyArray<Key>) => {
-  const reached = [from, ...closure(from, keys)]
-  const isReached = (table: Table) => reached.some((other) => shareRows(table, other))
+const diamonds = (from: Table, below: ReadonlyArray<Table>, keys: ReadonlyArray<Key>) => {
+  const reached = new Set([from, ...below].map(({ oid }) => oid))
+  const parts = new Set([from, ...below].flatMap(({ partitions }) => partitions.map(({ oid }) => oid)))
+  const isReached = (table: Table) =>
+    reached.has(table.oid) || parts.has(table.oid) || table.partitions.some(({ oid }) => reached.has(oid))
   return keys.filter(
     (key) =>
       Action.raises(key.onDelete) &&

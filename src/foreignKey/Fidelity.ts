@@ -3,6 +3,7 @@
  * (all columns, so also those of versions to come), comment, dependencies, and each enforcing trigger with its name (PostgreSQL
  * fires triggers in the order of their names), state and deferrability. A key of a partitioned table is a tree of rows.
  */
+import * as Array from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Struct from "effect/Struct"
 import type { DatabaseError } from "../DatabaseError.js"
@@ -56,8 +57,32 @@ export const read = (
   name: string
 ): Effect.Effect<Vector | undefined, DatabaseError> =>
   session
-    .query<{ readonly vector: string | null }>(`SELECT (${expression(table, name)})::text AS vector`)
+    .query<{ readonly vector: string | null }>(`SELECT (${ofKey(table, name)})::text AS vector`)
     .pipe(Effect.map((rows) => parse(rows[0]?.vector ?? null)))
+
+/** Reads the vectors of many keys, by their OIDs. Those that are gone are left out. */
+export const readAll = (
+  session: Session,
+  keys: ReadonlyArray<number>
+): Effect.Effect<ReadonlyMap<number, Vector>, DatabaseError> =>
+  Effect.forEach(Array.chunksOf(keys, most), (some) =>
+    session.query<{ readonly oid: string; readonly vector: string | null }>(
+      `SELECT k.oid::int8::text AS oid, (${expression("k.conrelid", "k.conname")})::text AS vector
+      FROM unnest($1::int8[]) AS w (oid)
+      CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint k WHERE k.oid = w.oid::oid OFFSET 0) k`,
+      [some]
+    )
+  ).pipe(
+    Effect.map(
+      (found) =>
+        new Map(
+          found.flat().flatMap(({ oid, vector }): ReadonlyArray<readonly [number, Vector]> => {
+            const parsed = parse(vector)
+            return parsed === undefined ? [] : [[Number(oid), parsed]]
+          })
+        )
+    )
+  )
 
 /** Reads a vector back from its text. */
 export const parse = (text: string | null): Vector | undefined =>
@@ -249,7 +274,7 @@ export const requireUnchanged = (
   { allBut, triggerNames = false }: Leniency = {}
 ): string => {
   const part = allBut === undefined ? vector : concerning(vector, allBut)
-  return `vector := (${expression(table, name, !triggerNames, allBut)});
+  return `vector := (${ofKey(table, name, !triggerNames, allBut)});
   IF vector IS DISTINCT FROM ${literal(
     JSON.stringify(triggerNames ? withoutTriggerNames(part) : part)
   )}::jsonb THEN
@@ -261,7 +286,7 @@ export const requireUnchanged = (
 /** A statement that fails with {@link unfaithfulCode} unless the key equals this vector in every field but OIDs. */
 export const requireEqual = (table: number, name: string, vector: Vector): string =>
   `vector := (SELECT jsonb_agg(e.entry - 'oid' ORDER BY e.position)
-    FROM jsonb_array_elements((${expression(table, name)})) WITH ORDINALITY AS e(entry, position));
+    FROM jsonb_array_elements((${ofKey(table, name)})) WITH ORDINALITY AS e(entry, position));
   IF vector IS DISTINCT FROM ${literal(JSON.stringify(withoutOids(vector)))}::jsonb THEN
     RAISE EXCEPTION USING ERRCODE = ${literal(unfaithfulCode)},
       MESSAGE = 'the rebuilt foreign key would not equal the original', DETAIL = coalesce(vector::text, 'null');
@@ -322,13 +347,13 @@ const isRecord = (value: unknown): value is Record<string, unknown> =>
  * partitioned table's schema or the partition's own, depending on which of the two was there first; names of triggers that are renamed together with the one
  * of their partitioned table (15 and later).
  */
-const expression = (table: number, name: string, triggerNames = true, partition?: number) => `
+const expression = (table: string, name: string, triggerNames = true, partition?: number) => `
 SELECT jsonb_agg(v.entry ORDER BY v.depth, v.conrelid, v.confrelid)
 FROM (
   WITH RECURSIVE tree (oid, conrelid, confrelid, depth, parent, referenced) AS (
     SELECT k.oid, k.conrelid, k.confrelid, 0, NULL::jsonb, false
     FROM pg_catalog.pg_constraint k
-    WHERE k.conrelid = ${table}::oid AND k.conname = ${literal(name)} AND k.contype = 'f'
+    WHERE k.conrelid = ${table} AND k.conname = ${name} AND k.contype = 'f'
     UNION ALL
     SELECT k.oid, k.conrelid, k.confrelid, t.depth + 1, jsonb_build_array(t.conrelid::int8, t.confrelid::int8), k.conrelid = t.conrelid
     FROM tree t CROSS JOIN LATERAL ${childrenOf("t.oid")} k
@@ -361,6 +386,12 @@ FROM (
     partition === undefined
       ? ""
       : `
-  WHERE t.conrelid IN (${table}::oid, ${partition}::oid)`
+  WHERE t.conrelid IN (${table}, ${partition}::oid)`
   }
 ) v`
+
+const ofKey = (table: number, name: string, triggerNames = true, partition?: number) =>
+  expression(`${table}::oid`, literal(name), triggerNames, partition)
+
+/** So many vectors are read by one statement, which is to end before its timeout. */
+const most = 200

@@ -56,6 +56,8 @@ export interface Ledger {
   /** Whether {@link entries} are what is recorded: false if the ledger could not be looked at. */
   readonly readable: boolean
   readonly entries: ReadonlyArray<Entry>
+  /** The same by the names of their keys, for {@link of}. */
+  readonly byKey: ReadonlyMap<string, ReadonlyArray<Entry>>
 }
 
 /** The ledger cannot be read. */
@@ -80,7 +82,7 @@ export const open = (
       readable: boolean,
       problem?: string,
       entries: ReadonlyArray<Entry> = []
-    ): Ledger => ({ table, exists, readable, problem, entries })
+    ): Ledger => ({ table, exists, readable, problem, entries, byKey: byKey(entries) })
     if (schema === null) {
       const problem = "no schema of the search path exists to keep the ledger in"
       return ledger(false, false, `${problem}: name one with its schema (${option})`)
@@ -132,12 +134,7 @@ export const name = ({ table }: Ledger): string => label(table.schema, table.nam
 
 /** The changes of a key, the latest last. */
 export const of = (ledger: Ledger, key: Key): ReadonlyArray<Entry> =>
-  ledger.entries.filter(
-    (entry) =>
-      entry.schema === key.referencing.schema &&
-      entry.table === key.referencing.name &&
-      entry.name === key.name
-  )
+  ledger.byKey.get(label(key.referencing.schema, key.referencing.name, key.name)) ?? []
 
 /** The change of a key that was not closed: it goes on, or was interrupted. */
 export const unfinished = (ledger: Ledger, key: Key): Entry | undefined =>
@@ -248,6 +245,17 @@ export const record = (ledger: Ledger, situation: Situation): Record => {
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
+
+const byKey = (entries: ReadonlyArray<Entry>): Ledger["byKey"] => {
+  const all = new Map<string, Array<Entry>>()
+  for (const entry of entries) {
+    const name = label(entry.schema, entry.table, entry.name)
+    const same = all.get(name)
+    if (same === undefined) all.set(name, [entry])
+    else same.push(entry)
+  }
+  return all
+}
 
 const option = "--ledger SCHEMA.TABLE"
 

@@ -4,21 +4,32 @@ import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Blocker from "./Blocker.js"
 import type { Key } from "./Catalog.js"
+import * as Lock from "./Lock.js"
 
-/** What a reader of the plan of one key should know about the transactions that hold its tables. Asks only, for the time of one query. */
-export const warnings = (session: Session, key: Key): Effect.Effect<ReadonlyArray<string>, DatabaseError> =>
+/**
+ * What a reader of the plan of a key should know about the transactions that hold its tables, of whichever of these keys. Asks only, for the time of one query.
+ */
+export const warnings = (
+  session: Session,
+  keys: ReadonlyArray<Key>
+): Effect.Effect<(key: Key) => ReadonlyArray<string>, DatabaseError> =>
   Effect.gen(function* () {
+    const tables = new Map(
+      keys.flatMap(({ referenced, referencing }) =>
+        [referenced, referencing].map((table) => [table.oid, table] as const)
+      )
+    )
     const holders = yield* Blocker.holders(
       session,
-      [key.referenced, key.referencing].map((table) => ({ table, mode: "ACCESS EXCLUSIVE" })),
+      [...tables.values()].map((table) => ({ table, mode: "ACCESS EXCLUSIVE" })),
       [session.processId]
     )
-    if (holders.length === 0) return []
+    if (holders.length === 0) return () => []
     const [me] = yield* session.query<{ readonly role: string }>(
       "SELECT pg_catalog.quote_ident(current_user) AS role"
     )
     const remedy = `GRANT pg_read_all_stats TO ${me?.role}`
-    return holders.flatMap((holder): ReadonlyArray<string> => {
+    const sentences = (holder: Blocker.Holder): ReadonlyArray<string> => {
       if (Blocker.isAutovacuum(holder)) return [autovacuum(holder, remedy)]
       if (holder.age === null) {
         return [
@@ -26,7 +37,11 @@ export const warnings = (session: Session, key: Key): Effect.Effect<ReadonlyArra
         ]
       }
       return holder.age > long ? [`in the way right now: ${Blocker.describe(holder)}`] : []
-    })
+    }
+    return ({ referenced, referencing }: Key) => {
+      const own = new Set([referenced, referencing].flatMap(Lock.withPartitions).map(({ oid }) => oid))
+      return holders.filter(({ relations }) => relations.some((oid) => own.has(oid))).flatMap(sentences)
+    }
   })
 
 // -----------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 /** Referencing rows without a referenced row: under a valid key they should not exist, and where they do VALIDATE fails. */
 import * as Effect from "effect/Effect"
-import { DatabaseError } from "../DatabaseError.js"
+import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import type { Key } from "./Catalog.js"
 import { identifier, rowsOf } from "./Sql.js"
@@ -13,26 +13,38 @@ export interface Orphans {
 }
 
 /**
- * Counts orphans with one read of both tables, which locks them ACCESS SHARE. Undefined if that takes longer than `limit` milliseconds or the role may not
- * read the tables.
+ * Counts the orphans of each key with one read of both its tables, which locks them ACCESS SHARE. By OID; a key is left out if that takes longer than `limit`
+ * milliseconds or the role may not read its tables.
  */
 export const count = (
   session: Session,
-  key: Key,
+  keys: ReadonlyArray<Key>,
   limit: number
-): Effect.Effect<Orphans | undefined, DatabaseError> =>
+): Effect.Effect<ReadonlyMap<number, Orphans>, DatabaseError> =>
   Effect.gen(function* () {
+    const found = new Map<number, Orphans>()
+    if (keys.length === 0) return found
+    const comparisons = yield* session.query<Comparison>(readComparisons, [keys.map(({ oid }) => oid)])
+    const ofKey = new Map<number, Array<Comparison>>()
+    for (const comparison of comparisons) {
+      const oid = Number(comparison.key)
+      ofKey.set(oid, [...(ofKey.get(oid) ?? []), comparison])
+    }
     yield* session.query(`SET statement_timeout = '${Math.max(1, Math.round(limit))}ms'`)
-    const comparisons = yield* session.query<Comparison>(readComparisons, [key.oid])
-    const rows = yield* session.query<{ readonly orphans: string }>(statement(key, comparisons))
-    return JSON.parse(rows[0]?.orphans ?? "null") as Orphans
-  }).pipe(
-    Effect.catchIf(
-      (error) => DatabaseError.is(error) && gaveUp.has(error.reason._tag),
-      () => Effect.succeed(undefined)
-    ),
-    Effect.ensuring(Effect.ignore(session.query("SET statement_timeout = '30s'")))
-  )
+    for (const key of keys) {
+      const rows = yield* session
+        .query<{ readonly orphans: string }>(statement(key, ofKey.get(key.oid) ?? []))
+        .pipe(
+          Effect.catchIf(
+            ({ reason }) => gaveUp.has(reason._tag),
+            () => Effect.succeed([])
+          )
+        )
+      const [row] = rows
+      if (row !== undefined) found.set(key.oid, JSON.parse(row.orphans) as Orphans)
+    }
+    return found
+  }).pipe(Effect.ensuring(Effect.ignore(session.query("SET statement_timeout = '30s'"))))
 
 /** Orphans in one sentence. */
 export const describe = ({ count, sample }: Orphans): string =>
@@ -48,6 +60,8 @@ const gaveUp: ReadonlySet<string> = new Set(["StatementTimeout", "LockTimeout", 
 
 /** How PostgreSQL compares one pair of columns; the parts are SQL. */
 interface Comparison {
+  /** The key's OID. */
+  readonly key: string
   readonly referenced: string
   readonly referencing: string
   readonly operator: string
@@ -59,7 +73,7 @@ interface Comparison {
  * what PostgreSQL checks a new key with (RI_Initial_Check, ri_triggers.c).
  */
 const readComparisons = `
-SELECT
+SELECT k.oid::int8::text AS key,
   'p.' || quote_ident(pa.attname) || ${cast("pa", "o.oprleft")} AS referenced,
   'c.' || quote_ident(ca.attname) || ${cast("ca", "o.oprright")} AS referencing,
   'OPERATOR(' || quote_ident(n.nspname) || '.' || o.oprname || ')' AS operator,
@@ -68,14 +82,14 @@ SELECT
     FROM pg_catalog.pg_collation l JOIN pg_catalog.pg_namespace cn ON cn.oid = l.collnamespace
     WHERE l.oid = pa.attcollation
   ), '') AS collation
-FROM pg_catalog.pg_constraint k
+FROM unnest($1::int8[]) AS w (oid)
+CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint k WHERE k.oid = w.oid::oid OFFSET 0) k
 CROSS JOIN LATERAL unnest(k.conpfeqop, k.confkey, k.conkey) WITH ORDINALITY AS u (operator, referenced, referencing, position)
 JOIN pg_catalog.pg_operator o ON o.oid = u.operator
 JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
 JOIN pg_catalog.pg_attribute pa ON pa.attrelid = k.confrelid AND pa.attnum = u.referenced
 JOIN pg_catalog.pg_attribute ca ON ca.attrelid = k.conrelid AND ca.attnum = u.referencing
-WHERE k.oid = $1::int8::oid
-ORDER BY u.position`
+ORDER BY k.oid, u.position`
 
 /** A cast to the type that the operator is declared for, where the column has another; an operator for any array or enum takes all of them. */
 function cast(column: string, type: string): string {

@@ -5,29 +5,44 @@ import type { Session } from "../driver/Session.js"
 import type { Key, Relation } from "./Catalog.js"
 import { label } from "./Sql.js"
 
+/** A key, and the schemas in which indexes are to be built for it. */
+export interface Wanted {
+  readonly key: Key
+  readonly indexSchemas: ReadonlyArray<string>
+}
+
 /**
- * What is missing, in words. Each partition of the referencing table gets statements of its own: its part of the key is added alone up to 17, validated, and its
+ * What is missing for each of the keys, in words, by OID; asked for all of them at once. Each partition of the referencing table gets statements of its own: its part of the key is added alone up to 17, validated, and its
  * constraint renamed. Those of the referenced table are not named in a statement, except up to 14, where the names of their triggers do not follow the partitioned
  * table's.
- *
- * @param indexSchemas The schemas in which indexes are to be built.
  */
 export const missing = (
   session: Session,
-  key: Key,
-  version: number,
-  indexSchemas: ReadonlyArray<string>
-): Effect.Effect<ReadonlyArray<string>, DatabaseError> =>
+  wanted: ReadonlyArray<Wanted>,
+  version: number
+): Effect.Effect<ReadonlyMap<number, ReadonlyArray<string>>, DatabaseError> =>
   Effect.map(
     session.query<Missing>(select, [
-      JSON.stringify(places(key, version)),
+      JSON.stringify(
+        wanted.flatMap(({ key }) => places(key, version).map((place) => ({ key: key.oid, ...place })))
+      ),
       `UPDATE, DELETE, TRUNCATE${version < 170_000 ? "" : ", MAINTAIN"}`,
-      indexSchemas
+      JSON.stringify(
+        wanted.flatMap(({ indexSchemas, key }) => indexSchemas.map((schema) => ({ key: key.oid, schema })))
+      )
     ]),
     (rows) => {
-      const found = new Map<string, Array<string>>()
-      for (const { privilege, place } of rows) found.set(privilege, [...(found.get(privilege) ?? []), place])
-      return [...found].map(([privilege, on]) => `${privilege} ${enumerate(on)}`)
+      const found = new Map<number, Map<string, Array<string>>>()
+      for (const { key, place, privilege } of rows) {
+        const ofKey = found.get(Number(key)) ?? new Map<string, Array<string>>()
+        found.set(Number(key), ofKey.set(privilege, [...(ofKey.get(privilege) ?? []), place]))
+      }
+      return new Map(
+        [...found].map(([key, ofKey]) => [
+          key,
+          [...ofKey].map(([privilege, on]) => `${privilege} ${enumerate(on)}`)
+        ])
+      )
     }
   )
 
@@ -36,6 +51,8 @@ export const missing = (
 // -----------------------------------------------------------------------------
 
 interface Missing {
+  /** The key's OID. */
+  readonly key: string
   /** With its preposition: `ownership of`, `SELECT on`. */
   readonly privilege: string
   readonly place: string
@@ -82,12 +99,12 @@ const enumerate = (names: ReadonlyArray<string>) =>
   `${names.slice(0, 3).join(", ")}${names.length > 3 ? ` and ${names.length - 3} more` : ""}`
 
 const select = `
-SELECT m.privilege, m.place
+SELECT m.key::text AS key, m.privilege, m.place
 FROM (
-  SELECT m.*, min(t.position) AS position
-  FROM ROWS FROM (jsonb_to_recordset($1::jsonb) AS (oid int8, place text, locked boolean, read boolean, referenced boolean))
-    WITH ORDINALITY AS t (oid, place, locked, read, referenced, position)
-  JOIN pg_catalog.pg_class c ON c.oid = t.oid
+  SELECT t.key, m.*, min(t.position) AS position
+  FROM ROWS FROM (jsonb_to_recordset($1::jsonb) AS (key int8, oid int8, place text, locked boolean, read boolean, referenced boolean))
+    WITH ORDINALITY AS t (key, oid, place, locked, read, referenced, position)
+  CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_class c WHERE c.oid = t.oid::oid OFFSET 0) c
   CROSS JOIN LATERAL (
     SELECT 1 AS sort, 'ownership of' AS privilege, t.place WHERE NOT pg_has_role(c.relowner, 'USAGE')
     UNION ALL
@@ -99,9 +116,11 @@ FROM (
     UNION ALL
     SELECT 5, 'REFERENCES on', t.place WHERE t.referenced AND NOT has_table_privilege(c.oid, 'REFERENCES')
   ) m
-  GROUP BY m.sort, m.privilege, m.place
+  GROUP BY t.key, m.sort, m.privilege, m.place
   UNION ALL
-  SELECT 6, 'CREATE (to build an index) on schema', n.oid::regnamespace::text, 0
-  FROM pg_catalog.pg_namespace n WHERE n.nspname = ANY ($3::text[]) AND NOT has_schema_privilege(n.oid, 'CREATE')
+  SELECT DISTINCT s.key, 6, 'CREATE (to build an index) on schema', n.oid::regnamespace::text, 0
+  FROM jsonb_to_recordset($3::jsonb) AS s (key int8, schema text)
+  JOIN pg_catalog.pg_namespace n ON n.nspname = s.schema
+  WHERE NOT has_schema_privilege(n.oid, 'CREATE')
 ) m
-ORDER BY m.sort, m.position, m.place`
+ORDER BY m.key, m.sort, m.position, m.place`

@@ -213,20 +213,28 @@ export interface Part {
   readonly name: string
 }
 
+/** The keys of a key's table, and its vector. */
+export interface Seen {
+  readonly keys: ReadonlyArray<Catalog.Key>
+  readonly current: Fidelity.Vector | undefined
+}
+
 /**
  * What to do next, read from the catalogs: undefined if the key is what it is to be. Locks nothing. `remembered` is the original as this run has seen it, in case
- * that somebody removes the comment that records it.
+ * that somebody removes the comment that records it. `seen` is what was read of the key just now, for all keys of a plan at once.
  */
 export const decide = (
   session: Session,
   task: Aim,
-  remembered?: Fidelity.Vector
+  remembered?: Fidelity.Vector,
+  seen?: Seen
 ): Effect.Effect<Next | undefined, DatabaseError | Disappeared | RecordLost | RecordUnreadable> =>
   Effect.gen(function* () {
     const { key: was, superuser, target, version } = task
-    const found = yield* Catalog.read(session, { tables: [was.referencing.oid] })
+    const found = seen?.keys ?? (yield* Catalog.read(session, { tables: [was.referencing.oid] }))
     const key = found.find(({ name }) => name === was.name)
-    const current = yield* Fidelity.read(session, was.referencing.oid, was.name)
+    const current =
+      seen === undefined ? yield* Fidelity.read(session, was.referencing.oid, was.name) : seen.current
     if (key === undefined || current === undefined) {
       return yield* new Disappeared({ constraint: Catalog.nameOf(was) })
     }
@@ -462,8 +470,12 @@ const perform = (
           Effect.zipRight(
             GiveUp.temporaries(bench.session, proving, change),
             Effect.flatMap(
-              Orphan.count(bench.session, change.key, 30_000),
-              (orphans) => new RowsViolate({ constraint: Catalog.nameOf(change.key), orphans })
+              Orphan.count(bench.session, [change.key], 30_000),
+              (orphans) =>
+                new RowsViolate({
+                  constraint: Catalog.nameOf(change.key),
+                  orphans: orphans.get(change.key.oid)
+                })
             )
           )
         )

@@ -79,22 +79,29 @@ export interface Evidence {
 /**
  * The keys among these that belong to a partition alone and that PostgreSQL would make part of the new key of the partitioned table
  * (tryAttachPartitionForeignKey, tablecmds.c): they would lose their name and comment, and be dropped with it.
+ *
+ * @param keysOf The keys of a table, by its OID.
  */
-export const equalsOf = (key: Key, target: Target.Target, keys: ReadonlyArray<Key>): ReadonlyArray<Key> =>
-  keys.filter(
-    (other) =>
-      key.referencing.partitions.some(({ oid }) => oid === other.referencing.oid) &&
-      !Name.isOurs(other.name) &&
-      other.referenced.oid === key.referenced.oid &&
-      JSON.stringify([other.columns, other.referencedColumns]) ===
-        JSON.stringify([key.columns, key.referencedColumns]) &&
-      other.onDelete === target.action &&
-      other.onUpdate === key.onUpdate &&
-      other.match === key.match &&
-      other.deferrable === key.deferrable &&
-      // Until the swap the new key of a DEFERRABLE one is INITIALLY DEFERRED, afterwards as the original.
-      (other.initiallyDeferred === key.deferrable || other.initiallyDeferred === key.initiallyDeferred)
-  )
+export const equalsOf = (
+  key: Key,
+  target: Target.Target,
+  keysOf: (table: number) => ReadonlyArray<Key>
+): ReadonlyArray<Key> =>
+  key.referencing.partitions
+    .flatMap(({ oid }) => keysOf(oid))
+    .filter(
+      (other) =>
+        !Name.isOurs(other.name) &&
+        other.referenced.oid === key.referenced.oid &&
+        JSON.stringify([other.columns, other.referencedColumns]) ===
+          JSON.stringify([key.columns, key.referencedColumns]) &&
+        other.onDelete === target.action &&
+        other.onUpdate === key.onUpdate &&
+        other.match === key.match &&
+        other.deferrable === key.deferrable &&
+        // Until the swap the new key of a DEFERRABLE one is INITIALLY DEFERRED, afterwards as the original.
+        (other.initiallyDeferred === key.deferrable || other.initiallyDeferred === key.initiallyDeferred)
+    )
 
 /** Every reason not to change this key; none means that it can be changed. */
 export const all = (evidence: Evidence): ReadonlyArray<Refusal> => {

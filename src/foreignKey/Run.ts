@@ -10,12 +10,12 @@ import type { StepName } from "./Change.js"
 import * as Consequence from "./Consequence.js"
 import * as Detector from "./Detector.js"
 import type * as Exclusive from "./Exclusive.js"
+import * as Fidelity from "./Fidelity.js"
 import * as FiringOrder from "./FiringOrder.js"
 import * as Halfway from "./Halfway.js"
 import * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
 import * as Lock from "./Lock.js"
-import * as Name from "./Name.js"
 import * as Obstacle from "./Obstacle.js"
 import * as Orphan from "./Orphan.js"
 import * as Overlap from "./Overlap.js"
@@ -226,13 +226,8 @@ export const list = (
   Effect.scoped(
     Effect.gen(function* () {
       const session = yield* Settings.prepared(open, "list foreign keys")
-      const keys = yield* Catalog.read(session)
-      const problems = yield* Detector.read(session)
-      const chosen = yield* Selection.among(
-        selectors,
-        keys.filter((key) => Halfway.isOriginal(key, keys))
-      )
-      return chosen.map((key) => info(key, keys, problems))
+      const { chosen, faultsOf } = yield* examined(session, selectors)
+      return chosen.map((key) => info(key, faultsOf(key)))
     })
   )
 
@@ -247,20 +242,15 @@ export const plan = (
       const ledger = yield* ledgerOf(session, options)
       const rehearse =
         options.rehearse === false ? Rehearsal.none : yield* Rehearsal.make((use) => use(session))
-      const tasks = yield* Effect.forEach(
-        yield* Selection.select(session, options, ledger, aimOf(options)),
-        (task) =>
-          Selection.isDone(task) || task.refusals.length > 0
-            ? Effect.succeed(task)
-            : Effect.map(rehearse(task), (verdict) => ({ ...task, ...verdict }))
+      const { keys, selected } = yield* Selection.select(session, options, ledger, aimOf(options))
+      const tasks = yield* Effect.forEach(selected, (task) =>
+        Selection.isDone(task) || task.refusals.length > 0
+          ? Effect.succeed(task)
+          : Effect.map(rehearse(task), (verdict) => ({ ...task, ...verdict }))
       )
-      const keys = yield* Catalog.read(session)
       const tables = yield* Consequence.facts(session, tablesOf(keys))
-      const changing = new Map(
-        tasks
-          .filter((task) => !Selection.isDone(task) && task.refusals.length === 0)
-          .map(({ key, target }) => [key.oid, target])
-      )
+      const willing = tasks.filter((task) => !Selection.isDone(task) && task.refusals.length === 0)
+      const changing = new Map(willing.map(({ key, target }) => [key.oid, target]))
       const after = keys.map((key): Catalog.Key => {
         const target = changing.get(key.oid)
         return target === undefined
@@ -271,6 +261,19 @@ export const plan = (
       const madeFrom = yield* source(session)
       // What `rebuild` would ask for without options of its own.
       const limits = Try.limits(undefined, yield* Settings.deadlockTimeout(session))
+      const changed = willing.map(({ key }) => key)
+      const ofTable = Selection.grouped(keys, ({ referencing }) => referencing.oid)
+      const vectors = yield* Fidelity.readAll(
+        session,
+        changed.map(({ oid }) => oid)
+      )
+      const consequences = Consequence.warnings(after, tables, built)
+      const obstacles = yield* Obstacle.warnings(session, changed)
+      const orphans = yield* Orphan.count(
+        session,
+        changed.filter(hasNoOrphans),
+        Duration.toMillis(Duration.decode(options.orphanTimeout ?? "5 seconds"))
+      )
       const steps: Array<Plan.PlannedStep> = []
       const unchanged: Array<string> = []
       const refused: Array<Result.Rejected> = []
@@ -281,7 +284,12 @@ export const plan = (
         if (Selection.isDone(task)) unchanged.push(constraint)
         else if (refusals.length > 0) refused.push(Work.rejection(task))
         else {
-          const next = yield* Effect.either(Rebuild.decide(session, task))
+          const next = yield* Effect.either(
+            Rebuild.decide(session, task, undefined, {
+              keys: ofTable(key.referencing.oid),
+              current: vectors.get(key.oid)
+            })
+          )
           if (next._tag === "Left") {
             if (next.left._tag === "SqlError") return yield* next.left
             refused.push({ constraint, code: next.left._tag, reason: next.left.message })
@@ -308,10 +316,10 @@ export const plan = (
                   ...Warning.coded("acts-early", Overlap.exceptions(key, target, task.superuser)),
                   ...Warning.coded("deferred", Overlap.warnings(key))
                 ]),
-            ...Consequence.warnings(key, target, after, tables, built),
+            ...consequences(key, target),
             ...Warning.coded("firing-order", yield* FiringOrder.warnings(session, key, task.version)),
-            ...Warning.coded("in-the-way", yield* Obstacle.warnings(session, key)),
-            ...Warning.coded("orphans", yield* orphanWarnings(session, key, options.orphanTimeout))
+            ...Warning.coded("in-the-way", obstacles(key)),
+            ...Warning.coded("orphans", orphanWarnings(key, orphans.get(key.oid)))
           ]
           warnings.push(...Warning.of(key, found))
         }
@@ -328,16 +336,11 @@ export const check = (
   Effect.scoped(
     Effect.gen(function* () {
       const session = yield* Settings.prepared(open, "check foreign keys")
-      const keys = yield* Catalog.read(session)
-      const problems = yield* Detector.read(session)
-      const chosen = yield* Selection.among(
-        selectors,
-        keys.filter((key) => Halfway.isOriginal(key, keys))
-      )
+      const { chosen, faultsOf } = yield* examined(session, selectors)
       return chosen
         .map((key) => ({
           constraint: Catalog.nameOf(key),
-          problems: faults(key, keys, problems),
+          problems: faultsOf(key),
           notes: Warning.notEnforced(key).map(({ warning }) => warning)
         }))
         .filter(({ notes, problems }) => problems.length > 0 || notes.length > 0)
@@ -422,35 +425,44 @@ const alone = (
           Effect.gen(function* () {
             const session = yield* sessions.guard
             const ledger = yield* openLedger(session)
-            const tasks = yield* Selection.select(session, { ...choice, selectors }, ledger, aim)
-            return { ledger, tasks }
+            const { selected } = yield* Selection.select(session, { ...choice, selectors }, ledger, aim)
+            return { ledger, tasks: selected }
           })
       })
       return Result.combine(results)
     })
   )
 
+/** The keys that selectors mean, and what is wrong with them. */
+const examined = (session: Session, selectors: Selectors.Selectors) =>
+  Effect.gen(function* () {
+    const keys = yield* Catalog.read(session)
+    const problemsOf = Selection.grouped(yield* Detector.read(session), ({ constraint }) => constraint)
+    const originals = Halfway.originals(keys)
+    const chosen = yield* Selection.among(
+      selectors,
+      keys.filter((key) => Halfway.isOriginal(key, originals))
+    )
+    return { chosen, faultsOf: (key: Catalog.Key) => faults(key, originals, problemsOf(key.oid)) }
+  })
+
 /** Faults of the key itself; a missing index is none. */
 const faults = (
   key: Catalog.Key,
-  keys: ReadonlyArray<Catalog.Key>,
+  originals: Halfway.Originals,
   problems: ReadonlyArray<Detector.Problem>
 ) => [
-  ...problems.filter((problem) => problem.constraint === key.oid).map(({ problem }) => problem),
+  ...problems.map(({ problem }) => problem),
   ...(key.enforced && !key.validated
     ? ["it is not valid: rows from before it was added were never checked"]
     : []),
-  ...(Name.isOurs(key.name) && Halfway.originalOf(key, keys) === undefined
+  ...(Halfway.isLeftover(key, originals)
     ? ["it is left over from a change of a constraint that is gone"]
     : []),
-  ...(Halfway.isHalfway(key, keys) ? ["a change of it was interrupted: run it again to finish it"] : [])
+  ...(Halfway.isHalfway(key, originals) ? ["a change of it was interrupted: run it again to finish it"] : [])
 ]
 
-const info = (
-  key: Catalog.Key,
-  keys: ReadonlyArray<Catalog.Key>,
-  problems: ReadonlyArray<Detector.Problem>
-): ForeignKeyInfo => ({
+const info = (key: Catalog.Key, faults: ReadonlyArray<string>): ForeignKeyInfo => ({
   schema: key.referencing.schema,
   table: key.referencing.name,
   name: key.name,
@@ -468,7 +480,7 @@ const info = (
   enforced: key.enforced,
   index: key.supportingIndex,
   problems: [
-    ...faults(key, keys, problems),
+    ...faults,
     ...Warning.notEnforced(key).map(({ warning }) => warning),
     ...(key.enforced && key.supportingIndex === null ? ["no index on the referencing columns"] : [])
   ]
@@ -496,15 +508,14 @@ const interruption = ({ resumed, target }: Selection.Selected, next: Rebuild.Nex
       ? ["a change of it was interrupted: these are the steps that are left"]
       : []
 
-const orphanWarnings = (session: Session, key: Catalog.Key, timeout: Duration.DurationInput = "5 seconds") =>
-  Effect.map(
-    key.validated && key.enforced
-      ? Orphan.count(session, key, Duration.toMillis(Duration.decode(timeout)))
-      : Effect.succeed({ count: 0, sample: [] }),
-    (orphans) =>
-      orphans === undefined
-        ? ["rows without a referenced row were not counted in the time given; validation will find them"]
-        : orphans.count > 0
-          ? [Orphan.describe(orphans)]
-          : []
-  )
+/** Whether all rows of a key should have a referenced row. */
+const hasNoOrphans = ({ enforced, validated }: Catalog.Key) => validated && enforced
+
+const orphanWarnings = (key: Catalog.Key, orphans: Orphan.Orphans | undefined) =>
+  !hasNoOrphans(key)
+    ? []
+    : orphans === undefined
+      ? ["rows without a referenced row were not counted in the time given; validation will find them"]
+      : orphans.count > 0
+        ? [Orphan.describe(orphans)]
+        : []

@@ -9,7 +9,6 @@ import * as Halfway from "./Halfway.js"
 import * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
 import * as Marker from "./Marker.js"
-import * as Name from "./Name.js"
 import * as Privileges from "./Privileges.js"
 import * as Refusal from "./Refusal.js"
 import * as Selectors from "./Selectors.js"
@@ -94,20 +93,27 @@ export const among = (
       : Effect.succeed(chosen)
   })
 
-/** The keys that are meant, each with its aim. */
+/** The keys that were chosen, and all keys of the database as they were read for that. */
+export interface Selection {
+  readonly selected: ReadonlyArray<Selected>
+  readonly keys: ReadonlyArray<Catalog.Key>
+}
+
+/** The keys that are meant, each with its aim. What is asked of the server is asked for all of them at once. */
 export const select = (
   session: Session,
   choice: Choice,
   ledger: Ledger.Ledger | undefined,
   aim: (candidate: Candidate) => Aim
-): Effect.Effect<ReadonlyArray<Selected>, DatabaseError | NoMatch> =>
+): Effect.Effect<Selection, DatabaseError | NoMatch> =>
   Effect.gen(function* () {
     const { allowRowMovement, changes, createIndexes, selectors } = choice
     const version = yield* Catalog.serverVersion(session)
     const keys = yield* Catalog.read(session)
     const problems = yield* Detector.read(session)
     const rights = yield* Refusal.rights(session)
-    const originals = keys.filter((key) => Halfway.isOriginal(key, keys))
+    const originalOf = Halfway.originals(keys)
+    const originals = keys.filter((key) => Halfway.isOriginal(key, originalOf))
     const entriesOf = (key: Catalog.Key) => (ledger === undefined ? [] : Ledger.of(ledger, key))
     const has = (change: number) => (key: Catalog.Key) => entriesOf(key).some(({ id }) => id === change)
     const chosen = originals.filter(
@@ -125,66 +131,84 @@ export const select = (
       session,
       chosen.map(({ oid }) => oid)
     )
-    return yield* Effect.forEach(chosen, (key) =>
-      Effect.gen(function* () {
-        const builds = createIndexes === true ? yield* Index.schemas(session, key) : []
-        const missing = yield* Privileges.missing(session, key, version, builds)
-        const halfway = Halfway.isHalfway(key, keys)
-        const recorded = Marker.decode(key.comment)?.from ?? Target.of(key)
-        const entries = entriesOf(key)
-        // A key that went meanwhile has a likeness of its own.
-        const kind = kinds.get(key.oid) ?? { typed: null, generated: [], likeness: String(key.oid) }
-        const aimed = aim({ key, halfway, recorded, ledger, entries })
-        const target = "target" in aimed ? aimed.target : Target.of(key)
-        const record =
-          ledger === undefined || !("target" in aimed)
-            ? undefined
-            : Ledger.record(ledger, {
-                key,
-                target,
-                undoes: aimed.undoes,
-                halfway,
-                recorded,
-                unfinished: Ledger.unfinished(ledger, key)
-              })
-        const selected: Selected = {
-          key,
-          target,
-          hasAim: "target" in aimed,
-          version,
-          superuser: rights.superuser,
-          halfway,
-          resumed: halfway || entries.some(({ finishedAt }) => finishedAt === null),
-          record,
-          previous: record?.from ?? recorded,
-          warnings: [],
-          kind,
-          refusals: [
-            ...("refusal" in aimed && ledger?.readable !== false ? [aimed.refusal] : []),
-            ...Refusal.all({
+    const wanted = yield* Effect.forEach(chosen, (key) =>
+      Effect.map(
+        createIndexes === true ? Index.schemas(session, key) : Effect.succeed([]),
+        (indexSchemas) => ({ key, indexSchemas })
+      )
+    )
+    const missing = yield* Privileges.missing(session, wanted, version)
+    const ofTable = grouped(keys, ({ referencing }) => referencing.oid)
+    const problemsOf = grouped(problems, ({ constraint }) => constraint)
+    const leftovers = grouped(
+      keys.filter((key) => Halfway.isLeftover(key, originalOf)),
+      ({ referencing }) => referencing.oid
+    )
+    const selected = chosen.map((key): Selected => {
+      const halfway = Halfway.isHalfway(key, originalOf)
+      const recorded = Marker.decode(key.comment)?.from ?? Target.of(key)
+      const entries = entriesOf(key)
+      // A key that went meanwhile has a likeness of its own.
+      const kind = kinds.get(key.oid) ?? { typed: null, generated: [], likeness: String(key.oid) }
+      const aimed = aim({ key, halfway, recorded, ledger, entries })
+      const target = "target" in aimed ? aimed.target : Target.of(key)
+      const record =
+        ledger === undefined || !("target" in aimed)
+          ? undefined
+          : Ledger.record(ledger, {
               key,
               target,
-              version,
-              rights,
-              missing,
-              kind,
-              allowRowMovement: allowRowMovement ?? false,
-              ledgerProblem: ledger?.problem,
-              problems: problems.filter((problem) => problem.constraint === key.oid),
-              equals: Refusal.equalsOf(key, target, keys),
-              leftovers: keys.filter(
-                (other) =>
-                  other.referencing.oid === key.referencing.oid &&
-                  Name.isOurs(other.name) &&
-                  Halfway.originalOf(other, keys) === undefined
-              )
+              undoes: aimed.undoes,
+              halfway,
+              recorded,
+              unfinished: Ledger.unfinished(ledger, key)
             })
-          ]
-        }
-        return selected
-      })
-    )
+      return {
+        key,
+        target,
+        hasAim: "target" in aimed,
+        version,
+        superuser: rights.superuser,
+        halfway,
+        resumed: halfway || entries.some(({ finishedAt }) => finishedAt === null),
+        record,
+        previous: record?.from ?? recorded,
+        warnings: [],
+        kind,
+        refusals: [
+          ...("refusal" in aimed && ledger?.readable !== false ? [aimed.refusal] : []),
+          ...Refusal.all({
+            key,
+            target,
+            version,
+            rights,
+            missing: missing.get(key.oid) ?? [],
+            kind,
+            allowRowMovement: allowRowMovement ?? false,
+            ledgerProblem: ledger?.problem,
+            problems: problemsOf(key.oid),
+            equals: Refusal.equalsOf(key, target, ofTable),
+            leftovers: leftovers(key.referencing.oid)
+          })
+        ]
+      }
+    })
+    return { selected, keys }
   })
+
+/** Looks things up by an OID. */
+export const grouped = <A>(
+  all: ReadonlyArray<A>,
+  oidOf: (one: A) => number
+): ((oid: number) => ReadonlyArray<A>) => {
+  const groups = new Map<number, Array<A>>()
+  for (const one of all) {
+    const group = groups.get(oidOf(one))
+    if (group === undefined) groups.set(oidOf(one), [one])
+    else group.push(one)
+  }
+  return (oid) => groups.get(oid) ?? []
+}
 
 /** Whether there is nothing to do. */
 export const isDone = ({ halfway, hasAim, key, record, target }: Selected): boolean =>

@@ -365,7 +365,8 @@ const takenBack = (run: Run, ledger: Ledger.Ledger | undefined, task: Selection.
       ({ name, referencing }) => name === task.key.name && referencing.oid === task.key.referencing.oid
     )
     const asBefore =
-      key === undefined || (!Halfway.isHalfway(key, keys) && Target.equals(Target.of(key), task.record.from))
+      key === undefined ||
+      (!Halfway.isHalfway(key, Halfway.originals(keys)) && Target.equals(Target.of(key), task.record.from))
     if (asBefore)
       yield* end(run, ledger, task, task.record.after === "changed" ? "taken back" : task.record.after)
   })

@@ -153,7 +153,13 @@ describe("a check", () => {
           'SET search_path = "none"; ALTER TABLE child ADD CONSTRAINT loose FOREIGN KEY (parent_id) REFERENCES parent NOT ENFORCED'
         )
       }
-      const checked = (yield* ForeignKey.check()).filter(({ problems }) => problems.length > 0)
+      const all = yield* ForeignKey.check()
+      // A key that is NOT ENFORCED has no triggers that could be wrong.
+      assert.deepStrictEqual(
+        all.filter(({ notes }) => notes.length > 0).map(({ constraint, problems }) => [constraint, problems]),
+        version >= 180_000 ? [["none.child.loose", []]] : []
+      )
+      const checked = all.filter(({ problems }) => problems.length > 0)
       for (const [name, { found }] of cases) {
         const ours = checked.filter(({ constraint }) =>
           constraint.startsWith(name.includes(" ") ? `"${name}".` : `${name}.`)

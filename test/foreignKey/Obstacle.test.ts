@@ -187,7 +187,7 @@ describe("autovacuum that prevents wraparound", () => {
         const [key] = yield* Catalog.read(session)
         if (key === undefined) return assert.fail("no key")
         yield* session.query("CREATE ROLE plain; SET ROLE plain")
-        const told = yield* Obstacle.warnings(session, key)
+        const told = (yield* Obstacle.warnings(session, [key]))(key)
         yield* session.query("RESET ROLE")
         assert.deepStrictEqual(
           told.map((warning) => warning.replaceAll(/\d+/g, "pid")),
