@@ -2,7 +2,8 @@
  * How long writers stall while three foreign keys of one table change their action: {@link ForeignKey.rebuild} beside drop-and-add in one transaction, which is
  * what Alembic, drizzle-kit, Ecto and Atlas do. Both run in turn on the same server, and a control figure says what the same writers suffer while nobody changes
  * anything. `npm run bench:fk -- 500000 2000000` chooses the numbers of rows. It exits with 1 where the rebuild stalls writers for longer than {@link longest}, or for longer
- * with more rows, or, from 10 million rows on, less than {@link leastRatio} times shorter than drop-and-add.
+ * with more rows, or, from 10 million rows on, less than {@link leastRatio} times shorter than drop-and-add. `npm run bench:fk -- size` measures
+ * something else (fkSize.ts).
  */
 import * as Clock from "effect/Clock"
 import * as Console from "effect/Console"
@@ -18,6 +19,7 @@ import { DatabaseError } from "../src/DatabaseError.js"
 import type { Session } from "../src/driver/Session.js"
 import * as EmbeddedPostgres from "../src/EmbeddedPostgres.js"
 import * as ForeignKey from "../src/ForeignKey.js"
+import * as Size from "./fkSize.js"
 
 /** Child rows, unless the command line says others. */
 const sizes = [500_000, 2_000_000, 10_000_000]
@@ -281,7 +283,9 @@ const broken = (all: ReadonlyArray<Stalls>): ReadonlyArray<string> => {
 const median = (values: ReadonlyArray<number>) =>
   [...values].sort((left, right) => left - right)[Math.floor(values.length / 2)] ?? Number.NaN
 
-const chosen = process.argv.slice(2).map(Number)
+const words = process.argv.slice(2)
+
+const chosen = words.map(Number)
 
 const program = Effect.gen(function* () {
   const server = yield* EmbeddedPostgres.make({ settings })
@@ -322,4 +326,4 @@ Three foreign keys on one table, four writers in closed loops; writers, changes 
   if (problems.length > 0) process.exitCode = 1
 })
 
-await Effect.runPromise(Effect.scoped(program))
+await Effect.runPromise(Effect.scoped(words[0] === "size" ? Size.run(words.slice(1)) : program))

@@ -119,3 +119,50 @@ describe("partitions that come and go during a change", () => {
     }
   }
 })
+
+/** What somebody does to the part of the key that one partition has, and a question whose answer is true from then on. */
+const touches = [
+  [
+    "comment",
+    "COMMENT ON CONSTRAINT child_parent ON child_low IS 'by somebody else'",
+    "SELECT obj_description(oid, 'pg_constraint') IS NOT DISTINCT FROM 'by somebody else' AS kept FROM pg_constraint WHERE conrelid = 'child_low'::regclass AND conname = 'child_parent'"
+  ],
+  [
+    "trigger state",
+    "ALTER TABLE child_low DISABLE TRIGGER ALL",
+    "SELECT bool_and(tgenabled = 'D') AS kept FROM pg_trigger WHERE tgrelid = 'child_low'::regclass"
+  ]
+] as const
+
+describe("what somebody gives one partition's part of the key between any two steps", () => {
+  for (const [what, statement, question] of touches) {
+    it.scopedLive(
+      `is kept: a ${what}`,
+      () =>
+        Effect.gen(function* () {
+          const session = yield* application
+          for (let at = 1; ; at++) {
+            yield* session.query(tables(""))
+            const seen = yield* Ref.make(0)
+            const result = yield* ForeignKey.rebuild({
+              selectors: {},
+              onDelete: "cascade",
+              onProgress: (progress) =>
+                Effect.gen(function* () {
+                  if (progress._tag !== "StepStarted") return
+                  if ((yield* Ref.updateAndGet(seen, (n) => n + 1)) === at) yield* session.query(statement)
+                }).pipe(Effect.orDie)
+            })
+            const happened = (yield* Ref.get(seen)) >= at
+            assert.deepStrictEqual(
+              [result.refused, result.failed, result.rebuilt.length, yield* session.query(question)],
+              [[], [], 1, [{ kept: happened }]],
+              `at ${at}`
+            )
+            if (!happened) break
+          }
+        }).pipe(Effect.provide(database)),
+      180_000
+    )
+  }
+})

@@ -1,0 +1,224 @@
+/**
+ * What a change of one key costs in databases of many keys, and with many partitions: `npm run bench:fk -- size`, or some of it only,
+ * `npm run bench:fk -- size keys=100 keys=5000 partitions=100`. {@link ForeignKey.rebuild} runs beside psql, which gets the bare
+ * statements of the same plan: no guards, no limits, nothing that is read. Both change the same keys, each in a database of its own,
+ * of which {@link sample} at most. POSTGRES_VERSION chooses the server. It exits with 1 where ours takes more than {@link limits}.
+ */
+import * as Clock from "effect/Clock"
+import * as Console from "effect/Console"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import { spawn } from "node:child_process"
+import * as Os from "node:os"
+import * as Database from "../src/Database.js"
+import * as EmbeddedPostgres from "../src/EmbeddedPostgres.js"
+import * as ForeignKey from "../src/ForeignKey.js"
+
+/** How many keys are changed at most. */
+const sample = 100
+
+/** How many times longer than psql, and how many times longer a key in the largest database than in the smallest one. */
+const limits = { ratio: 3, growth: 1.2 }
+
+/** What is measured unless the command line says what: keys of ordinary tables, or the partitions of the table of one key. */
+const everything = [
+  "keys=100",
+  "keys=900",
+  "keys=5000",
+  "partitions=10",
+  "partitions=100",
+  "partitions=400"
+] as const
+
+const ordinary = (keys: number) => `DO $$ BEGIN
+  FOR t IN 0 .. ${Math.ceil(keys / 3) - 1} LOOP
+    EXECUTE format('CREATE TABLE t%s (id int PRIMARY KEY, a int, b int, c int)', t);
+    EXECUTE format('CREATE INDEX ON t%s (a)', t);
+    EXECUTE format('CREATE INDEX ON t%s (b)', t);
+    EXECUTE format('CREATE INDEX ON t%s (c)', t);
+  END LOOP;
+  FOR k IN 0 .. ${keys - 1} LOOP
+    EXECUTE format('ALTER TABLE t%s ADD CONSTRAINT fk%s FOREIGN KEY (%s) REFERENCES t%s',
+      k / 3, k, (ARRAY['a', 'b', 'c'])[k % 3 + 1], (k * 31 + 13) % ${Math.ceil(keys / 3)});
+  END LOOP;
+END $$`
+
+const partitioned = (partitions: number) => `
+CREATE TABLE parent (id int PRIMARY KEY);
+CREATE TABLE child (id int, parent_id int CONSTRAINT child_parent REFERENCES parent) PARTITION BY RANGE (id);
+CREATE INDEX ON child (parent_id);
+DO $$ BEGIN
+  FOR n IN 1 .. ${partitions} LOOP
+    EXECUTE format('CREATE TABLE child_%s PARTITION OF child FOR VALUES FROM (%s) TO (%s)', n, n, n + 1);
+  END LOOP;
+END $$`
+
+/** Milliseconds of wall time. */
+const timed = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.gen(function* () {
+    const start = yield* Clock.currentTimeMillis
+    const result = yield* effect
+    return { result, millis: (yield* Clock.currentTimeMillis) - start }
+  })
+
+/** Runs a script and fails with the first error of it. */
+const psql = (url: string, script: string) =>
+  Effect.async<void, Error>((resume) => {
+    const child = spawn("psql", ["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", url, "-f", "-"], {
+      stdio: ["pipe", "ignore", "inherit"]
+    })
+    child.on("error", (error) => {
+      resume(Effect.fail(error))
+    })
+    child.on("close", (code) => {
+      resume(code === 0 ? Effect.void : Effect.fail(new Error(`psql ended with ${code}`)))
+    })
+    child.stdin.end(script)
+    return Effect.sync(() => child.kill())
+  })
+
+/** Of each step its transaction, and in it what changes something. */
+const bare = (plan: ForeignKey.PlanResult) =>
+  plan.steps
+    .filter(({ when }) => when === "always")
+    .flatMap(({ sql }) =>
+      sql.filter((statement) => /^(BEGIN|COMMIT|ALTER|COMMENT|CREATE|INSERT|UPDATE)\b/.test(statement))
+    )
+    .map((statement) => `${statement};\n`)
+    .join("")
+
+interface Measured {
+  readonly kind: "keys" | "partitions"
+  readonly size: number
+  /** The number of keys that were changed. */
+  readonly changed: number
+  readonly planMillis: number
+  readonly millis: number
+  readonly psqlMillis: number
+  /** The medians and the longest of the locks, in milliseconds. */
+  readonly lockMillis: readonly [median: number, longest: number]
+}
+
+const ratio = ({ millis, psqlMillis }: Measured) => millis / Math.max(1, psqlMillis)
+
+const measure = (
+  server: Effect.Effect.Success<ReturnType<typeof EmbeddedPostgres.make>>,
+  kind: Measured["kind"],
+  size: number
+) =>
+  Effect.gen(function* () {
+    const made = (name: string) => Redacted.value(server.urlFor(name))
+    const on = <A, E, R>(url: string, use: Effect.Effect<A, E, R>) =>
+      Effect.provide(use, Database.layer({ url, minConnections: 0 }))
+    const query = (url: string, sql: string) =>
+      on(
+        url,
+        Effect.scoped(
+          Effect.gen(function* () {
+            const session = yield* Effect.flatMap(Database.Database, ({ session }) => session)
+            yield* session.query("SET statement_timeout = 0")
+            yield* session.query(sql)
+          })
+        )
+      )
+    const [mine, theirs] = [`size_${kind}_${size}`, `size_${kind}_${size}_psql`]
+    yield* query(server.url, `CREATE DATABASE ${mine}`)
+    yield* query(made(mine), kind === "keys" ? ordinary(size) : partitioned(size))
+    yield* query(server.url, `CREATE DATABASE ${theirs} TEMPLATE ${mine}`)
+    const options: ForeignKey.RebuildOptions = {
+      selectors:
+        kind === "keys"
+          ? {
+              tables: Array.from({ length: Math.ceil(Math.min(size, sample) / 3) }, (_, t) => ({
+                table: `t${t}`
+              }))
+            }
+          : { tables: [{ table: "child" }] },
+      onDelete: "cascade"
+    }
+    const planned = yield* timed(on(made(theirs), ForeignKey.plan(options)))
+    const { millis, result } = yield* timed(on(made(mine), ForeignKey.rebuild(options)))
+    if (result.failed.length + result.refused.length > 0) {
+      return yield* Effect.dieMessage(JSON.stringify({ failed: result.failed, refused: result.refused }))
+    }
+    const bareRun = yield* timed(psql(made(theirs), bare(planned.result)))
+    yield* query(server.url, `DROP DATABASE ${mine}`)
+    yield* query(server.url, `DROP DATABASE ${theirs}`)
+    const locks = result.rebuilt
+      .map(({ longestLockMs }) => longestLockMs)
+      .toSorted((one, other) => one - other)
+    const measured: Measured = {
+      kind,
+      size,
+      changed: result.rebuilt.length,
+      planMillis: planned.millis,
+      millis,
+      psqlMillis: bareRun.millis,
+      lockMillis: [locks[locks.length >> 1] ?? 0, locks.at(-1) ?? 0]
+    }
+    yield* Console.log(
+      [
+        `${kind} ${size}`.padEnd(16),
+        `changed ${measured.changed}`.padEnd(12),
+        `plan ${measured.planMillis} ms`,
+        `rebuild ${millis} ms (${(millis / measured.changed).toFixed(1)} a key)`,
+        `psql ${measured.psqlMillis} ms`,
+        `ratio ${ratio(measured).toFixed(2)}`,
+        `locks ${measured.lockMillis.map((lock) => lock.toFixed(1)).join(" / ")} ms`
+      ].join("  ")
+    )
+    return measured
+  })
+
+/** What a key or a partition costs in the largest schema, beside the smallest one of its kind. */
+const growth = (all: ReadonlyArray<Measured>, kind: Measured["kind"]) => {
+  const sorted = all.filter((one) => one.kind === kind).toSorted((one, other) => one.size - other.size)
+  const [smallest, largest] = [sorted[0], sorted.at(-1)]
+  if (smallest === undefined || largest === undefined || smallest === largest) return undefined
+  const each = ({ changed, millis, size }: Measured) => millis / (kind === "keys" ? changed : size)
+  return { from: smallest.size, to: largest.size, times: each(largest) / each(smallest) }
+}
+
+/** Measures the sizes of the command line. */
+export const run = (chosen: ReadonlyArray<string>) =>
+  Effect.gen(function* () {
+    const sizes = (chosen.length === 0 ? everything : chosen).map((word) => {
+      const [, kind, size] = /^(keys|partitions)=(\d+)$/.exec(word) ?? []
+      return { word, kind: kind === "keys" ? ("keys" as const) : ("partitions" as const), size: Number(size) }
+    })
+    const unknown = sizes.find(({ size }) => !(size > 0))
+    if (unknown !== undefined) {
+      return yield* Effect.dieMessage(`${unknown.word} is neither keys=NUMBER nor partitions=NUMBER`)
+    }
+    const server = yield* EmbeddedPostgres.make({ settings: { max_locks_per_transaction: "2000" } })
+    yield* Console.log(
+      `PostgreSQL ${server.version}, temporary cluster without fsync, empty tables; ${Os.cpus().length} CPUs, load ${Os.loadavg()
+        .map((load) => load.toFixed(1))
+        .join(" ")}`
+    )
+    const all = yield* Effect.forEach(sizes, ({ kind, size }) => measure(server, kind, size))
+    const grown = growth(all, "keys")
+    for (const kind of ["keys", "partitions"] as const) {
+      const found = growth(all, kind)
+      if (found !== undefined) {
+        yield* Console.log(
+          `${kind}: each costs ${found.times.toFixed(2)} times as much with ${found.to} as with ${found.from}`
+        )
+      }
+    }
+    const problems = [
+      ...all
+        .filter((one) => ratio(one) > limits.ratio)
+        .map(
+          (one) => `${one.kind} ${one.size}: ${ratio(one).toFixed(2)} times psql, more than ${limits.ratio}`
+        ),
+      ...(grown !== undefined && grown.times > limits.growth
+        ? [
+            `a key of ${grown.to} costs ${grown.times.toFixed(2)} times one of ${grown.from}, more than ${limits.growth}`
+          ]
+        : [])
+    ]
+    yield* Effect.forEach(problems, (problem) => Console.error(problem), { discard: true })
+    if (problems.length > 0) process.exitCode = 1
+    return undefined
+  })
