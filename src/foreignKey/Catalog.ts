@@ -245,6 +245,6 @@ const everywhere = "pg_catalog.pg_constraint"
 
 /** The constraints of some tables, found by index whatever the planner believes of the catalog. */
 const ofTables = `(
-    SELECT c.* FROM unnest($2::int8[]) AS t (oid)
+    SELECT c.* FROM (SELECT DISTINCT unnest($2::int8[]) AS oid) t
     CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint c WHERE c.conrelid = t.oid::oid OFFSET 0) c
   )`
