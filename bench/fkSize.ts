@@ -122,9 +122,9 @@ const measure = (
         )
       )
     const [mine, theirs] = [`size_${kind}_${size}`, `size_${kind}_${size}_psql`]
-    yield* query(server.url, `CREATE DATABASE ${mine}`)
+    yield* query(Redacted.value(server.url), `CREATE DATABASE ${mine}`)
     yield* query(made(mine), kind === "keys" ? ordinary(size) : partitioned(size))
-    yield* query(server.url, `CREATE DATABASE ${theirs} TEMPLATE ${mine}`)
+    yield* query(Redacted.value(server.url), `CREATE DATABASE ${theirs} TEMPLATE ${mine}`)
     const options: ForeignKey.RebuildOptions = {
       selectors:
         kind === "keys"
@@ -142,8 +142,8 @@ const measure = (
       return yield* Effect.dieMessage(JSON.stringify({ failed: result.failed, refused: result.refused }))
     }
     const bareRun = yield* timed(psql(made(theirs), bare(planned.result)))
-    yield* query(server.url, `DROP DATABASE ${mine}`)
-    yield* query(server.url, `DROP DATABASE ${theirs}`)
+    yield* query(Redacted.value(server.url), `DROP DATABASE ${mine}`)
+    yield* query(Redacted.value(server.url), `DROP DATABASE ${theirs}`)
     const locks = result.rebuilt
       .map(({ longestLockMs }) => longestLockMs)
       .toSorted((one, other) => one - other)

@@ -67,9 +67,9 @@ export const readAll = (
 ): Effect.Effect<ReadonlyMap<number, Vector>, DatabaseError> =>
   Effect.forEach(Array.chunksOf(keys, most), (some) =>
     session.query<{ readonly oid: string; readonly vector: string | null }>(
-      `SELECT k.oid::int8::text AS oid, (${expression("k.conrelid", "k.conname")})::text AS vector
+      `SELECT one.oid::int8::text AS oid, (${expression("one.conrelid", "one.conname")})::text AS vector
       FROM unnest($1::int8[]) AS w (oid)
-      CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint k WHERE k.oid = w.oid::oid OFFSET 0) k`,
+      CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint c WHERE c.oid = w.oid::oid OFFSET 0) one`,
       [some]
     )
   ).pipe(
