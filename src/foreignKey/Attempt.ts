@@ -290,21 +290,25 @@ export const unanswered = new DatabaseError({
 // internal
 // -----------------------------------------------------------------------------
 
-/** Runs the statements alone. A swap that has another way is undone again, so that this way is rehearsed too. */
+/** Runs the statements alone. A swap that has another way is undone again, so that this way is rehearsed too, and so is a step whose triggers would be out of order. */
 const rehearse = (
   { session }: Bench,
   step: Step,
   { expected, maxTries }: Options
-): Effect.Effect<void, DatabaseError | TriesExhausted | Unfaithful> =>
+): Effect.Effect<void, DatabaseError | TriesExhausted | ChangedMeanwhile | Unfaithful> =>
   Effect.gen(function* () {
     const isOneOfTwo = step.name === "swap" && maxTries !== undefined
-    const statements = isOneOfTwo
-      ? ["SAVEPOINT rehearsal", ...step.statements, "ROLLBACK TO SAVEPOINT rehearsal"]
-      : step.statements
-    yield* session
-      .query(statements.join(";\n"))
-      .pipe(Effect.mapError((error) => proof(error, expected) ?? error))
-    return isOneOfTwo ? yield* new TriesExhausted({ step: step.name }) : undefined
+    yield* session.query(["SAVEPOINT rehearsal", ...step.statements].join(";\n")).pipe(
+      Effect.catchAll((error): Effect.Effect<never, DatabaseError | ChangedMeanwhile | Unfaithful> => {
+        const late = outOfOrder(step, error)
+        return late === undefined
+          ? (proof(error, expected) ?? Effect.fail(error))
+          : Effect.zipRight(session.query("ROLLBACK TO SAVEPOINT rehearsal"), late)
+      })
+    )
+    if (!isOneOfTwo) return undefined
+    yield* session.query("ROLLBACK TO SAVEPOINT rehearsal")
+    return yield* new TriesExhausted({ step: step.name })
   })
 
 type Seen = ReadonlyArray<Blocker.Blocker>
@@ -500,12 +504,17 @@ const judge = (
   if (reason._tag === "ServerError" && reason.code === Fidelity.changedCode) {
     return new ChangedMeanwhile({ step: step.name })
   }
-  if (reason._tag === "ServerError" && reason.code === Tree.outOfOrderCode && reason.detail !== undefined) {
-    const late = JSON.parse(Redacted.value(reason.detail)) as ReadonlyArray<Fidelity.Role>
-    return new ChangedMeanwhile({ step: step.name, late })
-  }
-  return proof(error, expected) ?? otherwise(step, error)
+  return outOfOrder(step, error) ?? proof(error, expected) ?? otherwise(step, error)
 }
+
+/** The error of a step that found its triggers out of order; undefined for any other error. */
+const outOfOrder = ({ name }: Step, { reason }: DatabaseError): ChangedMeanwhile | undefined =>
+  reason._tag === "ServerError" && reason.code === Tree.outOfOrderCode && reason.detail !== undefined
+    ? new ChangedMeanwhile({
+        step: name,
+        late: JSON.parse(Redacted.value(reason.detail)) as ReadonlyArray<Fidelity.Role>
+      })
+    : undefined
 
 /** The error of a step that proved the key to be another one; undefined for any other error. */
 const proof = ({ reason }: DatabaseError, expected: Fidelity.Vector | undefined): Unfaithful | undefined => {

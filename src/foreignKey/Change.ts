@@ -25,6 +25,7 @@ export type StepName =
   | "validate"
   | "attach"
   | "swap"
+  | "switch-enable"
   | "switch-names"
   | "switch-delete"
   | "switch-update"
@@ -209,7 +210,7 @@ export const validate = (
 
 /**
  * The original goes and the new constraint takes its place, in one transaction that proves them equal before it commits. Names of triggers may have been exchanged
- * since `current` was read ({@link switchTriggers}); those that the original had are given back.
+ * since `current` was read ({@link switchOn}); those that the original had are given back.
  */
 export const swap = (change: Change, current: Fidelity.Vector): Step => {
   const { key } = change
@@ -218,7 +219,7 @@ export const swap = (change: Change, current: Fidelity.Vector): Step => {
     name: "swap",
     locks: both(change, "ACCESS EXCLUSIVE"),
     statements: [
-      // Its triggers may have exchanged names since (see switchTriggers), and get those of the original below.
+      // Its triggers may have exchanged names since (see switchOn), and get those of the original below.
       Tree.guard(Fidelity.requireUnchanged(referencing.oid, key.name, current, { triggerNames: true })),
       dropConstraint(referencing, key.name),
       renameConstraint(referencing, Name.temporary(key.name), key.name),
@@ -259,32 +260,54 @@ export const switchNames = (change: Change, current: Fidelity.Vector): Step => {
   }
 }
 
-/** Lets the new constraint's triggers for one event of the referenced table act, and fire first. Locks the referenced table only. */
-export const switchTriggers = (
-  { key, original }: Change,
-  role: "delete" | "update",
-  first: string,
-  second: string
-): Step => {
-  const successor = { table: key.referencing.oid, name: first }
-  return {
-    name: role === "delete" ? "switch-delete" : "switch-update",
-    locks: [{ table: key.referenced, mode: "ACCESS EXCLUSIVE" }],
-    statements: [
-      Tree.restoreEnabled(successor, original, [role]),
-      Tree.fireFirst(successor, { table: key.referencing.oid, name: second }, [role])
-    ]
-  }
+/**
+ * Lets the new constraint act before it takes the original's name, so that a key under that name always does: its triggers on the referenced table are enabled, if a superuser disabled them. If it
+ * raises no error it comes first from here on, otherwise last until the names are exchanged, so that errors keep naming the original. Locks the referenced
+ * table only. No step where there is nothing to do.
+ */
+export const switchOn = (change: Change): ReadonlyArray<Step> => {
+  const { key, original, superuser, target } = change
+  const successor = { table: key.referencing.oid, name: Name.temporary(key.name) }
+  const raises = Action.raises(target.action)
+  const statements = [
+    ...(superuser && key.enforced
+      ? [
+          Tree.fireLast(placeOf(change), successor, raises ? ["delete", "update"] : ["update"]),
+          Tree.restoreEnabled(successor, original, ["delete", "update"])
+        ]
+      : []),
+    ...(raises ? [] : [Tree.fireFirst(successor, placeOf(change), ["delete"])])
+  ]
+  return statements.length === 0
+    ? []
+    : [
+        {
+          name: raises ? "switch-enable" : "switch-delete",
+          locks: [{ table: key.referenced, mode: "ACCESS EXCLUSIVE" }],
+          statements
+        }
+      ]
 }
 
-/**
- * Drops the original after it stepped aside. `current` is the new key, if it is there already: it must still be as it was read, but for what the steps before have done to its triggers.
- */
+/** Lets the new constraint's triggers for one event of the referenced table fire first, after it took the original's name. Locks the referenced table only. */
+export const switchTriggers = ({ key }: Change, role: "delete" | "update"): Step => ({
+  name: role === "delete" ? "switch-delete" : "switch-update",
+  locks: [{ table: key.referenced, mode: "ACCESS EXCLUSIVE" }],
+  statements: [
+    Tree.fireFirst(
+      { table: key.referencing.oid, name: key.name },
+      { table: key.referencing.oid, name: Name.aside(key.name) },
+      [role]
+    )
+  ]
+})
+
+/** Drops the original after it stepped aside. `current` is the new key, if it is there already: it must still be as it was read. */
 export const dropOriginal = (change: Change, current?: Fidelity.Vector): Step => ({
   name: "drop-original",
   locks: both(change, "ACCESS EXCLUSIVE"),
   statements: [
-    ...stillAs(change, current && Fidelity.withStates(current, change.original)),
+    ...stillAs(change, current),
     dropConstraint(change.key.referencing, Name.aside(change.key.name)),
     ...finish(change)
   ]
@@ -366,7 +389,6 @@ export const restoreRenamed = (change: Change): Step => {
               ? [alterConstraint(key.referencing, key.name, "DEFERRABLE INITIALLY IMMEDIATE")]
               : []),
             ...Tree.restoreRows(place, original),
-            Tree.restoreEnabled(place, original),
             comment(key.referencing, key.name, original[0].comment)
           ]),
       Tree.restoreTriggerNames(place, original)

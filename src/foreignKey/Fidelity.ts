@@ -138,18 +138,6 @@ export const withTriggerNames = (vector: Vector, names: Vector): Vector =>
     }))
   }))
 
-/** A vector whose triggers are enabled and disabled as they are in another one. */
-export const withStates = (vector: Vector, states: Vector): Vector =>
-  mapEntries(vector, (entry) => ({
-    ...entry,
-    triggers: entry.triggers.map((trigger) => ({
-      ...trigger,
-      enabled:
-        counterpart(states, entry)?.triggers.find((other) => isSameTrigger(other, trigger))?.enabled ??
-        trigger.enabled
-    }))
-  }))
-
 /**
  * The record of an original, brought up to date with the partitions that were attached or detached since: `current` is the key that took its place, from
  * which new partitions have inherited.

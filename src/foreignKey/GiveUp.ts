@@ -60,5 +60,5 @@ export const gone = <E>(
 /** The keys of every table at which a change adds something. */
 const everywhere = (session: Session, change: Pick<Change.Change, "key" | "version">) =>
   Catalog.read(session, {
-    tables: [change.key.referencing, ...Change.places(change)].map(({ oid }) => oid)
+    tables: [...new Set([change.key.referencing, ...Change.places(change)].map(({ oid }) => oid))]
   })

@@ -1,11 +1,9 @@
 /** What a change will do, step by step, before anything is done. */
-import * as Action from "./Action.js"
 import { nameOf, type Key } from "./Catalog.js"
 import * as Change from "./Change.js"
 import type * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
 import * as Lock from "./Lock.js"
-import * as Name from "./Name.js"
 import type * as Rebuild from "./Rebuild.js"
 import { label } from "./Sql.js"
 import * as Target from "./Target.js"
@@ -50,10 +48,7 @@ export const steps = (
     all.map((step) => planned(key, step, when, limits))
   const always = taken("always")
   if (isSettling) return always(settling)
-  const triggers = [
-    Change.switchTriggers(change, "delete", key.name, Name.aside(key.name)),
-    Change.switchTriggers(change, "update", key.name, Name.aside(key.name))
-  ]
+  const triggers = [Change.switchTriggers(change, "delete"), Change.switchTriggers(change, "update")]
   if (does === "finish") return always([...triggers, Change.dropOriginal(change, current), ...settling])
   const order = always(todo.order === undefined ? [] : [todo.order.step])
   const drop = always(todo.drop.map(({ at, name }) => Change.dropTemporary(change, at, name)))
@@ -62,9 +57,7 @@ export const steps = (
   const contended = Change.isSelfReference(key)
     ? []
     : [
-        ...(Action.raises(target.action)
-          ? []
-          : [Change.switchTriggers(change, "delete", Name.temporary(key.name), key.name)]),
+        ...Change.switchOn(change),
         Change.switchNames(change, original),
         ...triggers,
         Change.dropOriginal(change)

@@ -73,7 +73,7 @@ export class RecordLost extends Data.TaggedError("RecordLost")<{
   readonly aside: string
 }> {
   override get message() {
-    return `the comment on ${this.constraint} that recorded the original is gone, so it cannot be proven equal: compare it with ${this.aside} and drop that one, when \`fk check\` finds no trigger of it disabled`
+    return `the comment on ${this.constraint} that recorded the original is gone, so it cannot be proven equal. The new key is in force; compare it with ${this.aside} and drop that one`
   }
 }
 
@@ -507,10 +507,8 @@ const perform = (
  */
 const stepAside = (bench: Attempt.Bench, run: Run, change: Change.Change, found: Fidelity.Vector) =>
   Effect.gen(function* () {
-    const { key, target } = change
-    if (!Action.raises(target.action)) {
-      yield* run(Change.switchTriggers(change, "delete", Name.temporary(key.name), key.name))
-    }
+    const { key } = change
+    yield* Effect.forEach(Change.switchOn(change), (step) => run(step), { discard: true })
     const current = yield* Fidelity.read(bench.session, key.referencing.oid, key.name)
     if (current === undefined || !isSame(current[0], found[0])) {
       return yield* new Attempt.ChangedMeanwhile({ step: "switch-names" })
@@ -527,9 +525,8 @@ const isSame = (one: Fidelity.Entry, other: Fidelity.Entry) =>
 /** The original stepped aside: the new key's triggers come to fire first, then the original is dropped. */
 const finish = (run: Run, change: Change.Change, current: Fidelity.Vector) =>
   Effect.gen(function* () {
-    const { name } = change.key
-    yield* run(Change.switchTriggers(change, "delete", name, Name.aside(name)))
-    yield* run(Change.switchTriggers(change, "update", name, Name.aside(name)))
+    yield* run(Change.switchTriggers(change, "delete"))
+    yield* run(Change.switchTriggers(change, "update"))
     yield* run(Change.dropOriginal(change, current))
   })
 

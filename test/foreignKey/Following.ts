@@ -8,7 +8,7 @@ import { identifier, qualified } from "../../src/foreignKey/Sql.js"
 import type * as ForeignKey from "../../src/ForeignKey.js"
 
 /** With these steps the new action comes into force. */
-const switches: ReadonlyArray<string> = ["swap", "switch-delete", "switch-names"]
+const switches: ReadonlyArray<string> = ["swap", "switch-enable", "switch-delete", "switch-names"]
 
 /** Looks, at every boundary of a step, whether a delete and a key update come out as with the original alone. They are rolled back. */
 export const watch = (session: Session, keys: ReadonlyArray<Catalog.Key>) =>

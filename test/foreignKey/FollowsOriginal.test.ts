@@ -176,7 +176,8 @@ const change = (
           if (event._tag !== "StepStarted" && event._tag !== "StepDone") return
           steps.push(event.step)
           isOver ||=
-            event._tag === "StepDone" && ["swap", "switch-delete", "switch-names"].includes(event.step)
+            event._tag === "StepDone" &&
+            ["swap", "switch-enable", "switch-delete", "switch-names"].includes(event.step)
           yield* reader.query(`BEGIN; SELECT FROM parent_${given.name}, child_${given.name}`)
           const now = yield* outcomes(session, given, role)
           yield* reader.query("COMMIT")
