@@ -398,7 +398,7 @@ describe("The url", () => {
         [` ${base}`, /white space/],
         ["postgresql://u:sesame@h:abc/d", /a port that is a number/],
         ["postgresql://u:sesame@::1/d", /an IPv6 address stands in brackets/],
-        [`${"postgresql://u:sesame@h/d"}?port=abc`, /a port that is a number/],
+        ["postgresql://u:sesame@h/d?port=abc", /a port that is a number/],
         ["postgresql://u:sesame@h1,h2:5432/d", /one host/],
         ["postgresql://u:sesame@h1:1,h2:2/d", /one host/],
         ["postgresql://u:sesame@/d?host=h1,h2", /one host/],

@@ -49,7 +49,7 @@ export class SeverityReader {
       const code = bytes[at]
       if (code === error || code === notice) {
         const severity = severityIn(bytes, at + headerLength)
-        if (severity === "cut") break
+        if (severity === null) break
         this.found.push(severity)
       }
       at += 1 + bytes.readUInt32BE(at + 1)
@@ -64,11 +64,11 @@ const error = 0x45
 const notice = 0x4e
 const fieldV = 0x56
 
-/** Field V, which the server sends second; `cut` when it has not come yet. */
-const severityIn = (bytes: Buffer, start: number): string | undefined | "cut" => {
+/** Field V, which the server sends second; null when it has not come yet. */
+const severityIn = (bytes: Buffer, start: number): string | null | undefined => {
   const endOfFirst = bytes.indexOf(0, start)
-  if (endOfFirst === -1 || endOfFirst + 1 >= bytes.length) return "cut"
+  if (endOfFirst === -1 || endOfFirst + 1 >= bytes.length) return null
   if (bytes[endOfFirst + 1] !== fieldV) return undefined
   const end = bytes.indexOf(0, endOfFirst + 2)
-  return end === -1 ? "cut" : bytes.toString("latin1", endOfFirst + 2, end)
+  return end === -1 ? null : bytes.toString("latin1", endOfFirst + 2, end)
 }

@@ -63,8 +63,13 @@ describe("What the server says beside an answer", () => {
         CREATE EVENT TRIGGER say ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION say();
       `)
       const rebuilt = yield* promptgrimoireDb([
-        ...["fk", "rebuild", "--on-delete", "cascade", "--all"],
-        ...["--url", Redacted.value(url)]
+        "fk",
+        "rebuild",
+        "--on-delete",
+        "cascade",
+        "--all",
+        "--url",
+        Redacted.value(url)
       ])
       assert.strictEqual(rebuilt.code, 0, rebuilt.stderr)
       assert.include(rebuilt.stderr, "NOTICE: a table was changed\n")

@@ -10,7 +10,7 @@ import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as Notice from "../../src/driver/Notice.js"
 import * as Transaction from "../../src/Transaction.js"
 import { eventually } from "../support/eventually.js"
-import { databaseLayer, type LogRecord, recordLogs, TestServer, testLayer } from "../support/database.js"
+import { type databaseLayer, type LogRecord, recordLogs, TestServer, testLayer } from "../support/database.js"
 
 const raising = (level: string, more = "") =>
   `DO $$ BEGIN RAISE ${level} 'seen by % rows', 17 ${more}; END $$`
@@ -124,7 +124,10 @@ describe("What the server says beside an answer", () => {
       const spans: Array<string> = []
       const native = yield* Effect.tracer
       // Effect's own tracer keeps no spans, so under it statements make none.
-      const tracer = Tracer.make({ span: native.span, context: native.context })
+      const tracer = Tracer.make({
+        span: (...args) => native.span(...args),
+        context: (...args) => native.context(...args)
+      })
       const inSpan = <A, E, R>(statement: Effect.Effect<A, E, R>) =>
         Database.withNotices(statement, () =>
           Effect.map(Effect.orDie(Effect.currentSpan), ({ name }) => spans.push(name))

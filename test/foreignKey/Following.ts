@@ -8,7 +8,7 @@ import { identifier, qualified } from "../../src/foreignKey/Sql.js"
 import type * as ForeignKey from "../../src/ForeignKey.js"
 
 /** With these steps the new action comes into force. */
-const switches: ReadonlyArray<string> = ["swap", "switch-enable", "switch-delete", "switch-names"]
+const switches: ReadonlySet<string> = new Set(["swap", "switch-enable", "switch-delete", "switch-names"])
 
 /** Looks, at every boundary of a step, whether a delete and a key update come out as with the original alone. They are rolled back. */
 export const watch = (session: Session, keys: ReadonlyArray<Catalog.Key>) =>
@@ -42,7 +42,7 @@ export const watch = (session: Session, keys: ReadonlyArray<Catalog.Key>) =>
         if (event._tag !== "StepStarted" && event._tag !== "StepDone") return
         const expected = yield* Ref.get(before)
         if (expected === undefined) return
-        if (event._tag === "StepDone" && switches.includes(event.step)) yield* Ref.set(before, undefined)
+        if (event._tag === "StepDone" && switches.has(event.step)) yield* Ref.set(before, undefined)
         else assert.deepStrictEqual(yield* look(key), expected, `${event._tag} ${event.step}`)
       }).pipe(Effect.orDie)
   })

@@ -39,8 +39,14 @@ export const make = (locale: string): Effect.Effect<string, ClusterError, Scope.
         execFileSync(
           Path.join(programs, "initdb"),
           [
-            ...["-D", data, "-U", "postgres", "--encoding=UTF8", "--locale=C", "--no-sync"],
-            ...["--auth=scram-sha-256", `--pwfile=${passwordFile}`]
+            "-D",
+            data,
+            "--username=postgres",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+            "--auth=scram-sha-256",
+            `--pwfile=${passwordFile}`
           ],
           { ...account, cwd: "/", env, stdio: "ignore" }
         ),
