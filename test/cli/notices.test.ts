@@ -59,7 +59,7 @@ describe("What the server says beside an answer", () => {
         CREATE TABLE thing (owner int CONSTRAINT thing_owner_fkey REFERENCES owner);
         CREATE INDEX ON thing (owner);
         CREATE FUNCTION say() RETURNS event_trigger LANGUAGE plpgsql AS $$
-          BEGIN RAISE NOTICE 'a table was changed'; END $$;
+          BEGIN RAISE WARNING 'a table was changed'; END $$;
         CREATE EVENT TRIGGER say ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION say();
       `)
       const rebuilt = yield* promptgrimoireDb([
@@ -72,7 +72,7 @@ describe("What the server says beside an answer", () => {
         Redacted.value(url)
       ])
       assert.strictEqual(rebuilt.code, 0, rebuilt.stderr)
-      assert.include(rebuilt.stderr, "NOTICE: a table was changed\n")
+      assert.include(rebuilt.stderr, "WARNING: a table was changed\n")
     }).pipe(Effect.provide(TestServer.layer))
   )
 })

@@ -134,7 +134,8 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("A r
       () =>
         Effect.gen(function* () {
           const sql = yield* PgClient.PgClient
-          const state = Effect.map(sql.unsafe(session), ([row]) => row)
+          // Prepared, it would count itself.
+          const state = Effect.map(sql.unsafe(session).unprepared, ([row]) => row)
           const before = yield* state
           yield* Effect.scoped(
             Effect.gen(function* () {
