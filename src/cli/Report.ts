@@ -2,6 +2,7 @@ import * as Console from "effect/Console"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import { type Notice, withNotices } from "../Database.js"
+import type { Shown } from "../DatabaseError.js"
 
 /**
  * The exit codes of every command: done, failed, bad usage, and refused or pending (the reason is in the output).
@@ -32,12 +33,14 @@ export const result = (
 /** Prints an error: as a JSON document on standard output, beside what was done before, or for a person on standard error. */
 export const failure = (
   json: boolean,
-  error: { readonly reason: string; readonly message: string },
+  error: { readonly reason: string; readonly message: string } & Partial<Pick<Shown, "detail" | "hint">>,
   code: ExitCode,
   done: object = {}
 ): Effect.Effect<never, Exited> =>
   Effect.zipRight(
-    json ? Console.log(JSON.stringify({ ...done, error })) : Console.error(`Error: ${error.message}`),
+    json
+      ? Console.log(JSON.stringify({ ...done, error }))
+      : Console.error([`Error: ${error.message}`, ...besideMessage(error)].join("\n")),
     new Exited({ code })
   )
 
@@ -52,8 +55,13 @@ export const noticing = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect
       : Effect.forEach(noticeLines(notice), progress, { discard: true })
   )
 
-const noticeLines = ({ code, detail, hint, message, severity }: Notice): ReadonlyArray<string> => [
-  `${severity}: ${message ?? `(${code}) a text that can hold values of rows`}`,
+const noticeLines = (notice: Notice): ReadonlyArray<string> => [
+  `${notice.severity}: ${notice.message ?? `(${notice.code}) a text that can hold values of rows`}`,
+  ...besideMessage(notice)
+]
+
+/** What the server says below a message, as psql prints it. */
+const besideMessage = ({ detail, hint }: Partial<Pick<Shown, "detail" | "hint">>): ReadonlyArray<string> => [
   ...(detail === undefined ? [] : [`DETAIL: ${detail}`]),
   ...(hint === undefined ? [] : [`HINT: ${hint}`])
 ]

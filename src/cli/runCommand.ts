@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type * as Redacted from "effect/Redacted"
 import type { Provided } from "../Database.js"
-import { DatabaseError } from "../DatabaseError.js"
+import { DatabaseError, shownOf } from "../DatabaseError.js"
 import { isRefusal, MigratorError } from "../Migrator.js"
 import * as Connection from "./Connection.js"
 import * as Report from "./Report.js"
@@ -42,8 +42,10 @@ export const runCommand = <A, E>(
       const failure = Cause.failureOption(cause)
       if (Option.isSome(failure) && failure.value instanceof Report.Exited) return Effect.fail(failure.value)
       if (Cause.isInterruptedOnly(cause)) return Effect.interrupt
-      const { code, ...error } = explain(Cause.squash(cause))
-      return Effect.flatMap(soFar, (done) => Report.failure(json, error, code, done))
+      const squashed = Cause.squash(cause)
+      const { code, ...error } = explain(squashed)
+      const { detail, hint } = shownOf(squashed)
+      return Effect.flatMap(soFar, (done) => Report.failure(json, { ...error, detail, hint }, code, done))
     })
   )
 

@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import type * as Either from "effect/Either"
 import * as Random from "effect/Random"
 import * as Ref from "effect/Ref"
-import { DatabaseError } from "../DatabaseError.js"
+import { DatabaseError, shownOf } from "../DatabaseError.js"
 import type * as Attempt from "./Attempt.js"
 import * as Catalog from "./Catalog.js"
 import type { StepName } from "./Change.js"
@@ -200,11 +200,14 @@ class Stopped extends Data.TaggedError("Stopped")<{ readonly code: string; reado
 const failure = (
   constraint: string,
   error: { readonly _tag: string; readonly message: string }
-): Result.Rejected => ({
-  constraint,
-  code: error instanceof Stopped ? error.code : DatabaseError.is(error) ? error.reason._tag : error._tag,
-  reason: error.message
-})
+): Result.Rejected => {
+  const { detail, hint } = shownOf(error)
+  return {
+    constraint,
+    code: error instanceof Stopped ? error.code : DatabaseError.is(error) ? error.reason._tag : error._tag,
+    reason: [error.message, detail, hint].filter((text) => text !== undefined).join("; ")
+  }
+}
 
 /** Gets the sessions back, for as long as the budget lasts. */
 const reconnect = ({ sessions }: Run, budget: Ref.Ref<number>, error: DatabaseError) =>
