@@ -144,10 +144,11 @@ const table = (alias: string) => `(
     ) END,
     'detaching', CASE WHEN t.relkind <> 'p' THEN '[]' ELSE (
       SELECT coalesce(jsonb_agg(c.relname ORDER BY c.relname), '[]')
+      -- By their parents: a partition that is being detached is no longer in the tree.
       FROM pg_catalog.pg_partition_tree(t.oid) q
-      CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_inherits i WHERE i.inhrelid = q.relid OFFSET 0) i
+      CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_inherits i WHERE i.inhparent = q.relid OFFSET 0) i
       JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
-      WHERE q.level > 0 AND (to_jsonb(i) ->> 'inhdetachpending')::boolean
+      WHERE NOT q.isleaf AND (to_jsonb(i) ->> 'inhdetachpending')::boolean
     ) END
   )
   FROM pg_catalog.pg_class t JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace

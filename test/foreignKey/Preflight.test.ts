@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Fs from "node:fs"
 import * as Path from "node:path"
 import * as Catalog from "../../src/foreignKey/Catalog.js"
@@ -7,6 +8,7 @@ import * as Name from "../../src/foreignKey/Name.js"
 import type * as Refusal from "../../src/foreignKey/Refusal.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { repository } from "../support/command.js"
+import { eventually } from "../support/eventually.js"
 import { application, comparable, database, vectors, withRole } from "./support.js"
 
 const pair = `
@@ -636,8 +638,19 @@ describe("a partitioned table", () => {
       yield* session.query(`${cut}; ALTER TABLE child_1 DROP CONSTRAINT a_own`)
       const reader = yield* application
       yield* reader.query("BEGIN; SELECT count(*) FROM child")
-      yield* session.query("SET statement_timeout = '300ms'")
-      yield* Effect.flip(session.query("ALTER TABLE child DETACH PARTITION child_2 CONCURRENTLY"))
+      const detaching = yield* application
+      const detach = yield* Effect.fork(
+        detaching.query("ALTER TABLE child DETACH PARTITION child_2 CONCURRENTLY")
+      )
+      yield* eventually(
+        "the partition is marked",
+        Effect.map(
+          session.query("SELECT FROM pg_inherits i WHERE (to_jsonb(i) ->> 'inhdetachpending')::boolean"),
+          ({ length }) => length === 1
+        )
+      )
+      yield* session.query("SELECT pg_cancel_backend($1::int)", [detaching.processId])
+      yield* Effect.flip(Fiber.join(detach))
       yield* reader.query("COMMIT")
       const { refused } = yield* ForeignKey.rebuild({ ...whole, onDelete: "cascade" })
       assert.deepStrictEqual(
