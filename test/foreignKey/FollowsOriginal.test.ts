@@ -7,6 +7,7 @@ import * as Action from "../../src/foreignKey/Action.js"
 import type { StepName } from "../../src/foreignKey/Change.js"
 import * as Name from "../../src/foreignKey/Name.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
+import { cases } from "../support/length.js"
 import { application, withRole } from "./support.js"
 
 interface Case {
@@ -16,8 +17,8 @@ interface Case {
   readonly mode: "NOT DEFERRABLE" | "DEFERRABLE" | "DEFERRABLE INITIALLY DEFERRED"
 }
 
-const numbered = (cases: ReadonlyArray<Omit<Case, "name">>): ReadonlyArray<Case> =>
-  cases.map((given, index) => ({ ...given, name: `fk_${index}` }))
+const numbered = (given: ReadonlyArray<Omit<Case, "name">>): ReadonlyArray<Case> =>
+  given.map((one, index) => ({ ...one, name: `fk_${index}` }))
 
 const pairs = ForeignKey.actions.flatMap((from) =>
   ForeignKey.actions.flatMap((to) => (from === to ? [] : [{ from, to }]))
@@ -41,6 +42,9 @@ const opposites = numbered([
   { from: "no-action", to: "cascade", mode: "NOT DEFERRABLE" },
   { from: "cascade", to: "restrict", mode: "NOT DEFERRABLE" }
 ])
+
+/** Whether the pair is one of {@link opposites}. */
+const isTelling = ({ from, to }: Case) => opposites.some((one) => one.from === from && one.to === to)
 
 const kinds = {
   "ordinary tables": ["", ""],
@@ -198,13 +202,13 @@ describe("until the swap, a delete, a key update and an insert do what they do w
   for (const kind of Object.keys(kinds) as ReadonlyArray<Kind>) {
     for (const role of roles) {
       const sets = kind === "ordinary tables" ? { plain, deferrable } : { plain }
-      for (const [set, cases] of Object.entries(sets)) {
+      for (const [set, all] of Object.entries(sets)) {
         it.scopedLive(
           `for every ${set === "plain" ? "pair of actions" : "DEFERRABLE key"}, on ${kind}, changed by ${role}`,
           () =>
             as(role, (session, reader) =>
               Effect.gen(function* () {
-                for (const [index, given] of cases.entries()) {
+                for (const [index, given] of cases(all, isTelling).entries()) {
                   yield* session.query(create(kind, given))
                   // So they sort last, as when the OIDs of the database have got another digit.
                   if (index % 2 === 0) yield* rename(session, given.name, "zz ")
