@@ -6,6 +6,7 @@
  */
 import * as Clock from "effect/Clock"
 import * as Console from "effect/Console"
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import { spawn } from "node:child_process"
@@ -63,19 +64,21 @@ const timed = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
 
 /** Runs a script and fails with the first error of it. */
 const psql = (url: string, script: string) =>
-  Effect.async<void, Error>((resume) => {
+  Effect.async<void, PsqlFailed>((resume) => {
     const child = spawn("psql", ["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", url, "-f", "-"], {
       stdio: ["pipe", "ignore", "inherit"]
     })
     child.on("error", (error) => {
-      resume(Effect.fail(error))
+      resume(new PsqlFailed({ message: `psql could not be run: ${error.message}` }))
     })
     child.on("close", (code) => {
-      resume(code === 0 ? Effect.void : Effect.fail(new Error(`psql ended with ${code}`)))
+      resume(code === 0 ? Effect.void : new PsqlFailed({ message: `psql ended with ${code}` }))
     })
     child.stdin.end(script)
     return Effect.sync(() => child.kill())
   })
+
+class PsqlFailed extends Data.TaggedError("PsqlFailed")<{ readonly message: string }> {}
 
 /** Of each step its transaction, and in it what changes something. */
 const bare = (plan: ForeignKey.PlanResult) =>
