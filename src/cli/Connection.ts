@@ -1,4 +1,3 @@
-import * as Options from "@effect/cli/Options"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
@@ -9,19 +8,6 @@ import * as Database from "../Database.js"
 import { environmentVariables } from "../DatabaseConfig.js"
 import { parseUrl } from "../driver/Endpoint.js"
 import * as EmbeddedPostgres from "../EmbeddedPostgres.js"
-
-/** Which database a command works on. */
-export const url = Options.redacted("url").pipe(
-  Options.withDescription(
-    "The database, postgresql://user:password@host:5432/name. Without it DATABASE_URL is used, and without that an embedded PostgreSQL in .data/."
-  ),
-  Options.optional
-)
-
-/** Whether to print one JSON document instead of text. */
-export const json = Options.boolean("json").pipe(
-  Options.withDescription("Print one JSON document on standard output, and nothing else there.")
-)
 
 /** Where the embedded server keeps its data, below the current directory. */
 export const embeddedDirectory = ".data"

@@ -1,7 +1,6 @@
 import * as Console from "effect/Console"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
-import { type Notice, withNotices } from "../Database.js"
 import type { Shown } from "../DatabaseError.js"
 
 /**
@@ -47,21 +46,11 @@ export const failure = (
 /** Tells a person what goes on, on standard error. */
 export const progress = (line: string): Effect.Effect<void> => Console.error(line)
 
-/** Prints what the server says while an effect runs, as psql does; that there is already what IF NOT EXISTS asks for is left out. */
-export const noticing = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-  withNotices(effect, (notice) =>
-    notice.severity === "NOTICE" && !notice.isRaised && notice.code.startsWith("42")
-      ? Effect.void
-      : Effect.forEach(noticeLines(notice), progress, { discard: true })
-  )
-
-const noticeLines = (notice: Notice): ReadonlyArray<string> => [
-  `${notice.severity}: ${notice.message ?? `(${notice.code}) a text that can hold values of rows`}`,
-  ...besideMessage(notice)
-]
-
 /** What the server says below a message, as psql prints it. */
-const besideMessage = ({ detail, hint }: Partial<Pick<Shown, "detail" | "hint">>): ReadonlyArray<string> => [
+export const besideMessage = ({
+  detail,
+  hint
+}: Partial<Pick<Shown, "detail" | "hint">>): ReadonlyArray<string> => [
   ...(detail === undefined ? [] : [`DETAIL: ${detail}`]),
   ...(hint === undefined ? [] : [`HINT: ${hint}`])
 ]

@@ -6,8 +6,11 @@ import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import * as ForeignKey from "../ForeignKey.js"
-import * as Connection from "./Connection.js"
+import type * as ForeignKey from "../ForeignKey.js"
+import { all as actions } from "../foreignKey/Action.js"
+import { defaultTable as defaultLedger } from "../foreignKey/Ledger.js"
+import * as Selectors from "../foreignKey/Selectors.js"
+import { json, url } from "./options.js"
 
 /** A repeatable option whose values are names of a form. */
 export const named = <A>(
@@ -39,25 +42,25 @@ export const selectorOptions = {
     "schema",
     "the name of a schema",
     "The keys of the tables of a schema. Repeatable, like the others below. Names as SQL writes them, as `list` prints them.",
-    ForeignKey.parseName
+    Selectors.name
   ),
   tables: named(
     "table",
     "[SCHEMA.]TABLE",
     "The keys of a referencing table, [SCHEMA.]TABLE.",
-    ForeignKey.parseTable
+    Selectors.table
   ),
   constraints: named(
     "constraint",
     "[SCHEMA.]TABLE.NAME",
     "One key, [SCHEMA.]TABLE.NAME.",
-    ForeignKey.parseConstraint
+    Selectors.constraint
   ),
   references: named(
     "references",
     "[SCHEMA.]TABLE",
     "The keys that reference a table, [SCHEMA.]TABLE.",
-    ForeignKey.parseTable
+    Selectors.table
   )
 }
 
@@ -92,7 +95,7 @@ export const selectors = ({
   return Effect.succeed(selected)
 }
 
-const onDelete = Options.choice("on-delete", ForeignKey.actions).pipe(
+const onDelete = Options.choice("on-delete", actions).pipe(
   Options.withDescription("The action that the keys shall have.")
 )
 
@@ -100,11 +103,11 @@ const onDeleteColumns = named(
   "columns",
   "the name of a column",
   "With set-null and set-default: only this column is set (PostgreSQL 15 and later). Repeatable.",
-  ForeignKey.parseName
+  Selectors.name
 )
 
 /** Which database, and how to print. */
-export const connection = { url: Connection.url, json: Connection.json }
+export const connection = { url, json }
 
 export const allowRowMovement = Options.boolean("allow-row-movement").pipe(
   Options.withDescription(
@@ -115,10 +118,10 @@ export const allowRowMovement = Options.boolean("allow-row-movement").pipe(
 /** The table of the changes. */
 export const ledgerTable = Options.text("ledger").pipe(
   Options.withDescription(
-    `The table that records the changes for \`undo\`, [SCHEMA.]TABLE; created with the first one. Default: ${ForeignKey.defaultLedger}, in the schema that CREATE TABLE would use.`
+    `The table that records the changes for \`undo\`, [SCHEMA.]TABLE; created with the first one. Default: ${defaultLedger}, in the schema that CREATE TABLE would use.`
   ),
   Options.filterMap(
-    (text) => Option.fromNullable(ForeignKey.parseTable(text)),
+    (text) => Option.fromNullable(Selectors.table(text)),
     "--ledger takes [SCHEMA.]TABLE, names as SQL writes them"
   ),
   Options.optional

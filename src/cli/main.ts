@@ -1,21 +1,12 @@
 #!/usr/bin/env node
-import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
-import * as Exit from "effect/Exit"
-import { exitOf, watch } from "./output.js"
-import { exitCodes } from "./Report.js"
-import { run } from "./run.js"
+/**
+ * The command. As it is published this file is a bundle with most of what it needs, which starts
+ * in a fraction of the time that hundreds of modules take. Migrations import modules too, and have
+ * to share them with what runs them: what may load migrations runs with the installed modules.
+ */
+const args = process.argv.slice(2)
+const isHelp = args.some((argument) => argument === "--help" || argument === "-h")
+const loadsMigrations = args.includes("migrate") || args.includes("doctor")
 
-const outputs = { stdout: watch(process.stdout), stderr: watch(process.stderr) }
-
-run(process.argv.slice(2), process).pipe(
-  NodeRuntime.runMain({
-    disableErrorReporting: true,
-    disablePrettyLogger: true,
-    teardown: (exit, onExit) =>
-      exitOf(
-        outputs,
-        Exit.isSuccess(exit) && typeof exit.value === "number" ? exit.value : exitCodes.failed,
-        onExit
-      )
-  })
-)
+const { start } = await(loadsMigrations && !isHelp ? import("./installed.js") : import("./start.js"))
+start()

@@ -1,7 +1,9 @@
 import * as CliConfig from "@effect/cli/CliConfig"
 import * as Command from "@effect/cli/Command"
 import * as ValidationError from "@effect/cli/ValidationError"
-import * as NodeContext from "@effect/platform-node/NodeContext"
+import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
+import * as NodePath from "@effect/platform-node/NodePath"
+import * as NodeTerminal from "@effect/platform-node/NodeTerminal"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -26,6 +28,14 @@ const parsed = Command.run(command, { name: "promptgrimoire-db", version })
 /** Standard output belongs to the results; logs go to standard error. */
 const logger = Logger.replace(Logger.defaultLogger, Logger.withConsoleError(Logger.logfmtLogger))
 
+const platform = Layer.mergeAll(
+  NodeFileSystem.layer,
+  NodePath.layer,
+  NodeTerminal.layer,
+  logger,
+  CliConfig.layer({ showBuiltIns: false })
+)
+
 /**
  * Runs the command with these arguments, without the name of the program, and succeeds with its
  * exit code. It touches nothing of the process but its working directory: a test passes streams of
@@ -37,7 +47,7 @@ const logger = Logger.replace(Logger.defaultLogger, Logger.withConsoleError(Logg
  */
 export const run = (args: ReadonlyArray<string>, process: Process): Effect.Effect<Report.ExitCode> =>
   Effect.suspend(() => parsed(["", "", ...args])).pipe(
-    Effect.provide(Layer.mergeAll(NodeContext.layer, logger, CliConfig.layer({ showBuiltIns: false }))),
+    Effect.provide(platform),
     Effect.provide(Surroundings.layer(process)),
     Effect.exit,
     Effect.map(exitCode)

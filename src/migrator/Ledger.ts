@@ -3,9 +3,6 @@ import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import { MigratorError } from "./MigratorError.js"
 
-/** The table of `@effect/sql`'s Migrator. */
-export const defaultTable = "effect_sql_migrations"
-
 /** The tables of a ledger, by the name of its first. */
 export const tables = (table: string): ReadonlyArray<string> => [table, `${table}_checksums`]
 
