@@ -431,6 +431,9 @@ const placeOf = ({ key }: Pick<Change, "key">): Tree.Place => ({
   name: key.name
 })
 
+/** What the triggers of a key do. */
+export const roles: ReadonlyArray<Fidelity.Role> = ["delete", "update", "checkInsert", "checkUpdate"]
+
 /** Whether the triggers of a role are on this table. */
 const isOn = ({ key }: Change, role: Fidelity.Role, table: Relation) =>
   (role === "delete" || role === "update") === (table.oid === key.referenced.oid) || isSelfReference(key)
@@ -442,7 +445,16 @@ const behind = (change: Change, original: Tree.Place, place: Tree.Place, late: L
     : change.superuser
       ? [Tree.mute(place)]
       : [
-          ...(late.length === 0 ? [] : [Tree.fireLast(original, place, late)]),
+          // In one order, whoever found them, so that a plan has the text that is run.
+          ...(late.length === 0
+            ? []
+            : [
+                Tree.fireLast(
+                  original,
+                  place,
+                  roles.filter((role) => late.includes(role))
+                )
+              ]),
           Tree.requireOrder(original, place)
         ]
 

@@ -68,9 +68,7 @@ export const steps = (
     ...always(todo.reindex.length === 0 ? [] : [Change.reindex(change, todo.reindex)]),
     ...todo.add.flatMap((place) => [
       ...always([Change.add(change, place)]),
-      ...taken("if out of order")(
-        isOrdered ? [Change.add(change, place, ["delete", "update", "checkInsert", "checkUpdate"])] : []
-      )
+      ...taken("if out of order")(isOrdered ? [Change.add(change, place, Change.roles)] : [])
     ]),
     ...always(todo.validate.map(({ at, name }) => Change.validate(change, at, name))),
     ...always(todo.attach ? [Change.attach(change)] : []),
