@@ -226,7 +226,8 @@ const make = Effect.fn("Database.make")(function* (
   const problem = Pooler.disagreement(config.pooler, yield* Pooler.isBehindPooler(pool))
   if (problem !== undefined) yield* Effect.logWarning(problem)
   const session = config.hasSessions
-    ? Session.open(direct)
+    ? // Past the pooler, what speaks against prepared statements behind it does not hold.
+      Session.open({ ...direct, prepare: pooled || config.prepare })
     : Effect.fail(decisions.error({ operation: "session", reason: { _tag: "SessionUnavailable" } }))
   const notifications = yield* NotificationHub.make(session)
   return yield* assemble({

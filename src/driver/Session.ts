@@ -22,7 +22,8 @@ export interface Session {
    */
   readonly query: <Row extends object = Record<string, unknown>>(
     sql: string,
-    params?: ReadonlyArray<unknown>
+    params?: ReadonlyArray<unknown>,
+    options?: QueryOptions
   ) => Effect.Effect<ReadonlyArray<Row>, DatabaseError>
 
   /** Calls `listener` with each notification of the channels that the session listens to, until the scope closes. */
@@ -32,6 +33,15 @@ export interface Session {
 
   /** Fails when the connection is lost; never succeeds. */
   readonly lost: Effect.Effect<never, DatabaseError>
+}
+
+/** How {@link Session.query} runs a statement. */
+export interface QueryOptions {
+  /**
+   * Whether the server prepares the statement when its text comes for the second time. Only for texts whose columns never change: after an ALTER TABLE that changes
+   * them the statement fails with 0A000. Default false.
+   */
+  readonly prepare?: boolean
 }
 
 /** A message of NOTIFY. */
@@ -58,13 +68,17 @@ export const open = (options: DialOptions): Effect.Effect<Session, DatabaseError
     )
     return {
       processId: backend.processId,
-      query: <Row extends object>(text: string, values: ReadonlyArray<unknown> = []) =>
+      query: <Row extends object>(
+        text: string,
+        values: ReadonlyArray<unknown> = [],
+        { prepare = false }: QueryOptions = {}
+      ) =>
         turns.run(
           Effect.suspend(() =>
             ended
               ? Effect.fail(endedError)
               : Effect.map(
-                  backend.run({ text, values }),
+                  backend.run({ text, values, prepare }),
                   (response) => lastRows(response) as ReadonlyArray<Row>
                 )
           )

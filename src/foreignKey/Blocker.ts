@@ -68,7 +68,8 @@ export const watch = (
       JOIN pg_catalog.pg_locks t ON t.pid IS NULL AND t.locktype = 'transactionid' AND t.virtualtransaction = h.virtualtransaction
       WHERE w.pid = $1::int4 AND NOT w.granted
     )`,
-    [processId]
+    [processId],
+    { prepare: true }
   )
 
 /** Ends what a backend of ours does now, by another session. */
@@ -121,7 +122,8 @@ export const holders = (
         )
       ),
       processIds
-    ]
+    ],
+    { prepare: true }
   )
 
 /** Whether it is autovacuum, which gives way to a lock request, and to nothing else. */

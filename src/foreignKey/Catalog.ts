@@ -79,6 +79,8 @@ export const nameOf = (key: Key): string => label(key.referencing.schema, key.re
 export interface Filter {
   /** The keys of these tables only, by their OIDs. */
   readonly tables?: ReadonlyArray<number>
+  /** Of the keys of {@link tables} those with these names only. */
+  readonly names?: ReadonlyArray<string>
   /** Keys of partitions that belong to a key of their partitioned table are left out unless this is true. */
   readonly inherited?: boolean
 }
@@ -86,12 +88,13 @@ export interface Filter {
 /** Reads the foreign keys of this database, ordered by OID, without those of the system's own schemas and of other sessions' temporary tables. */
 export const read = (
   session: Session,
-  { inherited = false, tables }: Filter = {}
+  { inherited = false, names, tables }: Filter = {}
 ): Effect.Effect<ReadonlyArray<Key>, DatabaseError> =>
   session
     .query<{ readonly key: string }>(
       tables === undefined ? select(everywhere) : select(ofTables),
-      tables === undefined ? [inherited] : [inherited, tables]
+      tables === undefined ? [inherited] : [inherited, tables, names ?? null],
+      { prepare: tables !== undefined }
     )
     .pipe(Effect.map((rows) => rows.map((row) => decode(JSON.parse(row.key) as Document))))
 
@@ -248,4 +251,5 @@ const everywhere = "pg_catalog.pg_constraint"
 const ofTables = `(
     SELECT c.* FROM (SELECT DISTINCT unnest($2::int8[]) AS oid) t
     CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint c WHERE c.conrelid = t.oid::oid OFFSET 0) c
+    WHERE $3::name[] IS NULL OR c.conname = ANY ($3::name[])
   )`

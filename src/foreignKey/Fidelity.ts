@@ -57,7 +57,7 @@ export const read = (
   name: string
 ): Effect.Effect<Vector | undefined, DatabaseError> =>
   session
-    .query<{ readonly vector: string | null }>(`SELECT (${ofKey(table, name)})::text AS vector`)
+    .query<{ readonly vector: string | null }>(one, [table, name], { prepare: true })
     .pipe(Effect.map((rows) => parse(rows[0]?.vector ?? null)))
 
 /** Reads the vectors of many keys, by their OIDs. Those that are gone are left out. */
@@ -380,6 +380,9 @@ FROM (
 
 const ofKey = (table: number, name: string, triggerNames = true, partition?: number) =>
   expression(`${table}::oid`, literal(name), triggerNames, partition)
+
+/** The vector of a key by the OID of its table and its name. */
+const one = `SELECT (${expression("$1::int8::oid", "$2::name")})::text AS vector`
 
 /** So many vectors are read by one statement, which is to end before its timeout. */
 const most = 200

@@ -152,13 +152,14 @@ export const converge = (bench: Attempt.Bench, task: Task): Effect.Effect<boolea
       if (missing?.state === state) return yield* missing.error
       changed = true
       // Lost tries and a key that others changed both mean: read again, then decide again.
-      const lost = yield* perform(bench, task, next).pipe(
-        Effect.as(undefined),
+      const ended = yield* perform(bench, task, next).pipe(
         Effect.catchTags({
           ChangedMeanwhile: (error) => Effect.succeed(error),
           TriesExhausted: (error) => Effect.succeed(error)
         })
       )
+      if (ended === "proven") return true
+      const lost = ended === "done" ? undefined : ended
       remembered = next.does === "settle" && lost === undefined ? undefined : next.change.original
       missing =
         lost?._tag === "ChangedMeanwhile" && lost.cause !== undefined
@@ -231,7 +232,8 @@ export const decide = (
 ): Effect.Effect<Next | undefined, DatabaseError | Disappeared | RecordLost | RecordUnreadable> =>
   Effect.gen(function* () {
     const { key: was, superuser, target, version } = task
-    const found = seen?.keys ?? (yield* Catalog.read(session, { tables: [was.referencing.oid] }))
+    const names = [was.name, Name.temporary(was.name), Name.aside(was.name)]
+    const found = seen?.keys ?? (yield* Catalog.read(session, { tables: [was.referencing.oid], names }))
     const key = found.find(({ name }) => name === was.name)
     const current =
       seen === undefined ? yield* Fidelity.read(session, was.referencing.oid, was.name) : seen.current
@@ -243,7 +245,12 @@ export const decide = (
     // Once it is attached a key that was built leafwise is one key.
     const leafwise = whole === undefined && Change.isLeafwise({ key, version })
     const places = leafwise ? Change.places({ key, version }) : [key.referencing]
-    const keys = leafwise ? yield* Catalog.read(session, { tables: places.map(({ oid }) => oid) }) : found
+    const keys = leafwise
+      ? yield* Catalog.read(session, {
+          tables: places.map(({ oid }) => oid),
+          names: [Name.temporary(key.name)]
+        })
+      : found
     const temporaryAt = (place: Catalog.Relation) =>
       keys.find(({ name, referencing }) => name === Name.temporary(key.name) && referencing.oid === place.oid)
     const temporaries = places.flatMap((place) => temporaryAt(place) ?? [])
@@ -437,17 +444,41 @@ type Run = (step: Change.Step, options?: Attempt.Options) => ReturnType<typeof r
 
 const run = (bench: Attempt.Bench, task: Task, step: Change.Step, options?: Attempt.Options) =>
   reported(task, step, Attempt.run(bench, step, options))
+
+/** How a step ended: `proven` if its transaction proved that the key is what it is to be. */
+type Ended = "done" | "proven"
+
 const perform = (
   bench: Attempt.Bench,
   task: Task,
   { change, current, does, todo }: Next
-): Effect.Effect<void, Failure | Lost> => {
+): Effect.Effect<Ended, Failure | Lost> => {
   const expected = does === "settle" ? Change.goal(change) : Change.almost(change)
+  const swapped: Ended = Change.needsSettling(change.original) ? "done" : "proven"
   const proving: Run = (step, options) => run(bench, task, step, { ...options, expected })
   /** All of what is left of one kind: each step sees for itself that the key is as it was read. */
   const each = <A>(parts: ReadonlyArray<A>, use: (part: A) => Effect.Effect<void, Failure | Lost>) =>
     Effect.forEach(parts, use, { discard: true })
-  const ways: { readonly [Does in Next["does"]]: () => Effect.Effect<void, Failure | Lost> } = {
+  const validate = () =>
+    each(todo.validate, ({ at, name }) => {
+      const step = Change.validate(change, at, name)
+      return reported(task, step, Attempt.runBesideWrites(bench, step))
+    }).pipe(
+      Effect.catchIf(isViolation, () =>
+        Effect.zipRight(
+          GiveUp.temporaries(bench.session, proving, change),
+          Effect.flatMap(
+            Orphan.count(bench.session, [change.key], 30_000),
+            (orphans) =>
+              new RowsViolate({
+                constraint: Catalog.nameOf(change.key),
+                orphans: orphans.get(change.key.oid)
+              })
+          )
+        )
+      )
+    )
+  const ways: { readonly [Does in Next["does"]]: () => Effect.Effect<Ended | void, Failure | Lost> } = {
     reindex: () => {
       const step = Change.reindex(change, todo.reindex)
       return reported(task, step, Attempt.runOutsideTransaction(bench, step)).pipe(
@@ -460,32 +491,22 @@ const perform = (
       )
     },
     order: () => (todo.order === undefined ? Effect.void : putInOrder(task, proving, change, todo.order)),
-    add: () => each(todo.add, (at) => Effect.zipRight(add(bench, task, change, at), overlap(task, change))),
-    validate: () =>
-      each(todo.validate, ({ at, name }) => {
-        const step = Change.validate(change, at, name)
-        return reported(task, step, Attempt.runBesideWrites(bench, step))
-      }).pipe(
-        Effect.catchIf(isViolation, () =>
-          Effect.zipRight(
-            GiveUp.temporaries(bench.session, proving, change),
-            Effect.flatMap(
-              Orphan.count(bench.session, [change.key], 30_000),
-              (orphans) =>
-                new RowsViolate({
-                  constraint: Catalog.nameOf(change.key),
-                  orphans: orphans.get(change.key.oid)
-                })
-            )
-          )
-        )
+    // What was added is as it should be: its transaction saw to that, so it is validated without another look.
+    add: () =>
+      Effect.zipRight(
+        each(todo.add, (at) => Effect.zipRight(add(bench, task, change, at), overlap(task, change))),
+        validate()
       ),
+    validate,
     attach: () => Effect.zipRight(proving(Change.attach(change)), overlap(task, change)),
     swap: () =>
       (Change.isSelfReference(change.key)
-        ? proving(Change.swap(change, current))
+        ? Effect.as(proving(Change.swap(change, current)), swapped)
         : proving(Change.swap(change, current), { maxTries: task.swapTries }).pipe(
-            Effect.catchTag("TriesExhausted", () => stepAside(bench, proving, change, current))
+            Effect.as(swapped),
+            Effect.catchTag("TriesExhausted", () =>
+              Effect.as(stepAside(bench, proving, change, current), "done" as const)
+            )
           )
       ).pipe(
         // The next try would end the same, and until then rows were checked twice.
@@ -497,7 +518,7 @@ const perform = (
     settle: () => Effect.zipRight(oldTransactions(bench, task), proving(Change.settle(change, current))),
     "drop-temporary": () => each(todo.drop, ({ at, name }) => proving(Change.dropTemporary(change, at, name)))
   }
-  return ways[does]()
+  return Effect.map(ways[does](), (ended) => ended ?? "done")
 }
 
 /**

@@ -11,7 +11,7 @@ import * as Redacted from "effect/Redacted"
 import * as Ref from "effect/Ref"
 import * as Crypto from "node:crypto"
 import type { DatabaseError } from "../DatabaseError.js"
-import type { Session } from "../driver/Session.js"
+import type { QueryOptions, Session } from "../driver/Session.js"
 import * as Attempt from "./Attempt.js"
 import * as Catalog from "./Catalog.js"
 import * as Change from "./Change.js"
@@ -71,9 +71,9 @@ export const make = (lend: Lend): Effect.Effect<Rehearse> =>
 /** The server ends a statement after 30 seconds: if it has not said so some time later, the connection is dead. */
 const answering = (session: Session): Session => ({
   ...session,
-  query: <Row extends object>(sql: string, params?: ReadonlyArray<unknown>) =>
+  query: <Row extends object>(sql: string, params?: ReadonlyArray<unknown>, options?: QueryOptions) =>
     session
-      .query<Row>(sql, params)
+      .query<Row>(sql, params, options)
       .pipe(Effect.timeoutFail({ duration: "40 seconds", onTimeout: () => Attempt.unanswered }))
 })
 

@@ -54,10 +54,14 @@ export const statements = (session: Session, key: Key): Effect.Effect<ReadonlyAr
  */
 export const leftovers = (session: Session, key: Key): Effect.Effect<ReadonlyArray<string>, DatabaseError> =>
   Effect.gen(function* () {
-    const found = yield* session.query<{ readonly name: string }>(interrupted, [
-      key.referenced.oid,
-      key.candidateIndexes.flatMap(({ name, oid }) => (oid === key.boundIndex?.oid ? [] : [name]))
-    ])
+    const found = yield* session.query<{ readonly name: string }>(
+      interrupted,
+      [
+        key.referenced.oid,
+        key.candidateIndexes.flatMap(({ name, oid }) => (oid === key.boundIndex?.oid ? [] : [name]))
+      ],
+      { prepare: true }
+    )
     const { schema } = key.referenced
     return found.map(({ name }) => `DROP INDEX CONCURRENTLY ${qualified({ schema, name })}`)
   })

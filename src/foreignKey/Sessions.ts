@@ -27,6 +27,8 @@ export interface Workers {
   readonly session: Session
   /** Watches while {@link session} waits, as the role that logged in. */
   readonly watcher: Session
+  /** The server's deadlock_timeout when they were opened, in milliseconds. */
+  readonly deadlockTimeout: number
 }
 
 /** The sessions of one run. */
@@ -81,7 +83,8 @@ export const make = (
         const { session } = yield* enlisted("change foreign keys")
         const watcher = (yield* enlisted("change foreign keys (watcher)")).session
         yield* Settings.asLoginRole(watcher)
-        return { workers: { session, watcher }, scope }
+        const deadlockTimeout = yield* Settings.deadlockTimeout(session)
+        return { workers: { session, watcher, deadlockTimeout }, scope }
       }).pipe(Scope.extend(scope))
     return {
       guard: Effect.map(Ref.get(held), ({ session }) => session),

@@ -20,7 +20,6 @@ import type { Effort, PlanOptions, Progress } from "./Run.js"
 import * as Selection from "./Selection.js"
 import type * as Selectors from "./Selectors.js"
 import * as Sessions from "./Sessions.js"
-import * as Settings from "./Settings.js"
 import * as Target from "./Target.js"
 import * as Try from "./Try.js"
 import * as Warning from "./Warning.js"
@@ -254,7 +253,7 @@ const again = <E>(
 /** The change of one key. */
 const converge = (
   { effort, sessions }: Run,
-  { session, watcher }: Sessions.Workers,
+  { deadlockTimeout, session, watcher }: Sessions.Workers,
   task: Selection.Selected,
   kept: Pick<Attempt.Bench, "budget" | "longestLock">,
   emit: (event: Progress) => Effect.Effect<void>
@@ -262,7 +261,6 @@ const converge = (
   Effect.gen(function* () {
     const { key } = task
     const constraint = Catalog.nameOf(key)
-    const deadlockTimeout = yield* Settings.deadlockTimeout(session)
     const told = yield* Ref.make("")
     const bench: Attempt.Bench = {
       session,
