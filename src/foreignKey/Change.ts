@@ -96,7 +96,7 @@ export const reindex = ({ key }: Pick<Change, "key">, statements: ReadonlyArray<
  */
 export const add = (change: Change, at: Relation = change.key.referencing, late: Late = []): Step => {
   const { key, original } = change
-  const place = { table: at.oid, name: Name.temporary(key.name) }
+  const place = { ...placeOf(key, Name.temporary(key.name)), table: at.oid }
   const ends = at.oid === key.referenced.oid ? [at] : [key.referenced, at]
   return {
     name: "add",
@@ -107,12 +107,7 @@ export const add = (change: Change, at: Relation = change.key.referencing, late:
     statements: [
       Tree.guard(
         requireNames(ends),
-        Fidelity.requireUnchanged(
-          key.referencing.oid,
-          key.name,
-          original,
-          isLeafwise(change) ? { allBut: at.oid } : {}
-        )
+        Fidelity.requireUnchanged(placeOf(key), original, isLeafwise(change) ? { allBut: at.oid } : {})
       ),
       `ALTER TABLE ${Lock.target(at)} ADD CONSTRAINT ${identifier(place.name)} ${temporaryDefinition(change)} ${
         key.enforced ? "NOT VALID" : "NOT ENFORCED"
@@ -120,7 +115,7 @@ export const add = (change: Change, at: Relation = change.key.referencing, late:
       comment(at, place.name, isLeafwise(change) ? partMarker(change) : marker(change)),
       ...behind(
         change,
-        isLeafwise(change) ? { ...placeOf(change), partition: at.oid } : placeOf(change),
+        isLeafwise(change) ? { ...placeOf(key), partition: at.oid } : placeOf(key),
         place,
         late
       )
@@ -137,7 +132,7 @@ export const add = (change: Change, at: Relation = change.key.referencing, late:
  */
 export const attach = (change: Change): Step => {
   const { key, original } = change
-  const place = { table: key.referencing.oid, name: Name.temporary(key.name) }
+  const place = placeOf(key, Name.temporary(key.name))
   return {
     name: "attach",
     locks:
@@ -148,23 +143,20 @@ export const attach = (change: Change): Step => {
             { table: key.referencing, mode: "SHARE ROW EXCLUSIVE" }
           ],
     statements: [
-      Tree.guard(
-        requireNames(tables(key)),
-        Fidelity.requireUnchanged(key.referencing.oid, key.name, original)
-      ),
+      Tree.guard(requireNames(tables(key)), Fidelity.requireUnchanged(placeOf(key), original)),
       requireParts(change),
       `ALTER TABLE ${Lock.target(key.referencing)} ADD CONSTRAINT ${identifier(place.name)} ${temporaryDefinition(change)}`,
       comment(key.referencing, place.name, marker(change)),
-      ...behind(change, placeOf(change), place, ["delete", "update"])
+      ...behind(change, placeOf(key), place, ["delete", "update"])
     ]
   }
 }
 
 /** The temporary key, or its parts on the partitions. */
-export const temporaryOf = ({ name, referencing }: Key, isCut: boolean): Tree.Place | Tree.Parts => ({
-  ...(isCut ? { partitionsOf: referencing.oid } : { table: referencing.oid }),
-  name: Name.temporary(name)
-})
+export const temporaryOf = (key: Key, isCut: boolean): Tree.Place | Tree.Parts =>
+  isCut
+    ? { partitionsOf: key.referencing.oid, name: Name.temporary(key.name) }
+    : placeOf(key, Name.temporary(key.name))
 
 /**
  * Lets a new key that is there already do nothing that the original would not do: a change was interrupted before it saw to that, or somebody renamed triggers. A superuser disables the new
@@ -184,7 +176,9 @@ export const order = (
 ): Step => ({
   name: "order",
   locks: change.superuser ? both(change, "SHARE ROW EXCLUSIVE") : [{ table, mode: "ACCESS EXCLUSIVE" }],
-  statements: [change.superuser ? Tree.mute(successor) : Tree.fireLast(placeOf(change), successor, roles)]
+  statements: [
+    Tree.guard(change.superuser ? Tree.mute(successor) : Tree.fireLast(placeOf(change.key), successor, roles))
+  ]
 })
 
 /**
@@ -220,7 +214,7 @@ export const swap = (change: Change, current: Fidelity.Vector): Step => {
     locks: both(change, "ACCESS EXCLUSIVE"),
     statements: [
       // Its triggers may have exchanged names since (see switchOn), and get those of the original below.
-      Tree.guard(Fidelity.requireUnchanged(referencing.oid, key.name, current, { triggerNames: true })),
+      Tree.guard(Fidelity.requireUnchanged(placeOf(key), current, { triggerNames: true })),
       dropConstraint(referencing, key.name),
       renameConstraint(referencing, Name.temporary(key.name), key.name),
       ...finish(change)
@@ -232,13 +226,13 @@ export const swap = (change: Change, current: Fidelity.Vector): Step => {
 export const switchNames = (change: Change, current: Fidelity.Vector): Step => {
   const { key, original } = change
   const { referencing } = key
-  const aside = { table: referencing.oid, name: Name.aside(key.name) }
-  const place = { table: referencing.oid, name: key.name }
+  const aside = placeOf(key, Name.aside(key.name))
+  const place = placeOf(key)
   return {
     name: "switch-names",
     locks: [{ table: referencing, mode: "ACCESS EXCLUSIVE" }],
     statements: [
-      Tree.guard(Fidelity.requireUnchanged(referencing.oid, key.name, current, { triggerNames: true })),
+      Tree.guard(Fidelity.requireUnchanged(placeOf(key), current, { triggerNames: true })),
       renameConstraint(referencing, key.name, aside.name),
       ...Tree.renameRows(
         aside,
@@ -254,8 +248,10 @@ export const switchNames = (change: Change, current: Fidelity.Vector): Step => {
       ...(isDeferrable(original)
         ? [alterConstraint(referencing, aside.name, "DEFERRABLE INITIALLY DEFERRED")]
         : []),
-      Tree.restoreEnabled(place, original, ["checkInsert", "checkUpdate"]),
-      Tree.fireFirst(place, aside, ["checkInsert", "checkUpdate"])
+      Tree.guard(
+        Tree.restoreEnabled(place, original, ["checkInsert", "checkUpdate"]),
+        Tree.fireFirst(place, aside, ["checkInsert", "checkUpdate"])
+      )
     ]
   }
 }
@@ -267,16 +263,16 @@ export const switchNames = (change: Change, current: Fidelity.Vector): Step => {
  */
 export const switchOn = (change: Change): ReadonlyArray<Step> => {
   const { key, original, superuser, target } = change
-  const successor = { table: key.referencing.oid, name: Name.temporary(key.name) }
+  const successor = placeOf(key, Name.temporary(key.name))
   const raises = Action.raises(target.action)
   const statements = [
     ...(superuser && key.enforced
       ? [
-          Tree.fireLast(placeOf(change), successor, raises ? ["delete", "update"] : ["update"]),
+          Tree.fireLast(placeOf(key), successor, raises ? ["delete", "update"] : ["update"]),
           Tree.restoreEnabled(successor, original, ["delete", "update"])
         ]
       : []),
-    ...(raises ? [] : [Tree.fireFirst(successor, placeOf(change), ["delete"])])
+    ...(raises ? [] : [Tree.fireFirst(successor, placeOf(key), ["delete"])])
   ]
   return statements.length === 0
     ? []
@@ -284,7 +280,7 @@ export const switchOn = (change: Change): ReadonlyArray<Step> => {
         {
           name: raises ? "switch-enable" : "switch-delete",
           locks: [{ table: key.referenced, mode: "ACCESS EXCLUSIVE" }],
-          statements
+          statements: [Tree.guard(...statements)]
         }
       ]
 }
@@ -293,13 +289,7 @@ export const switchOn = (change: Change): ReadonlyArray<Step> => {
 export const switchTriggers = ({ key }: Change, role: "delete" | "update"): Step => ({
   name: role === "delete" ? "switch-delete" : "switch-update",
   locks: [{ table: key.referenced, mode: "ACCESS EXCLUSIVE" }],
-  statements: [
-    Tree.fireFirst(
-      { table: key.referencing.oid, name: key.name },
-      { table: key.referencing.oid, name: Name.aside(key.name) },
-      [role]
-    )
-  ]
+  statements: [Tree.guard(Tree.fireFirst(placeOf(key), placeOf(key, Name.aside(key.name)), [role]))]
 })
 
 /** Drops the original after it stepped aside. `current` is the new key, if it is there already: it must still be as it was read. */
@@ -327,7 +317,7 @@ export const settle = (change: Change, current?: Fidelity.Vector): Step => {
       ...stillAs(change, current),
       alterConstraint(key.referencing, key.name, "DEFERRABLE INITIALLY IMMEDIATE"),
       comment(key.referencing, key.name, original[0].comment),
-      Tree.guard(Fidelity.requireEqual(key.referencing.oid, key.name, goal(change)))
+      Tree.guard(Fidelity.requireEqual(placeOf(key), goal(change)))
     ]
   }
 }
@@ -361,12 +351,7 @@ export const dropTemporary = (
   statements: [
     dropConstraint(at, name),
     ...(at.oid === change.key.referencing.oid
-      ? [
-          Tree.restoreTriggerNames(
-            { table: change.key.referencing.oid, name: change.key.name },
-            change.original
-          )
-        ]
+      ? [Tree.guard(Tree.restoreTriggerNames(placeOf(change.key), change.original))]
       : [])
   ]
 })
@@ -377,7 +362,7 @@ export const dropTemporary = (
  */
 export const restoreRenamed = (change: Change): Step => {
   const { key, original } = change
-  const place = { table: key.referencing.oid, name: key.name }
+  const place = placeOf(key)
   return {
     name: "settle",
     locks: both(change, "ACCESS EXCLUSIVE"),
@@ -391,7 +376,7 @@ export const restoreRenamed = (change: Change): Step => {
             ...Tree.restoreRows(place, original),
             comment(key.referencing, key.name, original[0].comment)
           ]),
-      Tree.restoreTriggerNames(place, original)
+      Tree.guard(Tree.restoreTriggerNames(place, original))
     ]
   }
 }
@@ -423,12 +408,13 @@ export const bindsPrimaryKeyByDefault = (key: Key): boolean =>
 const stillAs = ({ key }: Change, current: Fidelity.Vector | undefined) =>
   current === undefined
     ? []
-    : [Tree.guard(Fidelity.requireUnchanged(key.referencing.oid, key.name, current, { triggerNames: true }))]
+    : [Tree.guard(Fidelity.requireUnchanged(placeOf(key), current, { triggerNames: true }))]
 
-/** The key itself, which has the original's name. */
-const placeOf = ({ key }: Pick<Change, "key">): Tree.Place => ({
+/** Where a constraint of the key's table is; without a name the key itself. */
+export const placeOf = (key: Key, name: string = key.name): Tree.Place => ({
   table: key.referencing.oid,
-  name: key.name
+  name,
+  partitioned: tables(key).some(({ kind }) => kind === "p")
 })
 
 /** What the triggers of a key do. */
@@ -443,19 +429,21 @@ const behind = (change: Change, original: Tree.Place, place: Tree.Place, late: L
   !change.key.enforced
     ? []
     : change.superuser
-      ? [Tree.mute(place)]
+      ? [Tree.guard(Tree.mute(place))]
       : [
-          // In one order, whoever found them, so that a plan has the text that is run.
-          ...(late.length === 0
-            ? []
-            : [
-                Tree.fireLast(
-                  original,
-                  place,
-                  roles.filter((role) => late.includes(role))
-                )
-              ]),
-          Tree.requireOrder(original, place)
+          Tree.guard(
+            // In one order, whoever found them, so that a plan has the text that is run.
+            ...(late.length === 0
+              ? []
+              : [
+                  Tree.fireLast(
+                    original,
+                    place,
+                    roles.filter((role) => late.includes(role))
+                  )
+                ]),
+            Tree.requireOrder(original, place)
+          )
         ]
 
 const both = ({ key }: Change, mode: Lock.Mode) => tables(key).map((table) => ({ table, mode }))
@@ -526,12 +514,14 @@ END`)
 /** Names, comments and trigger names as the original had them, and the proof. */
 const finish = (change: Change): ReadonlyArray<string> => {
   const { key, original } = change
-  const place = { table: key.referencing.oid, name: key.name }
+  const place = placeOf(key)
   return [
     ...Tree.restoreRows(place, original),
-    Tree.restoreEnabled(place, original),
     comment(key.referencing, key.name, almost(change)[0].comment),
-    Tree.restoreTriggerNames(place, original),
-    Tree.guard(Fidelity.requireEqual(key.referencing.oid, key.name, almost(change)))
+    Tree.guard(
+      Tree.restoreEnabled(place, original),
+      Tree.restoreTriggerNames(place, original),
+      Fidelity.requireEqual(place, almost(change))
+    )
   ]
 }

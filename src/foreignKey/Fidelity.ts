@@ -43,6 +43,14 @@ export interface Entry {
 /** A key: its own row first, then those of its partitions. */
 export type Vector = readonly [Entry, ...ReadonlyArray<Entry>]
 
+/** A constraint by the table it is on and its name. */
+export interface Place {
+  readonly table: number
+  readonly name: string
+  /** Whether one of the key's tables is partitioned. If not, it is one row, and looking for others would cost most of the time. */
+  readonly partitioned: boolean
+}
+
 /** How one field of a key differs from what it should be. */
 export interface Difference {
   readonly field: string
@@ -256,13 +264,12 @@ export interface Leniency {
 
 /** A statement that fails with {@link changedCode} unless the key is exactly this one, OIDs included. */
 export const requireUnchanged = (
-  table: number,
-  name: string,
+  place: Place,
   vector: Vector,
   { allBut, triggerNames = false }: Leniency = {}
 ): string => {
   const part = allBut === undefined ? vector : concerning(vector, allBut)
-  return `vector := (${ofKey(table, name, !triggerNames, allBut)});
+  return `vector := (${ofPlace(place, !triggerNames, allBut)});
   IF vector IS DISTINCT FROM ${literal(
     JSON.stringify(triggerNames ? withoutTriggerNames(part) : part)
   )}::jsonb THEN
@@ -272,9 +279,9 @@ export const requireUnchanged = (
 }
 
 /** A statement that fails with {@link unfaithfulCode} unless the key equals this vector in every field but OIDs. */
-export const requireEqual = (table: number, name: string, vector: Vector): string =>
+export const requireEqual = (place: Place, vector: Vector): string =>
   `vector := (SELECT jsonb_agg(e.entry - 'oid' ORDER BY e.position)
-    FROM jsonb_array_elements((${ofKey(table, name)})) WITH ORDINALITY AS e(entry, position));
+    FROM jsonb_array_elements((${ofPlace(place)})) WITH ORDINALITY AS e(entry, position));
   IF vector IS DISTINCT FROM ${literal(JSON.stringify(withoutOids(vector)))}::jsonb THEN
     RAISE EXCEPTION USING ERRCODE = ${literal(unfaithfulCode)},
       MESSAGE = 'the rebuilt foreign key would not equal the original', DETAIL = coalesce(vector::text, 'null');
@@ -346,12 +353,32 @@ FROM (
     SELECT k.oid, k.conrelid, k.confrelid, t.depth + 1, jsonb_build_array(t.conrelid::int8, t.confrelid::int8), k.conrelid = t.conrelid
     FROM tree t CROSS JOIN LATERAL ${childrenOf("t.oid")} k
   )
-  SELECT t.depth, t.conrelid, t.confrelid, jsonb_build_object(
-    'oid', t.oid::int8,
-    'parent', t.parent,
-    'constraint', to_jsonb(k) - '{oid,conparentid,connoinherit}'::text[]
+  SELECT t.depth, t.conrelid, t.confrelid, ${entry(
+    "t.parent",
+    `
       - CASE WHEN t.referenced AND current_setting('server_version_num')::int < 180000 THEN 'convalidated' ELSE '' END
-      - CASE WHEN t.depth > 0 AND current_setting('server_version_num')::int < 150000 THEN 'connamespace' ELSE '' END,
+      - CASE WHEN t.depth > 0 AND current_setting('server_version_num')::int < 150000 THEN 'connamespace' ELSE '' END`,
+    triggerNames
+  )} AS entry
+  FROM tree t CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint k WHERE k.oid = t.oid OFFSET 0) k${
+    partition === undefined
+      ? ""
+      : `
+  WHERE t.conrelid IN (${table}, ${partition}::oid)`
+  }
+) v`
+
+/** The same for a key that is one row. */
+const single = (table: string, name: string, triggerNames: boolean) => `
+SELECT jsonb_build_array(${entry("NULL::jsonb", "", triggerNames)})
+FROM pg_catalog.pg_constraint k
+WHERE k.conrelid = ${table} AND k.conname = ${name} AND k.contype = 'f'`
+
+/** What belongs to one row `k` of pg_constraint. */
+const entry = (parent: string, without: string, triggerNames: boolean) => `jsonb_build_object(
+    'oid', k.oid::int8,
+    'parent', ${parent},
+    'constraint', to_jsonb(k) - '{oid,conparentid,connoinherit}'::text[]${without},
     'comment', pg_catalog.obj_description(k.oid, 'pg_constraint'),
     'dependencies', (
       SELECT jsonb_agg(jsonb_build_array(d.refclassid::int8, d.refobjid::int8, d.refobjsubid, d.deptype)
@@ -369,17 +396,12 @@ FROM (
       ) ORDER BY g.tgrelid, ${roleOf("g.proname")}), '[]')
       FROM ${triggersOf("k.oid")} g
     )
-  ) AS entry
-  FROM tree t CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint k WHERE k.oid = t.oid OFFSET 0) k${
-    partition === undefined
-      ? ""
-      : `
-  WHERE t.conrelid IN (${table}, ${partition}::oid)`
-  }
-) v`
+  )`
 
-const ofKey = (table: number, name: string, triggerNames = true, partition?: number) =>
-  expression(`${table}::oid`, literal(name), triggerNames, partition)
+const ofPlace = ({ name, partitioned, table }: Place, triggerNames = true, partition?: number) =>
+  partitioned
+    ? expression(`${table}::oid`, literal(name), triggerNames, partition)
+    : single(`${table}::oid`, literal(name), triggerNames)
 
 /** The vector of a key by the OID of its table and its name. */
 const one = `SELECT (${expression("$1::int8::oid", "$2::name")})::text AS vector`

@@ -352,10 +352,7 @@ const nothing: Todo = { order: undefined, drop: [], reindex: [], add: [], valida
 const look = (session: Session, key: Catalog.Key, isCut: boolean) =>
   session
     .query<{ readonly standing: string }>(
-      `SELECT ${Tree.standing(
-        { table: key.referencing.oid, name: key.name },
-        Change.temporaryOf(key, isCut)
-      )}::text AS standing`
+      `SELECT ${Tree.standing(Change.placeOf(key), Change.temporaryOf(key, isCut))}::text AS standing`
     )
     .pipe(Effect.map(([row]) => JSON.parse(row?.standing ?? "null") as Tree.Standing))
 
@@ -388,7 +385,7 @@ const disorder = (
       table: table ?? key.referenced,
       successor:
         isCut && table !== undefined && table.oid !== key.referenced.oid
-          ? { table: table.oid, name: temporary.name }
+          ? { ...Change.placeOf(key, temporary.name), table: table.oid }
           : Change.temporaryOf(key, isCut),
       roles: ["delete", "update", "checkInsert", "checkUpdate"]
     })

@@ -8,9 +8,7 @@ import { block, literal } from "./Sql.js"
 import { roleOf } from "./Role.js"
 
 /** A constraint by the table it is on and its name. */
-export interface Place {
-  readonly table: number
-  readonly name: string
+export interface Place extends Fidelity.Place {
   /** Only what concerns this partition, as in {@link Fidelity.concerning}. */
   readonly partition?: number
 }
@@ -87,9 +85,9 @@ export const renameRows = (
   END LOOP;`)
       ]
 
-/** Gives the triggers of a key the names that a vector has: PostgreSQL fires triggers in the order of their names. */
+/** A fragment that gives the triggers of a key the names that a vector has: PostgreSQL fires triggers in the order of their names. */
 export const restoreTriggerNames = (place: Place, vector: Fidelity.Vector): string =>
-  guard(`FOR r IN
+  `FOR r IN
     SELECT g.tgrelid::regclass AS relation, g.tgname, w.name
     FROM ${triggersOf(place)} g
     JOIN ${recordset(
@@ -99,15 +97,15 @@ export const restoreTriggerNames = (place: Place, vector: Fidelity.Vector): stri
     WHERE g.tgparentid = 0 AND g.tgname <> w.name
   LOOP
     EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO %I', r.tgname, r.relation, r.name);
-  END LOOP;`)
+  END LOOP;`
 
 /**
- * Exchanges the names of two keys' triggers where the second key's would fire before the first's. From 15 on the triggers of partitions follow
+ * A fragment that exchanges the names of two keys' triggers where the second key's would fire before the first's. From 15 on the triggers of partitions follow
  * that of their partitioned table when it is renamed, and have had names of their own until then: where one of them is late although its partitioned table's is not, that
  * one is renamed away and back.
  */
 export const fireFirst = (first: Place, second: Place, roles: ReadonlyArray<Fidelity.Role>): string =>
-  guard(`FOR r IN
+  `FOR r IN
     WITH pair AS MATERIALIZED (${pairs(first, second)})
     SELECT p.relation::regclass AS relation, p.one, p.other, p.late FROM pair p
     WHERE p.role IN (${roles.map(literal).join(", ")}) AND p.whole
@@ -117,7 +115,7 @@ export const fireFirst = (first: Place, second: Place, roles: ReadonlyArray<Fide
     EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO promptgrimoire_fk_exchanged', r.one, r.relation);
     EXECUTE format('ALTER TRIGGER promptgrimoire_fk_exchange ON %s RENAME TO %I', r.relation, CASE WHEN r.late THEN r.one ELSE r.other END);
     EXECUTE format('ALTER TRIGGER promptgrimoire_fk_exchanged ON %s RENAME TO %I', r.relation, CASE WHEN r.late THEN r.other ELSE r.one END);
-  END LOOP;`)
+  END LOOP;`
 
 /** Whether a key and the one that is to take its place act in the right order, as {@link standing} finds it. */
 export interface Standing {
@@ -137,19 +135,19 @@ export const standing = (original: Place, successor: Place | Parts): string =>
     'muted', coalesce(bool_or(p.muted), false)
   ) FROM (${meetings(original, successor)}) p)`
 
-/** Fails with {@link outOfOrderCode}, and the roles as its detail, if a trigger of the new key would fire before the original's on some table. */
+/** A fragment that fails with {@link outOfOrderCode}, and the roles as its detail, if a trigger of the new key would fire before the original's on some table. */
 export const requireOrder = (original: Place, successor: Place | Parts): string =>
-  guard(`vector := (SELECT jsonb_agg(DISTINCT p.role) FROM (${meetings(original, successor)}) p WHERE p.late);
+  `vector := (SELECT jsonb_agg(DISTINCT p.role) FROM (${meetings(original, successor)}) p WHERE p.late);
   IF vector IS NOT NULL THEN
     RAISE EXCEPTION USING ERRCODE = ${literal(outOfOrderCode)},
       MESSAGE = 'the new key would act before the original', DETAIL = vector::text;
-  END IF;`)
+  END IF;`
 
 /** SQLSTATE of our own: triggers of the new key would fire before the original's. */
 export const outOfOrderCode = "FKG04"
 
 /**
- * Renames the triggers of the new key, or of its parts, that would fire before the original's, so that they fire after them on every table. The original's keep their names, and with them
+ * A fragment that renames the triggers of the new key, or of its parts, that would fire before the original's, so that they fire after them on every table. The original's keep their names, and with them
  * their places among those of other keys. The name is the greatest of the original's and something that sorts after it; one of 63 bytes is cut for that, as late as possible.
  */
 export const fireLast = (
@@ -157,7 +155,7 @@ export const fireLast = (
   successor: Place | Parts,
   roles: ReadonlyArray<Fidelity.Role>
 ): string =>
-  guard(`FOR r IN
+  `FOR r IN
     SELECT s.tgrelid::regclass AS relation, s.tgname, (
       SELECT n.name
       FROM generate_series(0, char_length(g.greatest)) cut
@@ -173,45 +171,54 @@ export const fireLast = (
       AND s.role IN (SELECT p.role FROM (${meetings(original, successor)}) p WHERE p.early)
   LOOP
     IF r.name IS NOT NULL THEN EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO %I', r.tgname, r.relation, r.name); END IF;
-  END LOOP;`)
+  END LOOP;`
 
-/** Disables all triggers of a key, or of the parts of one. Only a superuser may do this to such triggers. */
+/** A fragment that disables all triggers of a key, or of the parts of one. Only a superuser may do this to such triggers. */
 export const mute = (place: Place | Parts): string =>
-  enable(`${triggersOf(place)} g CROSS JOIN (VALUES ('D')) AS w (enabled)`)
+  enable(place, `${triggersOf(place)} g CROSS JOIN (VALUES ('D')) AS w (enabled)`)
 
-/** A trigger that was disabled, or fires always or on replicas only, is so in the place of this vector too. Only a superuser may do this to such a trigger. */
+/** A fragment: a trigger that was disabled, or fires always or on replicas only, is so in the place of this vector too. Only a superuser may do this to such a trigger. */
 export const restoreEnabled = (
   place: Place,
   vector: Fidelity.Vector,
   roles: ReadonlyArray<Fidelity.Role> = ["delete", "update", "checkInsert", "checkUpdate"]
 ): string =>
-  enable(`${triggersOf(place)} g
+  enable(
+    place,
+    `${triggersOf(place)} g
     JOIN ${recordset(
       triggers(vector)
         .filter(({ role }) => roles.includes(role))
         .map(({ enabled, role, table }) => ({ relation: table, role, enabled })),
       "relation oid, role text, enabled text"
-    )} ON w.relation = g.tgrelid AND w.role = g.role`)
+    )} ON w.relation = g.tgrelid AND w.role = g.role`
+  )
 
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
 
 /**
- * Brings the triggers `g` into the states `w.enabled`. From 15 on that of a partitioned table takes those of its partitions along, so it comes first, in one statement; the others follow
- * one by one.
+ * Brings the triggers `g` into the states `w.enabled`, those of a table by one statement. From 15 on that of a partitioned table takes those of its partitions along, so it comes first; the
+ * others follow one by one.
  */
-const enable = (wanted: string) => {
+const enable = (place: Place | Parts, wanted: string) => {
   const loop = (where: string, only: string) => `FOR r IN
-    SELECT g.tgrelid::regclass AS relation, g.tgname,
-      CASE w.enabled WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END AS clause
+    SELECT g.tgrelid::regclass AS relation, string_agg(format('%s TRIGGER %I',
+      CASE w.enabled WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END, g.tgname), ', ') AS clauses
     FROM ${wanted}
     WHERE ${where}g.tgenabled::text <> w.enabled
+    GROUP BY g.tgrelid
   LOOP
-    EXECUTE format('ALTER TABLE ${only}%s %s TRIGGER %I', r.relation, r.clause, r.tgname);
+    EXECUTE format('ALTER TABLE ${only}%s %s', r.relation, r.clauses);
   END LOOP;`
-  return guard(loop("g.kind = 'p' AND g.tgparentid = 0 AND ", ""), loop("", "ONLY "))
+  return isOneRow(place)
+    ? loop("", "ONLY ")
+    : [loop("g.kind = 'p' AND g.tgparentid = 0 AND ", ""), loop("", "ONLY ")].join("\n  ")
 }
+
+/** Whether it is one constraint, because none of its tables is partitioned. */
+const isOneRow = (place: Place | Parts) => "table" in place && !place.partitioned
 
 const triggers = (vector: Fidelity.Vector) => vector.flatMap((entry) => entry.triggers)
 
@@ -238,14 +245,21 @@ const recordset = (rows: ReadonlyArray<object>, columns: string) =>
   `jsonb_to_recordset(${literal(JSON.stringify(rows))}::jsonb) AS w (${columns})`
 
 /** The constraints of a key, the topmost one with depth 0. */
-const rowsOf = (place: Place | Parts) => `(
+const rowsOf = (place: Place | Parts) =>
+  "table" in place && !place.partitioned
+    ? `(
+    SELECT k.oid, k.conrelid, k.confrelid, k.conname::text, 0 AS depth
+    FROM pg_catalog.pg_constraint k
+    WHERE k.conrelid = ${place.table}::oid AND k.conname = ${literal(place.name)} AND k.contype = 'f'
+  )`
+    : `(
     WITH RECURSIVE tree AS (
       SELECT k.oid, k.conrelid, k.confrelid, k.conname::text, 0 AS depth
       FROM pg_catalog.pg_constraint k
       WHERE k.conrelid ${
-        "table" in place
-          ? `= ${place.table}::oid`
-          : `= ANY (ARRAY(SELECT q.relid::oid FROM pg_catalog.pg_partition_tree(${place.partitionsOf}::oid::regclass) q WHERE q.isleaf))`
+        "partitionsOf" in place
+          ? `= ANY (ARRAY(SELECT q.relid::oid FROM pg_catalog.pg_partition_tree(${place.partitionsOf}::oid::regclass) q WHERE q.isleaf))`
+          : `= ${place.table}::oid`
       } AND k.conname = ${literal(place.name)} AND k.contype = 'f'
       UNION ALL
       SELECT k.oid, k.conrelid, k.confrelid, k.conname::text, t.depth + 1
