@@ -20,5 +20,6 @@ export default defineConfig(({ mode }) =>
 const onlyInFull = [
   "test/foreignKey/Kill.test.ts",
   "test/foreignKey/CrashPartitioned.test.ts",
-  "test/foreignKey/ManyPartitions.test.ts"
+  "test/foreignKey/ManyPartitions.test.ts",
+  "test/foreignKey/Stall.test.ts"
 ]

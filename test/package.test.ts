@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inFull, it } from "./support/it.js"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Fs from "node:fs"
@@ -75,7 +75,7 @@ describe("the package", () => {
     }
   })
 
-  it.scopedLive(
+  inFull(it).scopedLive(
     "works from its tarball and the README alone in an empty project: program, suite, types and command",
     () =>
       Effect.gen(function* () {

@@ -15,7 +15,7 @@
  *
  * `UPDATE_DOCS=1 npx vitest run test/docs` writes the transcript into its page.
  */
-import { assert, layer } from "@effect/vitest"
+import { assert, layer } from "../support/it.js"
 import * as Config from "effect/Config"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
@@ -28,6 +28,7 @@ import { adminSession, serverUrl } from "../support/server.js"
 import * as Block from "./Block.js"
 import * as Project from "./Project.js"
 import { comparable, record } from "./Transcript.js"
+import { cases } from "../support/length.js"
 
 const blocks = Block.pages.flatMap(Block.read)
 
@@ -189,7 +190,7 @@ const suitesOf = (page: string) =>
 const runs = (group: Block.Group) =>
   group.some((block) => ["program", "command", "statements"].includes(kindOf(block)))
 
-const options = { timeout: 120_000, concurrent: true }
+const options = { concurrent: true }
 
 layer(Project.layer(files), { excludeTestServices: true })("the code of the documentation", (it) => {
   it.effect("is of a kind that is run or checked, every block of it", () =>
@@ -214,7 +215,7 @@ layer(Project.layer(files), { excludeTestServices: true })("the code of the docu
     options
   )
 
-  for (const page of Block.pages) {
+  for (const page of cases(Block.pages, (page) => page === "README.md")) {
     const groups = Block.groups(Block.read(page)).filter(runs)
     for (const group of groups) {
       it.scoped(`of ${Block.place(group[0])} runs`, () => runGroup(group), options)

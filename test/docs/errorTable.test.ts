@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import * as Fs from "node:fs"
 import * as Path from "node:path"
 import * as DatabaseError from "../../src/DatabaseError.js"

@@ -1,5 +1,5 @@
 import * as SqlClient from "@effect/sql/SqlClient"
-import { assert, describe, layer } from "@effect/vitest"
+import { assert, describe, layer } from "../support/it.js"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -15,6 +15,10 @@ import * as Transaction from "../../src/Transaction.js"
 import { type LogRecord, TestServer, databaseLayer, recordLogs } from "../support/database.js"
 import { eventually, NeverCame } from "../support/eventually.js"
 import { makeProxy } from "../support/proxy.js"
+import { isFull } from "../support/length.js"
+
+/** How often an interruption is tried, at moments that differ. */
+const rounds = isFull ? 300 : 48
 
 const silent = Logger.remove(Logger.defaultLogger)
 
@@ -112,7 +116,7 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("The
     it.effect("when a wait is interrupted in the instant in which a connection is released", () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
-        for (let round = 0; round < 300; round++) {
+        for (let round = 0; round < rounds; round++) {
           const held = yield* Deferred.make<void>()
           const done = yield* Deferred.make<void>()
           const holder = yield* Effect.fork(

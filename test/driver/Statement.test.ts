@@ -1,6 +1,6 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as SqlClient from "@effect/sql/SqlClient"
-import { assert, describe, layer } from "@effect/vitest"
+import { assert, describe, inFull, layer } from "../support/it.js"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
@@ -266,7 +266,7 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("A s
     }
     // The client gives a connection up 5 seconds after the limit that it knows.
     const limited = { maxConnections: 1, statementTimeout: "50 millis", lockTimeout: "50 millis" } as const
-    it.effect("is not given up for the limit of the settings, however it was raised", () =>
+    inFull(it).effect("is not given up for the limit of the settings, however it was raised", () =>
       Effect.forEach(
         Object.values(raised),
         (raise) => Effect.provide(Effect.zipRight(raise, outlasting), databaseLayer(limited)),

@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import { Summaries } from "../../src/driver/Summaries.js"
 
 /** A statement, its operation, its only table, and what its span is called. */

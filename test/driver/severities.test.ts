@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import { SeverityReader } from "../../src/driver/severities.js"
 
 const message = (code: string, body: Buffer) => {

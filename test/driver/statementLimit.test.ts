@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import { StatementLimit } from "../../src/driver/statementLimit.js"
 
 describe("The limit of a statement", () => {

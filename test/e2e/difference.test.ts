@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import * as FastCheck from "effect/FastCheck"
 import { difference } from "../../examples/two-tab-sync/client/difference.js"
 

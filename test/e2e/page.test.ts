@@ -1,4 +1,4 @@
-import { assert, layer } from "@effect/vitest"
+import { assert, layer } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fs from "node:fs"
 import { fileURLToPath } from "node:url"

@@ -1,5 +1,5 @@
 import type { SqlError } from "@effect/sql/SqlError"
-import { assert, describe } from "@effect/vitest"
+import { assert, describe } from "../support/it.js"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"

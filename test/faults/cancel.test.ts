@@ -1,5 +1,5 @@
 import type { SqlError } from "@effect/sql/SqlError"
-import { assert, describe } from "@effect/vitest"
+import { assert, describe } from "../support/it.js"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"

@@ -1,4 +1,4 @@
-import { assert, it } from "@effect/vitest"
+import { assert, it } from "../support/it.js"
 import * as Fs from "node:fs"
 
 const folder = new URL("./", import.meta.url)

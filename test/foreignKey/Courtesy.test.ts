@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import type { Blocker } from "../../src/foreignKey/Blocker.js"
 import * as Courtesy from "../../src/foreignKey/Courtesy.js"
 

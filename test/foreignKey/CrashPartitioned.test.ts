@@ -1,4 +1,4 @@
-import { describe } from "@effect/vitest"
+import { describe } from "../support/it.js"
 import { stopped } from "./Crash.js"
 
 const plainParent = "CREATE TABLE parent (id int PRIMARY KEY);"

@@ -1,5 +1,5 @@
 /** SET CONSTRAINTS keeps its state by the constraint's OID, so what an application has deferred by name is another constraint after the swap. */
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"

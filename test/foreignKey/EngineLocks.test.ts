@@ -1,5 +1,5 @@
 /** Plan.test.ts shows that planned statements take the planned locks. Here the engine's own sessions are looked at, in every step that there is. */
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type { Session } from "../../src/driver/Session.js"
@@ -8,6 +8,7 @@ import * as ForeignKey from "../../src/ForeignKey.js"
 import * as Observed from "./Observed.js"
 import * as Shape from "./Shape.js"
 import { application, database, withRole } from "./support.js"
+import { cases } from "../support/length.js"
 
 type Steps = ReadonlyArray<ForeignKey.PlannedStep>
 
@@ -67,7 +68,7 @@ const lateTriggers = (session: Session) =>
     END $$`)
 
 describe("a change takes the planned steps with the planned locks, and no others,", () => {
-  for (const [what, shape] of Shape.kinds) {
+  for (const [what, shape] of cases(Shape.kinds, ([what]) => what === "two partitioned tables")) {
     it.scopedLive(`on ${what}`, () =>
       Effect.gen(function* () {
         const session = yield* application
@@ -106,7 +107,7 @@ describe("a change takes the planned steps with the planned locks, and no others
     )
   }
 
-  it.scopedLive(
+  inFull(it).scopedLive(
     "on several keys between the same tables, two of them on the same columns, and one back",
     () =>
       Effect.gen(function* () {
@@ -120,7 +121,7 @@ describe("a change takes the planned steps with the planned locks, and no others
       }).pipe(Effect.provide(database))
   )
 
-  for (const referencingParts of ["none", "two levels"] as const) {
+  for (const referencingParts of cases(["none", "two levels"] as const, (parts) => parts === "two levels")) {
     it.scopedLive(
       `while it changes indexes, the referencing table's partitions being: ${referencingParts}`,
       () =>

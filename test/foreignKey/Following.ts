@@ -1,5 +1,5 @@
 /** Whether others notice anything of a change before the new key takes the original's place. */
-import { assert } from "@effect/vitest"
+import { assert } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Ref from "effect/Ref"
 import type { Session } from "../../src/driver/Session.js"

@@ -1,5 +1,5 @@
 /** A key and its successor are both there for as long as rows are checked. Whatever others do meanwhile must come out as if the original were alone. */
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type { Session } from "../../src/driver/Session.js"

@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
@@ -7,6 +7,7 @@ import * as Catalog from "../../src/foreignKey/Catalog.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { emptyDatabase } from "../support/server.js"
 import { application, comparable, database, definitions, vectors, withRole } from "./support.js"
+import { cases } from "../support/length.js"
 
 const pair = `
   CREATE TABLE parent (a int, b int, PRIMARY KEY (a, b));
@@ -258,7 +259,7 @@ describe("an undo", () => {
         stepDone("swap"),
         stepDone("settle")
       ]
-      for (const [index, point] of points.entries()) {
+      for (const [index, point] of cases(points, (point) => points.indexOf(point) % 3 === 1).entries()) {
         yield* stoppedAt(point, (onProgress) => rebuild("cascade", { onProgress }))
         yield* undo()
         assert.deepStrictEqual(comparable(yield* vectors(session)), before)
@@ -276,7 +277,10 @@ describe("an undo", () => {
       const session = yield* application
       yield* session.query(pair)
       const before = comparable(yield* vectors(session))
-      for (const [index, step] of ["add", "validate", "swap"].entries()) {
+      for (const [index, step] of cases(
+        ["add", "validate", "swap"],
+        (step) => step === "validate"
+      ).entries()) {
         yield* rebuild("cascade")
         yield* stoppedAt(stepDone(step), (onProgress) => undo({ onProgress }))
         const { failed, rebuilt, refused } = yield* undo()

@@ -1,5 +1,5 @@
 /** What the sessions of a change hold in the moment before each of their transactions commits. */
-import { assert } from "@effect/vitest"
+import { assert } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Database from "../../src/Database.js"

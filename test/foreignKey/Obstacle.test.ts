@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -73,41 +73,43 @@ describe("a prepared transaction in the way", () => {
 })
 
 describe("a backend that waits", () => {
-  it.scopedLive("is blocked by the prepared transactions that hold what it waits for, and by no other", () =>
-    Effect.gen(function* () {
-      const layer = yield* server({ max_prepared_transactions: "2" })
-      yield* Effect.gen(function* () {
-        const session = yield* application
-        const waiting = yield* application
-        yield* session.query(pair)
-        yield* session.query("BEGIN; INSERT INTO child VALUES (1, 1); PREPARE TRANSACTION 'in the way'")
-        yield* session.query("BEGIN; INSERT INTO parent VALUES (11); PREPARE TRANSACTION 'elsewhere'")
-        const fiber = yield* Effect.fork(
-          waiting.query("SET lock_timeout = 0; BEGIN; LOCK TABLE child IN SHARE ROW EXCLUSIVE MODE; COMMIT")
-        )
-        let seen: ReadonlyArray<Blocker.Blocker> = []
-        yield* eventually(
-          "it waits",
-          Effect.map(Blocker.watch(session, waiting.processId), (blockers) => {
-            seen = blockers
-            return blockers.length > 0
-          })
-        )
-        assert.deepStrictEqual(
-          seen.map((blocker) => Blocker.describe(blocker)),
-          ["prepared transaction in the way"]
-        )
-        yield* session.query("COMMIT PREPARED 'in the way'")
-        yield* session.query("ROLLBACK PREPARED 'elsewhere'")
-        yield* Fiber.join(fiber)
-      }).pipe(Effect.provide(layer))
-    })
+  inFull(it).scopedLive(
+    "is blocked by the prepared transactions that hold what it waits for, and by no other",
+    () =>
+      Effect.gen(function* () {
+        const layer = yield* server({ max_prepared_transactions: "2" })
+        yield* Effect.gen(function* () {
+          const session = yield* application
+          const waiting = yield* application
+          yield* session.query(pair)
+          yield* session.query("BEGIN; INSERT INTO child VALUES (1, 1); PREPARE TRANSACTION 'in the way'")
+          yield* session.query("BEGIN; INSERT INTO parent VALUES (11); PREPARE TRANSACTION 'elsewhere'")
+          const fiber = yield* Effect.fork(
+            waiting.query("SET lock_timeout = 0; BEGIN; LOCK TABLE child IN SHARE ROW EXCLUSIVE MODE; COMMIT")
+          )
+          let seen: ReadonlyArray<Blocker.Blocker> = []
+          yield* eventually(
+            "it waits",
+            Effect.map(Blocker.watch(session, waiting.processId), (blockers) => {
+              seen = blockers
+              return blockers.length > 0
+            })
+          )
+          assert.deepStrictEqual(
+            seen.map((blocker) => Blocker.describe(blocker)),
+            ["prepared transaction in the way"]
+          )
+          yield* session.query("COMMIT PREPARED 'in the way'")
+          yield* session.query("ROLLBACK PREPARED 'elsewhere'")
+          yield* Fiber.join(fiber)
+        }).pipe(Effect.provide(layer))
+      })
   )
 })
 
 describe("autovacuum on a table", () => {
   // The server lets it go on for the waiter's deadlock_timeout.
-  it.scopedLive("is moved aside, and writers do not wait for that", () =>
+  inFull(it).scopedLive("is moved aside, and writers do not wait for that", () =>
     Effect.gen(function* () {
       const layer = yield* server({ autovacuum_naptime: "1s", deadlock_timeout: "3s" })
       yield* Effect.gen(function* () {
@@ -158,17 +160,19 @@ describe("autovacuum on a table", () => {
 })
 
 describe("autovacuum that prevents wraparound", () => {
-  it.scopedLive("is named by the plan and when the change gives up, because it gives way to nobody", () =>
-    Effect.gen(function* () {
-      const layer = yield* server({ autovacuum_naptime: "1s", autovacuum_freeze_max_age: "100000" })
-      yield* Effect.gen(function* () {
-        const session = yield* application
-        // A page takes 100 ms. Each subtransaction takes a transaction id.
-        yield* session.query(`${pair};
+  inFull(it).scopedLive(
+    "is named by the plan and when the change gives up, because it gives way to nobody",
+    () =>
+      Effect.gen(function* () {
+        const layer = yield* server({ autovacuum_naptime: "1s", autovacuum_freeze_max_age: "100000" })
+        yield* Effect.gen(function* () {
+          const session = yield* application
+          // A page takes 100 ms. Each subtransaction takes a transaction id.
+          yield* session.query(`${pair};
           ALTER TABLE child SET (autovacuum_enabled = false, autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1);
           INSERT INTO child SELECT n, 1 FROM generate_series(1, 100000) AS n;
           CREATE TABLE spent (n int) WITH (autovacuum_enabled = false)`)
-        yield* session.query(`DO $$ BEGIN
+          yield* session.query(`DO $$ BEGIN
           FOR n IN 1..110000 LOOP
             BEGIN
               INSERT INTO spent VALUES (n);
@@ -176,35 +180,35 @@ describe("autovacuum that prevents wraparound", () => {
             END;
           END LOOP;
         END $$`)
-        yield* eventually(
-          "the plan warns",
-          Effect.map(obstacles, (found) =>
-            found.includes(
-              "autovacuum (pid, VACUUM public.child (to prevent wraparound)) works on its tables right now: it gives way to nobody, so let it come to its end first"
+          yield* eventually(
+            "the plan warns",
+            Effect.map(obstacles, (found) =>
+              found.includes(
+                "autovacuum (pid, VACUUM public.child (to prevent wraparound)) works on its tables right now: it gives way to nobody, so let it come to its end first"
+              )
             )
           )
-        )
-        const [key] = yield* Catalog.read(session)
-        if (key === undefined) return assert.fail("no key")
-        yield* session.query("CREATE ROLE plain; SET ROLE plain")
-        const told = (yield* Obstacle.warnings(session, [key]))(key)
-        yield* session.query("RESET ROLE")
-        assert.deepStrictEqual(
-          told.map((warning) => warning.replaceAll(/\d+/g, "pid")),
-          [
-            "autovacuum (pid) works on its tables right now: it will be moved aside, unless it is there to prevent wraparound, which this role may not see (GRANT pg_read_all_stats TO plain): then nothing but its end helps"
-          ]
-        )
-        const { failed } = yield* ForeignKey.rebuild({
-          selectors: {},
-          onDelete: "cascade",
-          ledger: false,
-          budget: "1 second"
-        })
-        assert.strictEqual(failed[0]?.code, "LockBudgetExhausted")
-        assert.match(failed[0]?.reason ?? "", /in the way: autovacuum worker \d+/)
-      }).pipe(Effect.provide(layer))
-    })
+          const [key] = yield* Catalog.read(session)
+          if (key === undefined) return assert.fail("no key")
+          yield* session.query("CREATE ROLE plain; SET ROLE plain")
+          const told = (yield* Obstacle.warnings(session, [key]))(key)
+          yield* session.query("RESET ROLE")
+          assert.deepStrictEqual(
+            told.map((warning) => warning.replaceAll(/\d+/g, "pid")),
+            [
+              "autovacuum (pid) works on its tables right now: it will be moved aside, unless it is there to prevent wraparound, which this role may not see (GRANT pg_read_all_stats TO plain): then nothing but its end helps"
+            ]
+          )
+          const { failed } = yield* ForeignKey.rebuild({
+            selectors: {},
+            onDelete: "cascade",
+            ledger: false,
+            budget: "1 second"
+          })
+          assert.strictEqual(failed[0]?.code, "LockBudgetExhausted")
+          assert.match(failed[0]?.reason ?? "", /in the way: autovacuum worker \d+/)
+        }).pipe(Effect.provide(layer))
+      })
   )
 })
 

@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { application, database } from "./support.js"

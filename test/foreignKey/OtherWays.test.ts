@@ -1,5 +1,5 @@
 /** What the usual ways to change a key do to the same applications that the engine leaves alone (Soak.test.ts). */
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type { DatabaseError } from "../../src/DatabaseError.js"

@@ -1,10 +1,10 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Ref from "effect/Ref"
 import type { Session } from "../../src/driver/Session.js"
 import * as Catalog from "../../src/foreignKey/Catalog.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
-import { cases } from "../support/length.js"
+import { cases, next } from "../support/length.js"
 import { application, database } from "./support.js"
 
 const parts = `PARTITION BY RANGE (id);
@@ -79,7 +79,7 @@ describe("partitions that come and go during a change", () => {
               const version = yield* Catalog.serverVersion(session)
               // PostgreSQL 13 and 14 themselves drop the key of a partition that is detached if the referenced table is partitioned too.
               const drops = version < 150_000 && side === "child" && event === "detached"
-              for (let at = 1; ; at++) {
+              for (let at = 1; ; at = next(at)) {
                 yield* session.query(tables(drops ? "" : parts))
                 const seen = yield* Ref.make(0)
                 const run = (onProgress?: ForeignKey.RebuildOptions["onProgress"]) =>

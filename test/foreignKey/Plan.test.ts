@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Ref from "effect/Ref"
@@ -7,9 +7,14 @@ import { qualified } from "../../src/foreignKey/Sql.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import * as Shape from "./Shape.js"
 import { application, comparable, database, heldBy, vectors } from "./support.js"
+import { cases, isFull, next } from "../support/length.js"
+
+/** In `npm test` the plainest tables are changed, and those that take the most steps. */
+const isTelling = ([what]: readonly [string, unknown]) =>
+  what === "ordinary tables" || what === "two partitioned tables"
 
 describe("a plan", () => {
-  for (const [what, shape] of Shape.kinds) {
+  for (const [what, shape] of cases(Shape.kinds, isTelling)) {
     for (const when of ["always", "contended"] as const) {
       it.scopedLive(`names exactly the locks that its steps take on ${what}, ${when}`, () =>
         Effect.gen(function* () {
@@ -52,7 +57,7 @@ describe("a plan", () => {
     }
   }
 
-  for (const [what, shape] of Shape.kinds) {
+  for (const [what, shape] of cases(Shape.kinds, isTelling)) {
     it.scopedLive(
       `of an interrupted change has the steps that are left, and they finish it, on ${what}`,
       () =>
@@ -67,7 +72,7 @@ describe("a plan", () => {
           const reference = comparable(yield* vectors(session))
           const always = (plan: ForeignKey.PlanResult) =>
             plan.steps.flatMap(({ step, when }) => (when === "always" ? [step] : []))
-          for (let stop = 1; ; stop++) {
+          for (let stop = 1; ; stop = next(stop)) {
             yield* ForeignKey.rebuild({ ...options, onDelete: "no-action" })
             const whole = always(yield* ForeignKey.plan(options)).filter((step) => !step.startsWith("record"))
             const done = yield* Ref.make(0)
@@ -84,7 +89,8 @@ describe("a plan", () => {
               })
             )
             if ((yield* Fiber.await(running))._tag === "Success") {
-              assert.strictEqual(stop, whole.length + 1)
+              assert.isAbove(stop, whole.length)
+              if (isFull) assert.strictEqual(stop, whole.length + 1)
               break
             }
             const left = yield* ForeignKey.plan(options)

@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import * as Array from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as FastCheck from "effect/FastCheck"
@@ -12,10 +12,11 @@ import * as ForeignKey from "../../src/ForeignKey.js"
 import * as Following from "./Following.js"
 import * as Shape from "./Shape.js"
 import { application, database, definitions, vectors, withNamedIndexes, withRole } from "./support.js"
+import { isFull } from "../support/length.js"
 
 /** How many keys are generated, in databases of up to so many each. */
-const keys = Number(process.env["FK_PROPERTY_KEYS"] ?? 500)
-const largest = 24
+const keys = Number(process.env["FK_PROPERTY_KEYS"] ?? (isFull ? 500 : 12))
+const largest = isFull ? 24 : 6
 
 /** `PROPERTY_SEED` makes the keys the same in every run, as where a change is to be judged and not the luck of the draw. */
 const seed = process.env["PROPERTY_SEED"]

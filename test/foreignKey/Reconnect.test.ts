@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -13,6 +13,7 @@ import { eventually } from "../support/eventually.js"
 import { makeProxy } from "../support/proxy.js"
 import { adminSession, emptyDatabase } from "../support/server.js"
 import { application, comparable, vectors } from "./support.js"
+import { cases } from "../support/length.js"
 
 const tables = `
   CREATE TABLE parent (id int PRIMARY KEY);
@@ -60,11 +61,11 @@ const isDone = Effect.gen(function* () {
 })
 
 describe("a change whose connections are lost goes on by itself", () => {
-  for (const mode of ["immediate", "fast"] as const) {
+  for (const mode of cases(["immediate", "fast"] as const, (mode) => mode === "immediate")) {
     it.scopedLive(`when the server restarts (${mode}) between any two steps`, () =>
       Effect.gen(function* () {
         const server = yield* EmbeddedPostgres.make()
-        for (const step of ["add", "validate", "swap"]) {
+        for (const step of cases(["add", "validate", "swap"], (step) => step === "validate")) {
           const layer = Database.layer({ url: server.url, minConnections: 0 })
           yield* Effect.scoped(
             Effect.flatMap(application, (session) =>
@@ -114,7 +115,7 @@ describe("a change whose connections are lost goes on by itself", () => {
       )
     })
 
-  it.scopedLive(
+  inFull(it).scopedLive(
     "when the network swallows all that is sent, without closing a connection, while VALIDATE runs",
     () =>
       behindProxy((proxy) =>
@@ -156,7 +157,10 @@ describe("a change whose connections are lost goes on by itself", () => {
     )
   )
 
-  for (const cut of ["VALIDATE ", "DROP CONSTRAINT ", "INSERT INTO ", 'UPDATE "']) {
+  for (const cut of cases(
+    ["VALIDATE ", "DROP CONSTRAINT ", "INSERT INTO ", 'UPDATE "'],
+    (cut) => cut === 'UPDATE "'
+  )) {
     for (const seen of ["sees that", "thinks it connected still"] as const) {
       it.scopedLive(`when the network cuts a connection while ${cut}runs, and the server ${seen}`, () =>
         behindProxy((proxy) =>
@@ -196,11 +200,10 @@ describe("a change whose connections are lost ends", () => {
       return yield* use(session).pipe(Effect.provide(Database.layer({ url, minConnections: 0 })))
     })
 
-  for (const purpose of [
-    "change foreign keys",
-    "change foreign keys (watcher)",
-    "change foreign keys (advisory lock)"
-  ]) {
+  for (const purpose of cases(
+    ["change foreign keys", "change foreign keys (watcher)", "change foreign keys (advisory lock)"],
+    (purpose) => purpose === "change foreign keys"
+  )) {
     it.scopedLive(`when somebody ends its session "${purpose}", with all its keys`, () =>
       inDatabase((session) =>
         Effect.gen(function* () {
@@ -296,7 +299,7 @@ describe("a change whose connections are lost ends", () => {
     })
   )
 
-  it.scopedLive("when it is told not to connect again", () =>
+  inFull(it).scopedLive("when it is told not to connect again", () =>
     Effect.gen(function* () {
       const server = yield* EmbeddedPostgres.make()
       const layer = Database.layer({ url: server.url, minConnections: 0 })

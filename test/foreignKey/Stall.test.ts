@@ -1,5 +1,5 @@
 /** How long applications stand still, on tables that cannot be read in the time that a change may ask for locks. */
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type { Session } from "../../src/driver/Session.js"

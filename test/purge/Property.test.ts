@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as FastCheck from "effect/FastCheck"
 import * as Runtime from "effect/Runtime"
@@ -7,8 +7,9 @@ import * as Purge from "../../src/Purge.js"
 import { adminSession } from "../support/server.js"
 import * as Graphs from "./Graphs.js"
 import { application, database } from "../foreignKey/support.js"
+import { isFull } from "../support/length.js"
 
-const databases = Number(process.env["PURGE_PROPERTY_RUNS"] ?? 60)
+const databases = Number(process.env["PURGE_PROPERTY_RUNS"] ?? (isFull ? 60 : 8))
 
 const batch = 5
 
@@ -99,7 +100,7 @@ describe("a purge", () => {
             }
           )
         )
-        assert.includeMembers([...seen], ["deleted", "in batches", "refused"])
+        assert.includeMembers([...seen], isFull ? ["deleted", "in batches", "refused"] : [])
       }),
     { timeout: 600_000 }
   )

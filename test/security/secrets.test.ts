@@ -1,5 +1,5 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FastCheck from "effect/FastCheck"
@@ -13,6 +13,7 @@ import * as Notification from "../../src/Notification.js"
 import * as Transaction from "../../src/Transaction.js"
 import { TestServer } from "../support/database.js"
 import * as Capture from "./capture.js"
+import { isFull } from "../support/length.js"
 
 /** A secret: a token that occurs nowhere else, and around it what escaping and quoting trip over. */
 interface Secret {
@@ -274,7 +275,7 @@ describe("secrets", () => {
               }
             ),
             {
-              numRuns: Number(process.env["SECRETS_RUNS"] ?? 50),
+              numRuns: Number(process.env["SECRETS_RUNS"] ?? (isFull ? 50 : 5)),
               interruptAfterTimeLimit: 45_000,
               endOnFailure: true
             }

@@ -1,5 +1,5 @@
 import * as SqlClient from "@effect/sql/SqlClient"
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
@@ -12,6 +12,7 @@ import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as Proxy from "../faults/Proxy.js"
 import { eventually } from "../support/eventually.js"
 import { type Authority, makeAuthority, makeServer } from "./certificates.js"
+import { cases } from "../support/length.js"
 
 /** The server's url with other parts. */
 const urlWith = (url: Redacted.Redacted, sslmode: string, authority?: Authority, host?: string) => {
@@ -54,8 +55,8 @@ const refused = (url: Redacted.Redacted, problem: string, code?: string) =>
     }
   })
 
-const check = (name: string, test: Effect.Effect<unknown, unknown, Scope.Scope>) =>
-  it.scopedLive(name, () => test)
+const check = (name: string, test: Effect.Effect<unknown, unknown, Scope.Scope>, tester = it) =>
+  tester.scopedLive(name, () => test)
 
 describe("TLS", () => {
   check(
@@ -93,7 +94,8 @@ describe("TLS", () => {
       )
       const byAddress = yield* makeServer(authority, { names: "IP:127.0.0.1" })
       assert.isTrue(yield* on(urlWith(byAddress.url, "verify-full", authority), isEncrypted))
-    })
+    }),
+    inFull(it)
   )
 
   check(
@@ -110,7 +112,8 @@ describe("TLS", () => {
       }
       assert.isTrue(yield* on(urlWith(server.url, "verify-ca", authority), isEncrypted))
       assert.isTrue(yield* on(urlWith(server.url, "require"), isEncrypted))
-    })
+    }),
+    inFull(it)
   )
 
   check(
@@ -120,7 +123,8 @@ describe("TLS", () => {
       const server = yield* makeServer(authority, { names: "DNS:localhost,IP:127.0.0.1", days: -1 })
       yield* refused(urlWith(server.url, "verify-full", authority), "TLS refused", "CERT_HAS_EXPIRED")
       assert.isTrue(yield* on(urlWith(server.url, "require"), isEncrypted))
-    })
+    }),
+    inFull(it)
   )
 
   check(
@@ -157,7 +161,7 @@ describe("TLS", () => {
     })
   )
 
-  for (const mode of ["verify-full", "require"] as const) {
+  for (const mode of cases(["verify-full", "require"] as const, (mode) => mode === "verify-full")) {
     check(
       `an interrupted statement is cancelled over TLS, with ${mode}`,
       Effect.gen(function* () {

@@ -1,7 +1,10 @@
 import * as Effect from "effect/Effect"
 import { spawn } from "node:child_process"
 import { createRequire } from "node:module"
+import { PassThrough } from "node:stream"
+import { text } from "node:stream/consumers"
 import { fileURLToPath, pathToFileURL } from "node:url"
+import { run } from "../../src/cli/run.js"
 
 /** How a program ended. */
 export interface Ended {
@@ -40,15 +43,32 @@ export const tsx = pathToFileURL(createRequire(import.meta.url).resolve("tsx")).
 /** What Node needs to run this repository's command from its sources. */
 export const fromSources = ["--import", tsx, `${repository}/src/cli/main.ts`]
 
-/** Runs this repository's command, from its sources. */
+/** Whose commands these are: nobody has told them of a database. */
+const strangers = { DATABASE_URL: undefined, DATABASE_DIRECT_URL: undefined }
+
+/** Runs this repository's command in this process; with a working directory of its own, in another one. */
 export const promptgrimoireDb = (
   args: ReadonlyArray<string>,
   options: { readonly cwd?: string; readonly env?: Record<string, string | undefined> } = {}
-): Effect.Effect<Ended> =>
-  program(process.execPath, [...fromSources, ...args], {
-    ...options,
-    env: { DATABASE_URL: undefined, DATABASE_DIRECT_URL: undefined, ...options.env }
+): Effect.Effect<Ended> => {
+  const env = { ...strangers, ...options.env }
+  if (options.cwd !== undefined) {
+    return program(process.execPath, [...fromSources, ...args], { cwd: options.cwd, env })
+  }
+  // With a clock that goes on, and fibers of its own.
+  return Effect.promise(async (signal) => {
+    const stdout = new PassThrough()
+    const stderr = new PassThrough()
+    const texts = Promise.all([text(stdout), text(stderr)])
+    const code = await Effect.runPromise(run(args, { stdout, stderr, env: { ...process.env, ...env } }), {
+      signal
+    })
+    stdout.end()
+    stderr.end()
+    const [out, error] = await texts
+    return { code, stdout: out, stderr: error }
   })
+}
 
 /**
  * Runs this repository's command, and does something, once, when its standard error matches; the command goes on meanwhile. What is done gets a way to send it a
@@ -61,7 +81,7 @@ export const whenItSays = (
 ): Effect.Effect<Ended> =>
   Effect.async((resume) => {
     const child = spawn(process.execPath, [...fromSources, ...args], {
-      env: { ...process.env, DATABASE_URL: undefined, DATABASE_DIRECT_URL: undefined },
+      env: { ...process.env, ...strangers },
       stdio: ["ignore", "pipe", "pipe"]
     })
     let stdout = ""

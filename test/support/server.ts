@@ -5,6 +5,7 @@ import type * as Scope from "effect/Scope"
 import * as Crypto from "node:crypto"
 import * as DatabaseConfig from "../../src/DatabaseConfig.js"
 import * as Session from "../../src/driver/Session.js"
+import { strategy } from "../../src/testing/Template.js"
 import { safetyNet } from "./speed.js"
 
 /** The url of the server that the tests run on, with its superuser: the `globalSetup` of vitest sets it. */
@@ -52,8 +53,13 @@ export const emptyDatabase: Effect.Effect<
   const name = `test_${Crypto.randomUUID().replaceAll("-", "")}`
   const run = (sql: string) =>
     Effect.scoped(Effect.flatMap(adminSession(), (admin) => Effect.orDie(admin.query(sql))))
-  yield* Effect.acquireRelease(run(`CREATE DATABASE ${name}`), () =>
-    run(`DROP DATABASE ${name} WITH (FORCE)`)
+  const create = Effect.scoped(
+    Effect.gen(function* () {
+      const admin = yield* adminSession()
+      const [row] = yield* admin.query<{ strategy: string }>(`SELECT ${strategy} AS strategy`)
+      yield* admin.query(`CREATE DATABASE ${name} TEMPLATE template0 ${row?.strategy ?? ""}`)
+    })
   )
+  yield* Effect.acquireRelease(Effect.orDie(create), () => run(`DROP DATABASE ${name} WITH (FORCE)`))
   return { name, url: Redacted.make(urlOf(name)) }
 })

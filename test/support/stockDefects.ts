@@ -11,6 +11,7 @@ import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Random from "effect/Random"
+import { isFull } from "./length.js"
 
 /** What a client did. */
 export interface Outcome {
@@ -118,7 +119,7 @@ const innocents: Scenario = {
 /** All of them; each needs an empty database. */
 export const scenarios: ReadonlyArray<Scenario> = [failedCommit, lostRow, notify, innocents]
 
-const innocentQueries = 400
+const innocentQueries = isFull ? 400 : 100
 
 const messageOf = (error: SqlError): string =>
   error.cause instanceof Error ? error.cause.message : error.message

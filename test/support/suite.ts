@@ -1,7 +1,7 @@
 /** What the configurations of the suites have in common. */
 import * as Duration from "effect/Duration"
 import type { ViteUserConfig } from "vitest/config"
-import { isFullVariable } from "./length.js"
+import { lengthVariable } from "./length.js"
 import { safetyNet, slowness, variable } from "./speed.js"
 
 /** What is a suite's own. */
@@ -30,8 +30,10 @@ export const suite = (options: Suite): ViteUserConfig => {
       include: [...options.include],
       exclude: [...(options.exclude ?? [])],
       globalSetup: [options.globalSetup ?? "src/testing/globalSetup.ts"],
-      env: { [isFullVariable]: options.length === "full" ? "1" : "" },
+      env: { [lengthVariable]: options.length },
       silent: "passed-only",
+      // Some groups of tests are run at full length only.
+      passWithNoTests: options.length === "telling",
       slowTestThreshold: limit,
       testTimeout: limit,
       hookTimeout: limit,

@@ -1,4 +1,4 @@
-import { assert, describe, expect, it, layer } from "@effect/vitest"
+import { assert, describe, expect, it, layer } from "../support/it.js"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"

@@ -1,4 +1,4 @@
-import { assert, it } from "@effect/vitest"
+import { assert, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import { spawn } from "node:child_process"
 import * as Crypto from "node:crypto"

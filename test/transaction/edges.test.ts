@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -36,7 +36,7 @@ describe("A limit of a transaction", () => {
     }).pipe(on({}))
   )
 
-  it.live("of 0 is none, as on the server: the connection is not given up either", () =>
+  inFull(it).live("of 0 is none, as on the server: the connection is not given up either", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const slept = yield* Transaction.run(sql`SELECT pg_sleep(5.5) IS NOT NULL AS slept`, {
