@@ -15,9 +15,10 @@ import * as Database from "../src/Database.js"
 import * as DatabaseError from "../src/DatabaseError.js"
 import * as TestDatabase from "../src/testing/TestDatabase.js"
 import * as Transaction from "../src/Transaction.js"
-import { databaseLayer, type LogRecord, recordLogs, testLayer, TestServer } from "./support/database.js"
+import { databaseLayer, testLayer, TestServer } from "./support/database.js"
+import { type LogRecord, recordLogs } from "./support/logs.js"
 import { eventually } from "./support/eventually.js"
-import { makeProxy } from "./support/proxy.js"
+import * as Proxy from "./support/Proxy.js"
 
 const silent = Logger.remove(Logger.defaultLogger)
 
@@ -330,13 +331,12 @@ describe("Copy.into", () => {
     Effect.gen(function* () {
       yield* table
       const { url } = yield* TestServer
-      const proxy = yield* makeProxy(url)
+      const proxy = yield* Proxy.make(url)
       yield* Effect.gen(function* () {
         yield* processId
-        proxy.onClientData = (data) => (data.includes("name 2500\n") ? "cut before" : "pass")
+        yield* proxy.when(Proxy.client("CopyData"), Proxy.cutBefore("end"), { nth: 2 })
         const error = yield* Effect.flip(Copy.into(rows(1, 100_000), thing))
         assert.strictEqual(reason(error), "ConnectionLost")
-        proxy.onClientData = undefined
         assert.strictEqual(yield* Copy.into(rows(1, 10), thing), 10)
       }).pipe(Effect.provide(Database.layer({ url: proxy.url, minConnections: 0, maxConnections: 1 })))
       assert.strictEqual(yield* count, 10)

@@ -20,9 +20,12 @@ import * as Database from "../src/Database.js"
 import type { Settings } from "../src/DatabaseConfig.js"
 import { DatabaseError } from "../src/DatabaseError.js"
 import * as Transaction from "../src/Transaction.js"
-import { type LogRecord, TestServer, databaseLayer, recordLogs } from "./support/database.js"
+import { TestServer, databaseLayer } from "./support/database.js"
+import { type LogRecord, recordLogs } from "./support/logs.js"
+import { within } from "./support/within.js"
+import { safetyNet } from "./support/speed.js"
 import { eventually } from "./support/eventually.js"
-import { makeProxy } from "./support/proxy.js"
+import * as Proxy from "./support/Proxy.js"
 import { emptyDatabase } from "./support/server.js"
 
 const silent = Logger.remove(Logger.defaultLogger)
@@ -187,11 +190,21 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
 
     it.effect("those above the minimum until they were idle for the idle timeout", () =>
       Effect.gen(function* () {
-        yield* Effect.all(
-          Array.from({ length: 5 }, () => sleep(0.05)),
-          { concurrency: "unbounded" }
+        const sql = yield* SqlClient.SqlClient
+        const enough = yield* Deferred.make<void>()
+        const hold = Effect.scoped(Effect.zipRight(sql.reserve, Deferred.await(enough)))
+        const holders = yield* Effect.fork(
+          Effect.all(
+            Array.from({ length: 5 }, () => hold),
+            { concurrency: "unbounded" }
+          )
         )
-        assert.strictEqual((yield* backends("idle")).length, 5)
+        yield* eventually(
+          "there are five",
+          Effect.map(backends("idle"), (pids) => pids.length === 5)
+        )
+        yield* Deferred.succeed(enough, undefined)
+        yield* Fiber.join(holders)
         yield* eventually(
           "two are left",
           Effect.map(backends("idle"), (pids) => pids.length === 2)
@@ -235,22 +248,24 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
     it.effect("none that does not answer: it is asked before it is lent", () =>
       Effect.scoped(
         Effect.gen(function* () {
-          const { url } = yield* TestServer
-          const proxy = yield* makeProxy(url)
-          const lend = (validateAfterIdle: Settings["validateAfterIdle"]) =>
+          const { admin, url } = yield* TestServer
+          const proxy = yield* Proxy.make(url)
+          const lend = (validateAfterIdle: Settings["validateAfterIdle"], patience: Duration.DurationInput) =>
             Effect.gen(function* () {
               yield* processId
-              proxy.freezeOpen()
-              return yield* Effect.timed(Effect.timeoutOption(processId, "3 seconds"))
+              yield* proxy.freeze
+              return yield* Effect.timeoutOption(processId, patience)
             }).pipe(
               Effect.provide(
                 Database.layer({ url: proxy.url, minConnections: 0, maxConnections: 1, validateAfterIdle })
               )
             )
-          const [took, answered] = yield* lend(Duration.zero)
+          const answered = yield* within(
+            2000,
+            admin.query("SELECT 1")
+          )(lend(Duration.zero, safetyNet("20 seconds")))
           assert.isTrue(answered._tag === "Some")
-          assert.isBelow(Duration.toMillis(took), 2000)
-          const [, unasked] = yield* lend("off")
+          const unasked = yield* lend("off", "3 seconds")
           assert.isTrue(unasked._tag === "None")
         })
       )
@@ -363,12 +378,7 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
     it.scoped("gives the same error to the caller, logs it, and rolls back exactly once", () =>
       Effect.gen(function* () {
         const { url } = yield* TestServer
-        const proxy = yield* makeProxy(url)
-        const sent: Array<string> = []
-        proxy.onClientData = (data) => {
-          sent.push(...(data.toString("latin1").match(/BEGIN|COMMIT|ROLLBACK/g) ?? []))
-          return "pass"
-        }
+        const proxy = yield* Proxy.make(url)
         const records: Array<LogRecord> = []
         const error = new Error("Test error")
         const failed = yield* Transaction.run(Effect.zipRight(processId, Effect.fail(error))).pipe(
@@ -377,6 +387,9 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
           Effect.provide(recordLogs(records))
         )
         assert.strictEqual(Cause.originalError(failed), error)
+        const sent = (yield* proxy.trace).flatMap((message) =>
+          Proxy.statement(/(?:)/)(message) ? (message.text.match(/BEGIN|COMMIT|ROLLBACK/g) ?? []) : []
+        )
         assert.deepStrictEqual(sent, ["BEGIN", "ROLLBACK"])
         const record = records.find(({ level }) => level === "ERROR")
         assert.strictEqual(record?.message, "Database session error, rolling back transaction")
@@ -456,12 +469,12 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
     /** Builds a Layer that must fail, and looks for the password in everything that can be printed of it. */
     const refusal = (change: (url: URL) => void, settings: Partial<Settings> = {}) =>
       Effect.gen(function* () {
-        const { url } = yield* TestServer
+        const { admin, url } = yield* TestServer
         const changed = new URL(Redacted.value(url))
         const realPassword = changed.password
         change(changed)
         const records: Array<LogRecord> = []
-        const [took, exit] = yield* Layer.build(
+        const exit = yield* Layer.build(
           Database.layer({
             url: changed.toString(),
             connectTimeout: "1 second",
@@ -472,7 +485,7 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
           Effect.scoped,
           Effect.tapErrorCause((cause) => Effect.logError("failed", cause)),
           Effect.exit,
-          Effect.timed,
+          within(2000, admin.query("SELECT 1")),
           Effect.provide(recordLogs(records))
         )
         if (Exit.isSuccess(exit)) return assert.fail("the Layer was built")
@@ -487,7 +500,6 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
           util.inspect(error, { depth: 20, showHidden: true })
         ].map((value) => (typeof value === "string" ? value : util.inspect(value, { depth: 20 })))
         for (const password of [secret, realPassword]) assert.notInclude(printed.join("\n"), password)
-        assert.isBelow(Duration.toMillis(took), 2000)
         assert.instanceOf(error, DatabaseError)
         return error
       })

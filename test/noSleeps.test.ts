@@ -28,9 +28,8 @@ const sleeps = new RegExp(
 /** Where the passing of time is what a test is about: a file, what its line contains, and why. */
 const allowed: ReadonlyArray<readonly [file: string, line: string, why: string]> = [
   // Networks and programs that take their time.
-  ["support/proxy.ts", "(pass, delay)", "a dial that takes a while"],
-  ["faults/Proxy.ts", "hold(Effect.", "a message that takes a while"],
-  ["faults/Proxy.ts", "(step, from + size)", "bytes that arrive one by one"],
+  ["support/Proxy.ts", "hold(Effect.", "a message that takes a while"],
+  ["support/Proxy.ts", "(step, from + size)", "bytes that arrive one by one"],
   ["faults/acquire.test.ts", "30 seconds", "the length of an outage"],
   ["faults/acquire.test.ts", "150 millis", "the length of a dial"],
   ["faults/cancel.test.ts", "300 millis", "a cancel request that comes so late"],
@@ -44,7 +43,7 @@ const allowed: ReadonlyArray<readonly [file: string, line: string, why: string]>
   ["foreignKey/Traffic.ts", "2 millis", "the pace of the traffic"],
   ["foreignKey/Kill.test.ts", "5 millis", "the pace of a condition that is asked again"],
 
-  ["support/witness.ts", "10_000", "the longest wait for an answer"],
+  ["support/witness.ts", "safetyNet(", "the longest wait for an answer"],
 
   // Interruptions at any moment: the moment is random.
   ["driver/Pool.test.ts", "1 millis", "a connection that is held for a moment"],

@@ -39,16 +39,6 @@ export const isReady = (name: string) =>
   `EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = ${name} AND datistemplate)`
 
 /**
- * SQL for how a database is copied fastest. FILE_COPY (CREATE DATABASE, PostgreSQL 15) writes no log
- * of the pages and brings the template's cache of catalogs along; the checkpoints that it waits for
- * are cheap only on a server that does not wait for its disk.
- */
-export const strategy = `
-  CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 150000 AND NOT pg_catalog.current_setting('fsync')::bool
-       THEN 'STRATEGY file_copy' ELSE '' END
-`
-
-/**
  * Makes the template on first use. An advisory lock keeps parallel test processes from making it twice; those that connect to another database of the server do not
  * see it, so the template is made under a name of its own and takes its place in one transaction.
  */

@@ -10,7 +10,8 @@ import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as Notice from "../../src/driver/Notice.js"
 import * as Transaction from "../../src/Transaction.js"
 import { eventually } from "../support/eventually.js"
-import { type databaseLayer, type LogRecord, recordLogs, TestServer, testLayer } from "../support/database.js"
+import { type databaseLayer, TestServer, testLayer } from "../support/database.js"
+import { type LogRecord, recordLogs } from "../support/logs.js"
 
 const raising = (level: string, more = "") =>
   `DO $$ BEGIN RAISE ${level} 'seen by % rows', 17 ${more}; END $$`

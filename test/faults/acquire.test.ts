@@ -22,7 +22,7 @@ import * as Database from "../../src/Database.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import { eventually, NeverCame } from "../support/eventually.js"
 import { adminSession } from "../support/server.js"
-import * as Proxy from "./Proxy.js"
+import * as Proxy from "../support/Proxy.js"
 import { check, makeRig, outcome, report, type Rig, running, tally, tagOf, timed } from "./support.js"
 
 /** Lends so many connections at once, each with a statement on it, and gives the longest wait in milliseconds. */

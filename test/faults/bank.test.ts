@@ -15,7 +15,7 @@ import * as Database from "../../src/Database.js"
 import * as DatabaseError from "../../src/DatabaseError.js"
 import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as Transaction from "../../src/Transaction.js"
-import * as Proxy from "./Proxy.js"
+import * as Proxy from "../support/Proxy.js"
 import { check, report, tagOf, tally } from "./support.js"
 
 const seconds = Number(process.env["BANK_SECONDS"] ?? 60)

@@ -8,7 +8,7 @@ import * as Random from "effect/Random"
 import * as Ref from "effect/Ref"
 import * as Stream from "effect/Stream"
 import { eventually } from "../support/eventually.js"
-import * as Proxy from "./Proxy.js"
+import * as Proxy from "../support/Proxy.js"
 import {
   check,
   kill,

@@ -11,7 +11,7 @@ import type { Settings } from "../../src/DatabaseConfig.js"
 import { InvalidSettings } from "../../src/DatabaseConfig.js"
 import { classify, DatabaseError, type Fate, policy, reasonOf, type Retry } from "../../src/DatabaseError.js"
 import { eventually } from "../support/eventually.js"
-import * as Proxy from "./Proxy.js"
+import * as Proxy from "../support/Proxy.js"
 import { check, kill, makeRig, processId, running } from "./support.js"
 
 interface Row {

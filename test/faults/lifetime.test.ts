@@ -9,7 +9,7 @@ import * as Layer from "effect/Layer"
 import { EventEmitter } from "node:events"
 import * as Database from "../../src/Database.js"
 import { eventually } from "../support/eventually.js"
-import * as Proxy from "./Proxy.js"
+import * as Proxy from "../support/Proxy.js"
 import { check, Logs, makeRig, outcome, report, type Rig, tally, timed } from "./support.js"
 
 /** Opens so many connections at once. */
@@ -54,7 +54,7 @@ const makeWallClock = Effect.map(
 const houseKept = ({ sql }: Rig) =>
   Effect.scoped(
     Effect.gen(function* () {
-      const leaks = Effect.map(Logs, (logs) => logs.filter(({ text }) => text.includes("held")).length)
+      const leaks = Effect.map(Logs, (logs) => logs.filter(({ message }) => message.includes("held")).length)
       const before = yield* leaks
       yield* sql.reserve
       yield* eventually(
@@ -211,7 +211,7 @@ describe("In the long run", () => {
     Effect.gen(function* () {
       const { sql } = yield* makeRig({ maxConnections: 2, leakWarning: "500 millis" })
       const logs = yield* Logs
-      const leaks = () => logs.filter(({ level, text }) => level === "Warning" && text.includes("held"))
+      const leaks = () => logs.filter(({ level, message }) => level === "WARN" && message.includes("held"))
       const held = yield* Deferred.make<void>()
       const holder = yield* Effect.fork(
         sql.withTransaction(Deferred.await(held)).pipe(Effect.withSpan("checkout.of.orders"))
@@ -223,7 +223,7 @@ describe("In the long run", () => {
       // Long enough for two more, if they came.
       yield* Effect.sleep("1500 millis")
       assert.strictEqual(leaks().length, 1)
-      assert.include(leaks()[0]?.text, "checkout.of.orders")
+      assert.include(leaks()[0]?.message, "checkout.of.orders")
       yield* Deferred.succeed(held, undefined)
       yield* Fiber.join(holder)
       for (let i = 0; i < 20; i++) yield* Effect.delay(sql`SELECT 1`, "50 millis")

@@ -18,7 +18,7 @@ import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as Notification from "../../src/Notification.js"
 import * as Transaction from "../../src/Transaction.js"
 import { eventually } from "../support/eventually.js"
-import * as Proxy from "./Proxy.js"
+import * as Proxy from "../support/Proxy.js"
 import { check, kill, Logs, makeRig, outcome, processId, report, tagOf, tally, timed } from "./support.js"
 
 /** A connection of plain `pg`, beside the code under test. */
@@ -41,7 +41,8 @@ describe("A lost connection", () => {
         let loggedBefore = false
         const moment = yield* proxy.when((message) => {
           const isRollback = Proxy.statement(/^ROLLBACK/)(message)
-          if (isRollback) loggedBefore = logs.some(({ text }) => text.includes(Transaction.rollbackMessage))
+          if (isRollback)
+            loggedBefore = logs.some(({ message }) => message.includes(Transaction.rollbackMessage))
           return isRollback
         }, Proxy.cutBefore(how))
         const exit = yield* Effect.exit(transact(Effect.zipRight(sql`SELECT 1`, Effect.fail("the body's"))))

@@ -6,7 +6,6 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
-import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
@@ -17,13 +16,8 @@ import type { Session } from "../../src/driver/Session.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import { adminSession } from "../support/server.js"
 import { eventually } from "../support/eventually.js"
-import * as Proxy from "./Proxy.js"
-
-/** A log record. */
-export interface LogRecord {
-  readonly level: string
-  readonly text: string
-}
+import { type LogRecord, recordLogs } from "../support/logs.js"
+import * as Proxy from "../support/Proxy.js"
 
 /** What a check has written to the log so far. */
 export class Logs extends Context.Tag("faults/Logs")<Logs, ReadonlyArray<LogRecord>>() {}
@@ -38,15 +32,7 @@ export const check = (
     name,
     () => {
       const records: Array<LogRecord> = []
-      const capture = Logger.make<unknown, void>(({ cause, logLevel, message }) => {
-        const texts = (Array.isArray(message) ? message : [message]).map(String)
-        if (!Cause.isEmpty(cause)) texts.push(Cause.pretty(cause))
-        records.push({ level: logLevel._tag, text: texts.join(" ") })
-      })
-      return test.pipe(
-        Effect.provideService(Logs, records),
-        Effect.provide(Logger.replace(Logger.defaultLogger, capture))
-      )
+      return test.pipe(Effect.provideService(Logs, records), Effect.provide(recordLogs(records)))
     },
     timeoutMillis
   )

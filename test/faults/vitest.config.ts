@@ -5,7 +5,7 @@ import { suite } from "../support/suite.js"
 export default defineConfig(
   suite({
     length: "full",
-    include: ["test/faults/**/*.test.ts"],
+    include: ["test/faults/**/*.test.ts", "test/transaction/faults.test.ts"],
     globalSetup: "test/faults/globalSetup.ts",
     alone: true,
     execArgv: ["--expose-gc"]

@@ -10,7 +10,7 @@ import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as Exclusive from "../../src/foreignKey/Exclusive.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { eventually } from "../support/eventually.js"
-import { makeProxy } from "../support/proxy.js"
+import * as Proxy from "../support/Proxy.js"
 import { adminSession, emptyDatabase } from "../support/server.js"
 import { application, comparable, vectors } from "./support.js"
 import { cases } from "../support/length.js"
@@ -37,6 +37,13 @@ const once = (step: string, effect: Effect.Effect<unknown, unknown>) =>
             )
           : Effect.void
   )
+
+/** The statement of a change that holds this text, and not the one that makes a session ready. */
+const sending = (text: string): Proxy.Match => {
+  const isStatement = Proxy.statement(/(?:)/)
+  return (message) =>
+    isStatement(message) && message.text.includes(text) && !message.text.includes("search_path")
+}
 
 const ours = (session: Session, purpose: string) =>
   session.query<{ pid: number }>(
@@ -93,16 +100,13 @@ describe("a change whose connections are lost goes on by itself", () => {
   }
 
   const behindProxy = <A, E>(
-    use: (
-      proxy: Effect.Effect.Success<ReturnType<typeof makeProxy>>,
-      session: Session
-    ) => Effect.Effect<A, E, Database.Database>
+    use: (proxy: Proxy.Proxy, session: Session) => Effect.Effect<A, E, Database.Database>
   ) =>
     Effect.gen(function* () {
       const { name, url } = yield* emptyDatabase
       const session = yield* adminSession(name)
       yield* session.query(tables)
-      const proxy = yield* makeProxy(url)
+      const proxy = yield* Proxy.make(url)
       return yield* use(proxy, session).pipe(
         Effect.provide(
           Database.layer({
@@ -120,13 +124,8 @@ describe("a change whose connections are lost goes on by itself", () => {
     () =>
       behindProxy((proxy) =>
         Effect.gen(function* () {
-          proxy.onClientData = (data) => {
-            if (data.includes("VALIDATE ") && !data.includes("search_path")) {
-              proxy.onClientData = undefined
-              proxy.freezeOpen()
-            }
-            return "pass"
-          }
+          const validating = yield* proxy.when(sending("VALIDATE "), Proxy.blackHoleAfter)
+          yield* Effect.fork(Effect.zipRight(validating.reached, proxy.freeze))
           const lost: Array<string> = []
           const { failed, rebuilt, refused } = yield* change({
             onProgress: (event) =>
@@ -144,14 +143,9 @@ describe("a change whose connections are lost goes on by itself", () => {
   it.scopedLive("when the network cuts the connection of its rehearsal", () =>
     behindProxy((proxy) =>
       Effect.gen(function* () {
-        let cuts = 0
-        proxy.onClientData = (data) => {
-          if (cuts > 0 || !data.includes("promptgrimoire_rehearsal")) return "pass"
-          cuts += 1
-          return "cut after"
-        }
+        const cut = yield* proxy.when(Proxy.statement(/promptgrimoire_rehearsal/), Proxy.cutAfter("end"))
         const { failed, rebuilt, refused } = yield* change({ rehearse: true })
-        assert.deepStrictEqual([failed, refused, rebuilt.length, cuts], [[], [], 2, 1])
+        assert.deepStrictEqual([failed, refused, rebuilt.length, yield* cut.count], [[], [], 2, 1])
         yield* isDone
       })
     )
@@ -165,24 +159,21 @@ describe("a change whose connections are lost goes on by itself", () => {
       it.scopedLive(`when the network cuts a connection while ${cut}runs, and the server ${seen}`, () =>
         behindProxy((proxy) =>
           Effect.gen(function* () {
-            let cuts = 0
-            proxy.onClientData = (data) => {
-              if (cuts > 0 || !data.includes(cut) || data.includes("search_path")) return "pass"
-              cuts += 1
-              proxy.frozen = seen !== "sees that"
-              return "cut after"
-            }
+            const isSeen = seen === "sees that"
+            const moment = yield* proxy.when(
+              sending(cut),
+              isSeen ? Proxy.cutAfter("end") : Proxy.abandonAfter
+            )
             const lost: Array<string> = []
             const { failed, rebuilt, refused } = yield* change({
               onProgress: (event) =>
                 Effect.sync(() => {
                   if (event._tag !== "Reconnecting") return
                   lost.push(event.code)
-                  proxy.frozen = false
                 })
             })
             assert.deepStrictEqual([failed, refused, rebuilt.length], [[], [], 2])
-            assert.deepStrictEqual([cuts, lost], [1, ["ConnectionLost"]])
+            assert.deepStrictEqual([yield* moment.count, lost], [1, ["ConnectionLost"]])
             yield* isDone
           })
         )
@@ -240,9 +231,8 @@ describe("a change whose connections are lost ends", () => {
       const { name, url } = yield* emptyDatabase
       const session = yield* adminSession(name)
       yield* session.query(tables)
-      const proxy = yield* makeProxy(url)
-      let cuts = 0
-      proxy.onClientData = (data) => (data.includes("VALIDATE ") && cuts++ === 0 ? "cut after" : "pass")
+      const proxy = yield* Proxy.make(url)
+      yield* proxy.when(Proxy.statement(/VALIDATE /), Proxy.cutAfter("end"))
       const { failed } = yield* change({
         selectors: { tables: [{ table: "child" }] },
         onProgress: (event) =>
@@ -266,20 +256,20 @@ describe("a change whose connections are lost ends", () => {
       const { name, url } = yield* emptyDatabase
       const session = yield* adminSession(name)
       yield* session.query(tables)
-      const proxy = yield* makeProxy(url)
+      const proxy = yield* Proxy.make(url)
       const onProgress = yield* once(
         "add",
         Effect.gen(function* () {
-          proxy.dialDelayMillis = 60_000
+          yield* proxy.setDialDelay("1 hour")
           const all = yield* session.query<{ pid: number }>(
             "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'promptgrimoire-db: change%' AND datname = current_database()"
           )
-          proxy.freezeOpen()
+          yield* proxy.freeze
           yield* session.query("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", [
             all.map(({ pid }) => pid)
           ])
           yield* Exclusive.acquire(session, Duration.seconds(10))
-          proxy.dialDelayMillis = 0
+          yield* proxy.setDialDelay(0)
         })
       )
       const { failed } = yield* change({ onProgress, patience: "10 millis" }).pipe(

@@ -6,8 +6,8 @@ import { application, comparable, database, vectors } from "./support.js"
 import * as Traffic from "./Traffic.js"
 import { cases, isFull } from "../support/length.js"
 
-/** The machine that runs tests may be busy with others; what is asserted is that nobody waits for a scan or a lost try of our cap. */
-const bearable = 1_000
+/** Nobody waits for a scan, or for a lost try of our cap: for no longer than that, beyond what this machine makes everything wait. */
+const bearable = ({ longestPingMillis }: Traffic.Report) => 1_000 + 20 * longestPingMillis
 
 const ways = [
   ["in one transaction", 60],
@@ -31,10 +31,10 @@ const soak = (
     )
     for (const { failed, rebuilt, refused } of result) {
       assert.deepStrictEqual([failed, refused, rebuilt.length], [[], [], 1])
-      assert.isBelow(rebuilt[0]?.longestLockMs ?? Infinity, bearable)
+      assert.isBelow(rebuilt[0]?.longestLockMs ?? Infinity, bearable(report))
     }
     assert.deepStrictEqual(report.errors, [])
-    assert.isBelow(report.longestMillis, bearable)
+    assert.isBelow(report.longestMillis, bearable(report))
     assert.isAbove(report.done, 100)
     assert.deepStrictEqual(yield* session.query(Traffic.orphans), [{ n: 0 }])
   }).pipe(Effect.provide(database))
@@ -175,7 +175,7 @@ describe("applications", () => {
       assert.include(result.failed[0]?.reason, `${reader.processId} (dump)`)
       assert.isTrue(seen.has(reader.processId))
       assert.deepStrictEqual(report.errors, [])
-      assert.isBelow(report.longestMillis, bearable)
+      assert.isBelow(report.longestMillis, bearable(report))
       yield* reader.query("COMMIT")
       const { rebuilt } = yield* ForeignKey.rebuild({ selectors: {}, onDelete: "cascade" })
       assert.strictEqual(rebuilt.length, 1)

@@ -257,6 +257,8 @@ export interface Report {
   readonly longestMillis: number
   /** The longest time that one of them waited for a lock on a table, by the clock of the server. */
   readonly longestWaitMillis: number
+  /** The longest time that a statement took which waits for nobody, by the clock of the application. */
+  readonly longestPingMillis: number
   readonly errors: ReadonlyArray<string>
 }
 
@@ -307,20 +309,26 @@ export const beside = <A, E, R>(change: Effect.Effect<A, E, R>) =>
     const watching = yield* Effect.fork(
       Effect.gen(function* () {
         let longest = 0
+        let longestPing = 0
+        const pinging = timed(watcher, (millis) => {
+          longestPing = Math.max(longestPing, millis)
+        })
         while (!(yield* Ref.get(stop))) {
-          const [row] = yield* watcher.query<{ readonly longest: number }>(waits)
+          const [row] = yield* pinging.query<{ readonly longest: number }>(waits)
           longest = Math.max(longest, row?.longest ?? 0)
           yield* Effect.sleep("2 millis")
         }
-        return longest
+        return { longest, longestPing }
       })
     )
     const result = yield* Effect.ensuring(change, Ref.set(stop, true))
     const reports = yield* Effect.forEach(running, Fiber.join)
+    const watched = yield* Fiber.join(watching)
     const report: Report = {
       done: yield* Ref.get(total),
       longestMillis: Math.max(...reports.map(({ longest }) => longest)),
-      longestWaitMillis: yield* Fiber.join(watching),
+      longestWaitMillis: watched.longest,
+      longestPingMillis: watched.longestPing,
       errors: reports.flatMap(({ errors }) => errors)
     }
     return { result, report }

@@ -10,7 +10,7 @@ export default defineConfig(
       "test/driver/Reserved.test.ts",
       "test/driver/StalePlan.test.ts",
       "test/driver/Statement.test.ts",
-      "test/transaction/**/*.test.ts",
+      "test/transaction/!(faults).test.ts",
       "test/migrator/**/*.test.ts",
       "test/foreignKey/Orphan.test.ts",
       "test/security/limits.test.ts",
@@ -19,8 +19,7 @@ export default defineConfig(
       "test/DatabaseError.test.ts",
       "test/Health.test.ts",
       "test/Migrator.test.ts",
-      "test/Notification.test.ts",
-      "test/Transaction.test.ts"
+      "test/Notification.test.ts"
     ],
     globalSetup: "test/languages/globalSetup.ts"
   })

@@ -49,7 +49,7 @@ describe("F26: behind a transaction pooler", () => {
   it("each test that is left out of this suite exists, by its whole last name", () => {
     const sources = [
       "../Database.test.ts",
-      "../Transaction.test.ts",
+      "../transaction/run.test.ts",
       "../driver/Statement.test.ts",
       "../transaction/errorPolicy.test.ts"
     ].map((file) => Fs.readFileSync(new URL(file, import.meta.url), "utf8"))

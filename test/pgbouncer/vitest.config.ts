@@ -13,7 +13,7 @@ export default defineConfig(
       "test/baseline/**/*.test.ts",
       "test/model/**/*.test.ts",
       "test/testing/**/*.test.ts",
-      "test/transaction/**/*.test.ts",
+      "test/transaction/!(faults).test.ts",
       "test/driver/Statement.test.ts",
       // The others of security/ have servers of their own, or look at what is on the way to one.
       "test/security/limits.test.ts",
@@ -25,7 +25,6 @@ export default defineConfig(
       "test/Migrator.test.ts",
       "test/Notification.test.ts",
       "test/Observability.test.ts",
-      "test/Transaction.test.ts",
       "test/migrations.test.ts"
     ],
     testNamePattern: new RegExp(`^(?!.*(?:${Object.keys(direct).map(escaped).join("|")})$)`),

@@ -8,7 +8,7 @@ import type * as Scope from "effect/Scope"
 import * as Database from "../../src/Database.js"
 import * as DatabaseError from "../../src/DatabaseError.js"
 import * as Transaction from "../../src/Transaction.js"
-import * as Proxy from "../faults/Proxy.js"
+import * as Proxy from "../support/Proxy.js"
 import { databaseLayer, TestServer } from "../support/database.js"
 
 const check = (name: string, test: Effect.Effect<unknown, unknown, TestServer | Scope.Scope>) =>

@@ -2,10 +2,9 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
-import * as Crypto from "node:crypto"
 import * as DatabaseConfig from "../../src/DatabaseConfig.js"
 import * as Session from "../../src/driver/Session.js"
-import { strategy } from "../../src/testing/Template.js"
+import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import { safetyNet } from "./speed.js"
 
 /** The url of the server that the tests run on, with its superuser: the `globalSetup` of vitest sets it. */
@@ -44,22 +43,12 @@ export const adminSession = (database?: string): Effect.Effect<Session.Session, 
     })
   }).pipe(Effect.orDie)
 
-/** An empty database of its own, dropped with the scope. */
+/** An empty database of its own, gone with the scope unless KEEP_TEST_DATABASE says otherwise. */
 export const emptyDatabase: Effect.Effect<
   { readonly name: string; readonly url: Redacted.Redacted },
   never,
   Scope.Scope
-> = Effect.gen(function* () {
-  const name = `test_${Crypto.randomUUID().replaceAll("-", "")}`
-  const run = (sql: string) =>
-    Effect.scoped(Effect.flatMap(adminSession(), (admin) => Effect.orDie(admin.query(sql))))
-  const create = Effect.scoped(
-    Effect.gen(function* () {
-      const admin = yield* adminSession()
-      const [row] = yield* admin.query<{ strategy: string }>(`SELECT ${strategy} AS strategy`)
-      yield* admin.query(`CREATE DATABASE ${name} TEMPLATE template0 ${row?.strategy ?? ""}`)
-    })
-  )
-  yield* Effect.acquireRelease(Effect.orDie(create), () => run(`DROP DATABASE ${name} WITH (FORCE)`))
-  return { name, url: Redacted.make(urlOf(name)) }
-})
+> = Effect.map(Effect.orDie(TestDatabase.make()), (url) => ({
+  name: new URL(Redacted.value(url)).pathname.slice(1),
+  url
+}))

@@ -1,9 +1,11 @@
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import { createRequire } from "node:module"
 import { pathToFileURL } from "node:url"
 import { Worker } from "node:worker_threads"
+import { safetyNet } from "./speed.js"
 
 /**
  * Asks the server something while this thread stands still, so that nothing the code under test would do next can come in
@@ -35,7 +37,8 @@ export const makeWitness = (url: Redacted.Redacted): Effect.Effect<Witness, neve
       Atomics.store(signal, 0, 0)
       // oxlint-disable-next-line unicorn/require-post-message-target-origin -- a worker, not a window
       worker.postMessage(sql)
-      if (Atomics.wait(signal, 0, 0, 10_000) === "timed-out") throw new Error("the witness did not answer")
+      if (Atomics.wait(signal, 0, 0, Duration.toMillis(safetyNet("1 minute"))) === "timed-out")
+        throw new Error("the witness did not answer")
       return new TextDecoder().decode(answer.slice(0, Atomics.load(signal, 0) - 1))
     }
   })

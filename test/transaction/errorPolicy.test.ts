@@ -7,7 +7,8 @@ import * as Redacted from "effect/Redacted"
 import type * as Database from "../../src/Database.js"
 import * as DatabaseError from "../../src/DatabaseError.js"
 import * as Transaction from "../../src/Transaction.js"
-import { type LogRecord, recordLogs, testLayer } from "../support/database.js"
+import { testLayer } from "../support/database.js"
+import { type LogRecord, recordLogs } from "../support/logs.js"
 import { eventually } from "../support/eventually.js"
 
 const raise = (code: string, message = "raised") =>

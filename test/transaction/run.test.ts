@@ -3,7 +3,7 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as SqlResolver from "@effect/sql/SqlResolver"
-import { assert, describe, layer } from "./support/it.js"
+import { assert, describe, layer } from "../support/it.js"
 import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
@@ -16,13 +16,15 @@ import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
-import * as Database from "../src/Database.js"
-import { DatabaseError } from "../src/DatabaseError.js"
-import * as Transaction from "../src/Transaction.js"
-import { type LogRecord, TestServer, databaseLayer, recordLogs, testLayer } from "./support/database.js"
-import { eventually } from "./support/eventually.js"
-import { makeProxy } from "./support/proxy.js"
-import { makeWitness } from "./support/witness.js"
+import * as Database from "../../src/Database.js"
+import { DatabaseError } from "../../src/DatabaseError.js"
+import * as Transaction from "../../src/Transaction.js"
+import { TestServer, databaseLayer, testLayer } from "../support/database.js"
+import { type LogRecord, recordLogs } from "../support/logs.js"
+import { within } from "../support/within.js"
+import { eventually } from "../support/eventually.js"
+import * as Proxy from "../support/Proxy.js"
+import { makeWitness } from "../support/witness.js"
 
 class Refused extends Data.TaggedError("Refused")<{ readonly why: string }> {}
 
@@ -327,7 +329,7 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
         Effect.gen(function* () {
           const { url } = yield* TestServer
           const { ids, name } = yield* makeTable
-          const proxy = yield* makeProxy(url)
+          const proxy = yield* Proxy.make(url)
           const insert = (id: number) =>
             Effect.flatMap(SqlClient.SqlClient, (sql) => sql`INSERT INTO ${sql(name)} VALUES (${id})`).pipe(
               Transaction.run(),
@@ -335,9 +337,9 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
               Effect.map(reasonOf),
               Effect.provide(Database.layer({ url: proxy.url, minConnections: 0 }))
             )
-          proxy.onClientData = (data) => (data.includes("COMMIT") ? "cut before" : "pass")
+          yield* proxy.when(Proxy.statement(/COMMIT/), Proxy.cutBefore("end"))
           assert.strictEqual(yield* insert(1), "CommitOutcomeUnknown")
-          proxy.onClientData = (data) => (data.includes("COMMIT") ? "cut after" : "pass")
+          yield* proxy.when(Proxy.statement(/COMMIT/), Proxy.cutAfter("end"))
           assert.strictEqual(yield* insert(2), "CommitOutcomeUnknown")
           yield* eventually(
             "the second one is committed",
@@ -414,8 +416,8 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
       it.scoped("first when ROLLBACK fails as well", () =>
         Effect.gen(function* () {
           const { url } = yield* TestServer
-          const proxy = yield* makeProxy(url)
-          proxy.onClientData = (data) => (data.includes("ROLLBACK") ? "cut before" : "pass")
+          const proxy = yield* Proxy.make(url)
+          yield* proxy.when(Proxy.statement(/ROLLBACK/), Proxy.cutBefore("end"))
           const exit = yield* Transaction.run(Effect.fail(new Refused({ why: "the body's" }))).pipe(
             Effect.exit,
             Effect.provide(Database.layer({ url: proxy.url, minConnections: 0 }))
@@ -445,21 +447,14 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
       it.scoped("and does not wait for a server that does not answer ROLLBACK", () =>
         Effect.gen(function* () {
           const { url } = yield* TestServer
-          const proxy = yield* makeProxy(url)
-          const freeze = Effect.sync(() => {
-            proxy.frozen = true
-          })
-          const [took, exit] = yield* Transaction.run(
-            Effect.zipRight(freeze, Effect.fail("the body's"))
-          ).pipe(
+          const proxy = yield* Proxy.make(url)
+          const exit = yield* Transaction.run(Effect.zipRight(proxy.down, Effect.fail("the body's"))).pipe(
             Effect.exit,
-            Effect.timed,
             Effect.provide(Database.layer({ url: proxy.url, minConnections: 0 }))
           )
           assert.isTrue(
             Exit.isFailure(exit) && Option.contains(Cause.failureOption(exit.cause), "the body's")
           )
-          assert.isBelow(Duration.toMillis(took), 8000)
         })
       )
     })
@@ -511,11 +506,11 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
           const body = Effect.sync(() => {
             began = true
           })
-          const [took, result] = yield* whileHeld(
-            Effect.timed(Effect.timeoutOption(Transaction.run(body), "100 millis"))
+          const { admin } = yield* TestServer
+          const result = yield* whileHeld(
+            within(200, admin.query("SELECT 1"))(Effect.timeoutOption(Transaction.run(body), "100 millis"))
           )
           assert.isTrue(Option.isNone(result))
-          assert.isBelow(Duration.toMillis(took), 200)
           assert.strictEqual((yield* stats).waiting, 0)
           yield* Transaction.run(Effect.void)
           assert.isFalse(began)
@@ -718,11 +713,11 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
             const sql = yield* SqlClient.SqlClient
             const { ids, insert } = yield* makeTable
             const before = yield* processId
-            const [took] = yield* Transaction.run(Effect.zipRight(insert(1), sql`SELECT pg_sleep(30)`)).pipe(
+            const { admin } = yield* TestServer
+            yield* Transaction.run(Effect.zipRight(insert(1), sql`SELECT pg_sleep(3600)`)).pipe(
               Effect.timeoutOption("100 millis"),
-              Effect.timed
+              within(300, admin.query("SELECT 1"))
             )
-            assert.isBelow(Duration.toMillis(took), 300)
             assert.deepStrictEqual(yield* ids, [])
             assert.strictEqual(yield* processId, before)
           }).pipe(Effect.provide(databaseLayer({ maxConnections: 1 })))

@@ -42,6 +42,8 @@ export type Action =
   | { readonly _tag: "Drop" }
   /** Closes both sides, with RST or FIN towards who sent it. */
   | { readonly _tag: "Cut"; readonly how: "reset" | "end"; readonly delivered: boolean }
+  /** Passes it on and closes the client's side; the server thinks that it is connected still. */
+  | { readonly _tag: "Abandon" }
   /** Passes nothing on any more, in neither direction, and closes nothing. */
   | { readonly _tag: "BlackHole"; readonly delivered: boolean }
   /** Sends it twice. */
@@ -125,8 +127,14 @@ export const cutBefore = (how: "reset" | "end"): Action => ({ _tag: "Cut", how, 
 /** Closes the connection once the message has been passed on. */
 export const cutAfter = (how: "reset" | "end"): Action => ({ _tag: "Cut", how, delivered: true })
 
+/** Passes the message on and closes the connection towards the client alone. */
+export const abandonAfter: Action = { _tag: "Abandon" }
+
 /** A black hole from this message on. */
 export const blackHoleBefore: Action = { _tag: "BlackHole", delivered: false }
+
+/** A black hole as soon as this message has passed. */
+export const blackHoleAfter: Action = { _tag: "BlackHole", delivered: true }
 
 /** Sends the message twice. */
 export const duplicate: Action = { _tag: "Duplicate" }
@@ -412,6 +420,10 @@ class Lane {
           closeBy(this.source, action.how)
         })
         return
+      case "Abandon":
+        this.write(bytes)
+        this.link.blackHole()
+        return closeBy(this.source, "end")
       case "BlackHole":
         if (action.delivered) this.write(bytes)
         return this.link.blackHole()

@@ -9,7 +9,8 @@ import * as Stream from "effect/Stream"
 import { DatabaseError } from "../../src/DatabaseError.js"
 import * as Transaction from "../../src/Transaction.js"
 import { eventually } from "../support/eventually.js"
-import * as Proxy from "./Proxy.js"
+import { textOf } from "../support/logs.js"
+import * as Proxy from "../support/Proxy.js"
 import {
   check,
   kill,
@@ -23,7 +24,7 @@ import {
   tagOf,
   tally,
   timed
-} from "./support.js"
+} from "../faults/support.js"
 
 const single = { maxConnections: 1, acquireTimeout: "20 seconds" } as const
 
@@ -34,9 +35,7 @@ const isClean = ({ proxy, sql }: Rig) =>
     return (yield* proxy.trace).findLast(({ name }) => name === "ReadyForQuery")?.text === "I"
   })
 
-const warnings = Effect.map(Logs, (logs) =>
-  logs.filter(({ level }) => level === "Warning").map(({ text }) => text)
-)
+const warnings = Effect.map(Logs, (logs) => logs.filter(({ level }) => level === "WARN").map(textOf))
 
 describe("A transaction", () => {
   const dirt = {
@@ -468,7 +467,7 @@ describe("A transaction", () => {
         assert.strictEqual(yield* provide(transact(body)), "value")
         assert.deepStrictEqual(ran, ["next"])
         assert.strictEqual((yield* admin.query("SELECT * FROM t")).length, 1)
-        const logged = (yield* Logs).map(({ text }) => text).join("\n")
+        const logged = (yield* Logs).map(textOf).join("\n")
         for (const text of ["hook fails", "hook dies", "hook throws"]) assert.include(logged, text)
       })
     )

@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { eventually } from "../support/eventually.js"
 import * as Proxy from "./Proxy.js"
-import { check, makeRig, outcome, processId, timed } from "./support.js"
+import { check, makeRig, outcome, processId, timed } from "../faults/support.js"
 
 const one = { maxConnections: 1, validateAfterIdle: "off", acquireTimeout: "20 seconds" } as const
 
