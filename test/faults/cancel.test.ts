@@ -238,7 +238,6 @@ describe("Cancelling", () => {
         [],
         seeded
       )
-    }),
-    300_000
+    })
   )
 })

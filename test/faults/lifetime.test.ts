@@ -202,8 +202,7 @@ describe("In the long run", () => {
       })
       assert.isBelow(grown, 2_000_000)
       assert.deepStrictEqual(after, before.handles)
-    }),
-    300_000
+    })
   )
 
   check(

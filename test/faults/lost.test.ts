@@ -104,8 +104,7 @@ describe("A lost connection", () => {
       assert.deepStrictEqual(tally(tags), { CommitOutcomeUnknown: 500 })
       assert.deepStrictEqual(wrong, [])
       assert.isTrue(rows.every(({ n }) => n === 1))
-    }),
-    120_000
+    })
   )
 
   check(

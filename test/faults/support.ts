@@ -23,19 +23,11 @@ import * as Proxy from "../support/Proxy.js"
 export class Logs extends Context.Tag("faults/Logs")<Logs, ReadonlyArray<LogRecord>>() {}
 
 /** A fault check in real time; its log records are in {@link Logs}. */
-export const check = (
-  name: string,
-  test: Effect.Effect<unknown, unknown, Scope.Scope | Logs>,
-  timeoutMillis = 60_000
-) =>
-  it.scopedLive(
-    name,
-    () => {
-      const records: Array<LogRecord> = []
-      return test.pipe(Effect.provideService(Logs, records), Effect.provide(recordLogs(records)))
-    },
-    timeoutMillis
-  )
+export const check = (name: string, test: Effect.Effect<unknown, unknown, Scope.Scope | Logs>) =>
+  it.scopedLive(name, () => {
+    const records: Array<LogRecord> = []
+    return test.pipe(Effect.provideService(Logs, records), Effect.provide(recordLogs(records)))
+  })
 
 /** A database of its own behind a proxy, a pool that reaches it through the proxy, and a superuser's session that does not. */
 export interface Rig {

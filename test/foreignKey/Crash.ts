@@ -85,11 +85,8 @@ const prepared = Effect.fnUntraced(function* (tables: string, swapTries: number)
   return { session, reference, reset }
 })
 
-/**
- * The tests of one kind of tables, whose only key has no action. `fewest`: the server ends the session more often than that. `timeout` of one test, in
- * milliseconds.
- */
-export const stopped = (of: string, tables: string, fewest: number, timeout?: number): void => {
+/** The tests of one kind of tables, whose only key has no action. `fewest`: the server ends the session more often. */
+export const stopped = (of: string, tables: string, fewest: number): void => {
   for (const [way, swapTries] of ways) {
     it.scopedLive(
       `converges when run again after the server ended its session at any statement, ${of}, ${way}`,
@@ -109,49 +106,42 @@ export const stopped = (of: string, tables: string, fewest: number, timeout?: nu
             yield* converges(session, swapTries, reference)
             yield* reset
           }
-        }).pipe(Effect.provide(database)),
-      timeout
+        }).pipe(Effect.provide(database))
     )
 
-    it.scopedLive(
-      `converges when run again after an interruption between any two steps, ${of}, ${way}`,
-      () =>
-        Effect.gen(function* () {
-          const { reference, reset, session } = yield* prepared(tables, swapTries)
-          for (let at = 1; ; at = next(at)) {
-            const seen = yield* Ref.make(0)
-            const fiber = yield* Effect.fork(
-              rebuild("cascade", swapTries, () =>
-                Effect.flatMap(
-                  Ref.updateAndGet(seen, (n) => n + 1),
-                  (n) => (n === at ? Effect.interrupt : Effect.void)
-                )
+    it.scopedLive(`converges when run again after an interruption between any two steps, ${of}, ${way}`, () =>
+      Effect.gen(function* () {
+        const { reference, reset, session } = yield* prepared(tables, swapTries)
+        for (let at = 1; ; at = next(at)) {
+          const seen = yield* Ref.make(0)
+          const fiber = yield* Effect.fork(
+            rebuild("cascade", swapTries, () =>
+              Effect.flatMap(
+                Ref.updateAndGet(seen, (n) => n + 1),
+                (n) => (n === at ? Effect.interrupt : Effect.void)
               )
             )
-            const exit = yield* Fiber.await(fiber)
-            if (exit._tag === "Success") break
-            yield* converges(session, swapTries, reference)
-            yield* reset
-          }
-        }).pipe(Effect.provide(database)),
-      timeout
+          )
+          const exit = yield* Fiber.await(fiber)
+          if (exit._tag === "Success") break
+          yield* converges(session, swapTries, reference)
+          yield* reset
+        }
+      }).pipe(Effect.provide(database))
     )
 
-    it.scopedLive(
-      `can be taken back from any point where it was stopped, ${of}, ${way}`,
-      () =>
-        Effect.gen(function* () {
-          const { reset, session } = yield* prepared(tables, swapTries)
-          yield* session.query(bomb)
-          for (let at = 1; ; at = next(at)) {
-            yield* arm(session, at)
-            const result = yield* rebuild("cascade", swapTries)
-            yield* arm(session, 0)
-            if (result.rebuilt.length === 1) break
-            yield* reset
-          }
-        }).pipe(Effect.provide(database)),
-      timeout
+    it.scopedLive(`can be taken back from any point where it was stopped, ${of}, ${way}`, () =>
+      Effect.gen(function* () {
+        const { reset, session } = yield* prepared(tables, swapTries)
+        yield* session.query(bomb)
+        for (let at = 1; ; at = next(at)) {
+          yield* arm(session, at)
+          const result = yield* rebuild("cascade", swapTries)
+          yield* arm(session, 0)
+          if (result.rebuilt.length === 1) break
+          yield* reset
+        }
+      }).pipe(Effect.provide(database))
     )
   }
 }

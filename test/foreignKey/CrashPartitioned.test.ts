@@ -26,10 +26,9 @@ const rows = `
   INSERT INTO child SELECT id, id FROM parent`
 
 /** The server ends the session some thirty times in a test. */
-const timeout = 300_000
 
 describe("a change of partitioned tables that is stopped", () => {
-  stopped("of a partitioned referencing table", plainParent + partitionedChild + rows, 12, timeout)
-  stopped("of a partitioned referenced table", partitionedParent + plainChild + rows, 12, timeout)
-  stopped("of two partitioned tables", partitionedParent + partitionedChild + rows, 12, timeout)
+  stopped("of a partitioned referencing table", plainParent + partitionedChild + rows, 12)
+  stopped("of a partitioned referenced table", partitionedParent + plainChild + rows, 12)
+  stopped("of two partitioned tables", partitionedParent + partitionedChild + rows, 12)
 })

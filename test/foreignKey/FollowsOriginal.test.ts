@@ -217,8 +217,7 @@ describe("until the swap, a delete, a key update and an insert do what they do w
                   assert.deepStrictEqual([result.failed, result.refused, result.rebuilt.length], [[], [], 1])
                 }
               })
-            ),
-          { timeout: 600_000 }
+            )
         )
       }
 
@@ -249,8 +248,7 @@ describe("until the swap, a delete, a key update and an insert do what they do w
                 assert.notInclude(resumed.steps, "order")
               }
             })
-          ),
-        { timeout: 600_000 }
+          )
       )
 
       it.scopedLive(
@@ -305,8 +303,7 @@ describe("until the swap, a delete, a key update and an insert do what they do w
                 assert.deepInclude(told[0], { live: to, until: "order" })
               }
             })
-          ),
-        { timeout: 600_000 }
+          )
       )
     }
   }

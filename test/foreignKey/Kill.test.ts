@@ -115,66 +115,62 @@ describe("a change converges when run again", () => {
               assert.deepStrictEqual(comparable(yield* vectors(session)), original)
             }
           }).pipe(Effect.provide(Database.layer({ url, minConnections: 1 })))
-        }),
-      { timeout: 300_000 }
+        })
     )
   }
 
-  it.scopedLive(
-    "after an immediate stop of the server at any statement",
-    () =>
-      Effect.gen(function* () {
-        const server = yield* EmbeddedPostgres.make()
-        const layer = Database.layer({ url: server.url, minConnections: 1 })
-        /** Each stop ends all sessions, so each part has its own. */
-        const during = <A, E>(use: (session: Session) => Effect.Effect<A, E, Database.Database>) =>
-          Effect.scoped(Effect.flatMap(application, use)).pipe(Effect.provide(layer))
-        const reference = yield* during((session) =>
+  it.scopedLive("after an immediate stop of the server at any statement", () =>
+    Effect.gen(function* () {
+      const server = yield* EmbeddedPostgres.make()
+      const layer = Database.layer({ url: server.url, minConnections: 1 })
+      /** Each stop ends all sessions, so each part has its own. */
+      const during = <A, E>(use: (session: Session) => Effect.Effect<A, E, Database.Database>) =>
+        Effect.scoped(Effect.flatMap(application, use)).pipe(Effect.provide(layer))
+      const reference = yield* during((session) =>
+        Effect.gen(function* () {
+          yield* session.query(tables)
+          yield* change(60)
+          const vector = comparable(yield* vectors(session))
+          yield* back
+          yield* session.query(hold)
+          return vector
+        })
+      )
+      for (let at = 1; ; at++) {
+        const stopped = yield* during((session) =>
           Effect.gen(function* () {
-            yield* session.query(tables)
-            yield* change(60)
-            const vector = comparable(yield* vectors(session))
-            yield* back
-            yield* session.query(hold)
-            return vector
+            yield* arm(session, at)
+            yield* session.query("SELECT pg_advisory_lock(42)")
+            const running = yield* Effect.fork(change(60, 0))
+            const ended = Effect.map(Fiber.poll(running), (exit) => exit._tag === "Some")
+            if (!(yield* standing(session, ended))) return false
+            yield* server.stop("immediate")
+            yield* server.start
+            const result = yield* Effect.either(Fiber.join(running))
+            assert.isTrue(result._tag === "Left" || result.right.failed.length === 1)
+            return true
           })
         )
-        for (let at = 1; ; at++) {
-          const stopped = yield* during((session) =>
-            Effect.gen(function* () {
-              yield* arm(session, at)
-              yield* session.query("SELECT pg_advisory_lock(42)")
-              const running = yield* Effect.fork(change(60, 0))
-              const ended = Effect.map(Fiber.poll(running), (exit) => exit._tag === "Some")
-              if (!(yield* standing(session, ended))) return false
-              yield* server.stop("immediate")
-              yield* server.start
-              const result = yield* Effect.either(Fiber.join(running))
-              assert.isTrue(result._tag === "Left" || result.right.failed.length === 1)
-              return true
-            })
-          )
-          yield* during((session) =>
-            Effect.gen(function* () {
-              yield* arm(session, 0)
-            })
-          )
-          const result = yield* during((session) =>
-            Effect.gen(function* () {
-              const again = yield* change(60)
-              assert.deepStrictEqual(comparable(yield* vectors(session)), reference)
-              yield* recorded
-              yield* back
-              return again
-            })
-          )
-          assert.deepStrictEqual([result.refused, result.failed], [[], []])
-          if (!stopped) {
-            assert.isAbove(at, 8)
-            break
-          }
+        yield* during((session) =>
+          Effect.gen(function* () {
+            yield* arm(session, 0)
+          })
+        )
+        const result = yield* during((session) =>
+          Effect.gen(function* () {
+            const again = yield* change(60)
+            assert.deepStrictEqual(comparable(yield* vectors(session)), reference)
+            yield* recorded
+            yield* back
+            return again
+          })
+        )
+        assert.deepStrictEqual([result.refused, result.failed], [[], []])
+        if (!stopped) {
+          assert.isAbove(at, 8)
+          break
         }
-      }),
-    { timeout: 300_000 }
+      }
+    })
   )
 })

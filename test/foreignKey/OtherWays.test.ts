@@ -80,8 +80,7 @@ describe("applications suffer", () => {
           })
         )
         assert.strictEqual(result, 0)
-      }).pipe(Effect.provide(database)),
-    { timeout: 60_000 }
+      }).pipe(Effect.provide(database))
   )
 
   it.scopedLive(
@@ -112,7 +111,6 @@ describe("applications suffer", () => {
         assert.isAbove(yield* orphans, 0)
         const error = yield* Effect.flip(observer.query("ALTER TABLE child VALIDATE CONSTRAINT fk"))
         assert.strictEqual(error.reason._tag, "ForeignKeyViolation")
-      }).pipe(Effect.provide(database)),
-    { timeout: 60_000 }
+      }).pipe(Effect.provide(database))
   )
 })

@@ -176,7 +176,6 @@ describe("any foreign key", () => {
         assert.isAtLeast(done.length, keys)
         assert.isAbove(Math.min(...Object.values(ways)), 0)
         if (keys >= 150) assert.deepStrictEqual(unseen(Shape.choices(version), done), [])
-      }),
-    { timeout: 1_200_000 }
+      })
   )
 })

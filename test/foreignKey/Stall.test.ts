@@ -68,7 +68,6 @@ describe("applications", () => {
         assert.isBelow(report.longestWaitMillis, limit)
         assert.isAbove(usual.report.longestWaitMillis, limit)
         assert.isBelow(report.longestMillis, usual.report.longestMillis)
-      }).pipe(Effect.provide(database)),
-    { timeout: 180_000 }
+      }).pipe(Effect.provide(database))
   )
 })

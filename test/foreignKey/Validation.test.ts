@@ -132,8 +132,7 @@ describe("a change whose VALIDATE", () => {
             )
           }
         }
-      }),
-    120_000
+      })
   )
 
   it.scopedLive(

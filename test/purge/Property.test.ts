@@ -101,7 +101,6 @@ describe("a purge", () => {
           )
         )
         assert.includeMembers([...seen], isFull ? ["deleted", "in batches", "refused"] : [])
-      }),
-    { timeout: 600_000 }
+      })
   )
 })

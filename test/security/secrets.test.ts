@@ -164,124 +164,119 @@ let roles = 0
 const newRole = () => `secret_role_${process.pid}_${++roles}`
 
 describe("secrets", () => {
-  it.scopedLive(
-    "no password, parameter or row value is in any log, span, metric or error",
-    () =>
-      Effect.gen(function* () {
-        const { admin, url } = yield* TestServer
-        yield* admin.query(schema)
-        const run = (
-          capture: Capture.Capture,
-          {
-            digits,
-            password,
+  it.scopedLive("no password, parameter or row value is in any log, span, metric or error", () =>
+    Effect.gen(function* () {
+      const { admin, url } = yield* TestServer
+      yield* admin.query(schema)
+      const run = (
+        capture: Capture.Capture,
+        {
+          digits,
+          password,
+          showRaised,
+          value,
+          wrong
+        }: {
+          readonly showRaised: boolean
+          readonly password: Secret
+          readonly wrong: Secret
+          readonly value: Secret
+          readonly digits: bigint
+        }
+      ) =>
+        Effect.gen(function* () {
+          const user = newRole()
+          yield* makeRole(admin, user, password.text)
+          const right = Database.layer({
+            url: urlFor(url, user, password.text),
+            echo: true,
+            slowStatement: "0 millis",
             showRaised,
-            value,
-            wrong
-          }: {
-            readonly showRaised: boolean
-            readonly password: Secret
-            readonly wrong: Secret
-            readonly value: Secret
-            readonly digits: bigint
-          }
-        ) =>
-          Effect.gen(function* () {
-            const user = newRole()
-            yield* makeRole(admin, user, password.text)
-            const right = Database.layer({
-              url: urlFor(url, user, password.text),
-              echo: true,
-              slowStatement: "0 millis",
-              showRaised,
-              minConnections: 1,
-              maxConnections: 2
-            })
-            const seen = yield* capture.exit(
-              Effect.gen(function* () {
-                const sql = yield* PgClient.PgClient
-                const database = yield* Database.Database
-                capture.texts.push(
-                  ...Capture.prints(database),
-                  ...Capture.prints(database.config),
-                  ...Capture.prints(sql)
-                )
-                if (!showRaised) {
-                  const [row] = yield* sql`SELECT mention(${value.text}) AS value`
-                  assert.strictEqual(row?.["value"], value.text)
-                }
-                yield* sql`INSERT INTO parent (id) VALUES (${value.text}) ON CONFLICT DO NOTHING`
-                yield* Stream.runDrain(sql`SELECT id FROM parent WHERE id = ${value.text}`.stream)
-                for (const [tag, statement] of failing(sql, value, digits, showRaised)) {
-                  const exit = yield* capture.exit(statement)
-                  const reason = Exit.isFailure(exit)
-                    ? DatabaseError.reasonOf(exit.cause._tag === "Fail" ? exit.cause.error : undefined)
-                    : undefined
-                  assert.strictEqual(reason?._tag, tag, `${tag}: ${String(exit)}`.slice(0, 300))
-                  if (reason === undefined) continue
-                  capture.texts.push(...Capture.prints(reason))
-                }
-                // Each in one of the ways that carry its error further, another one with every run.
-                const offset = Number(digits % 4n)
-                for (const [index, [, statement]] of failing(sql, value, digits, showRaised).entries()) {
-                  yield* capture.exit(further(sql, statement)[(index + offset) % 4] ?? Effect.void)
-                }
-                yield* capture.exit(Notification.notify("channel", value.text.repeat(500)))
-              }).pipe(Effect.provide(right))
-            )
-            assert.isTrue(Exit.isSuccess(seen), String(seen))
-            const refused = yield* capture.exit(
-              Layer.build(
-                Database.layer({ url: urlFor(url, user, wrong.text), echo: true, minConnections: 1 })
+            minConnections: 1,
+            maxConnections: 2
+          })
+          const seen = yield* capture.exit(
+            Effect.gen(function* () {
+              const sql = yield* PgClient.PgClient
+              const database = yield* Database.Database
+              capture.texts.push(
+                ...Capture.prints(database),
+                ...Capture.prints(database.config),
+                ...Capture.prints(sql)
               )
-            )
-            assert.strictEqual(
-              DatabaseError.reasonOf(
-                Exit.isFailure(refused) && refused.cause._tag === "Fail" ? refused.cause.error : undefined
-              )?._tag,
-              "AuthenticationFailed"
-            )
-            // Settings that are wrong, with the password in the url all the same.
-            for (const bad of [
-              `${urlFor(url, user, wrong.text)}?sslmode=never`,
-              `postgresql://${user}:${wrong.text}@[/`,
-              // As it is in the url, it would be read as the host, or as the database.
-              `postgresql://${user}:p@${wrong.token}#@127.0.0.1/db`,
-              `postgresql://${user}:p@${wrong.token}?@127.0.0.1/db`,
-              `postgresql://${user}:1/${wrong.token}@127.0.0.1/db`,
-              `${urlFor(url, user, wrong.text)}?sslrootcert=/nowhere&sslmode=require`,
-              urlFor(url, user, wrong.text).replace("postgresql:", "mysql:")
-            ]) {
-              const exit = yield* capture.exit(Layer.build(Database.layer({ url: bad })))
-              assert.isTrue(Exit.isFailure(exit))
-            }
-            yield* capture.metrics
-            assert.isAbove(capture.texts.length, 500)
-          }).pipe(Effect.scoped, Effect.provide(capture.layer))
-        yield* Effect.promise(() =>
-          FastCheck.assert(
-            FastCheck.asyncProperty(
-              secret,
-              secret,
-              secret,
-              number,
-              FastCheck.boolean(),
-              async (password, wrong, value, digits, showRaised) => {
-                const capture = Capture.make()
-                await Effect.runPromise(run(capture, { password, wrong, value, digits, showRaised }))
-                const words = [password.token, wrong.token, value.token, String(digits)]
-                const found = leaks(capture.texts, words)
-                if (found.length > 0) assert.fail(`shown: ${[...new Set(found)].slice(0, 5).join("\n")}`)
+              if (!showRaised) {
+                const [row] = yield* sql`SELECT mention(${value.text}) AS value`
+                assert.strictEqual(row?.["value"], value.text)
               }
-            ),
-            {
-              numRuns: Number(process.env["SECRETS_RUNS"] ?? (isFull ? 50 : 5)),
-              interruptAfterTimeLimit: 45_000,
-              endOnFailure: true
-            }
+              yield* sql`INSERT INTO parent (id) VALUES (${value.text}) ON CONFLICT DO NOTHING`
+              yield* Stream.runDrain(sql`SELECT id FROM parent WHERE id = ${value.text}`.stream)
+              for (const [tag, statement] of failing(sql, value, digits, showRaised)) {
+                const exit = yield* capture.exit(statement)
+                const reason = Exit.isFailure(exit)
+                  ? DatabaseError.reasonOf(exit.cause._tag === "Fail" ? exit.cause.error : undefined)
+                  : undefined
+                assert.strictEqual(reason?._tag, tag, `${tag}: ${String(exit)}`.slice(0, 300))
+                if (reason === undefined) continue
+                capture.texts.push(...Capture.prints(reason))
+              }
+              // Each in one of the ways that carry its error further, another one with every run.
+              const offset = Number(digits % 4n)
+              for (const [index, [, statement]] of failing(sql, value, digits, showRaised).entries()) {
+                yield* capture.exit(further(sql, statement)[(index + offset) % 4] ?? Effect.void)
+              }
+              yield* capture.exit(Notification.notify("channel", value.text.repeat(500)))
+            }).pipe(Effect.provide(right))
           )
+          assert.isTrue(Exit.isSuccess(seen), String(seen))
+          const refused = yield* capture.exit(
+            Layer.build(Database.layer({ url: urlFor(url, user, wrong.text), echo: true, minConnections: 1 }))
+          )
+          assert.strictEqual(
+            DatabaseError.reasonOf(
+              Exit.isFailure(refused) && refused.cause._tag === "Fail" ? refused.cause.error : undefined
+            )?._tag,
+            "AuthenticationFailed"
+          )
+          // Settings that are wrong, with the password in the url all the same.
+          for (const bad of [
+            `${urlFor(url, user, wrong.text)}?sslmode=never`,
+            `postgresql://${user}:${wrong.text}@[/`,
+            // As it is in the url, it would be read as the host, or as the database.
+            `postgresql://${user}:p@${wrong.token}#@127.0.0.1/db`,
+            `postgresql://${user}:p@${wrong.token}?@127.0.0.1/db`,
+            `postgresql://${user}:1/${wrong.token}@127.0.0.1/db`,
+            `${urlFor(url, user, wrong.text)}?sslrootcert=/nowhere&sslmode=require`,
+            urlFor(url, user, wrong.text).replace("postgresql:", "mysql:")
+          ]) {
+            const exit = yield* capture.exit(Layer.build(Database.layer({ url: bad })))
+            assert.isTrue(Exit.isFailure(exit))
+          }
+          yield* capture.metrics
+          assert.isAbove(capture.texts.length, 500)
+        }).pipe(Effect.scoped, Effect.provide(capture.layer))
+      yield* Effect.promise(() =>
+        FastCheck.assert(
+          FastCheck.asyncProperty(
+            secret,
+            secret,
+            secret,
+            number,
+            FastCheck.boolean(),
+            async (password, wrong, value, digits, showRaised) => {
+              const capture = Capture.make()
+              await Effect.runPromise(run(capture, { password, wrong, value, digits, showRaised }))
+              const words = [password.token, wrong.token, value.token, String(digits)]
+              const found = leaks(capture.texts, words)
+              if (found.length > 0) assert.fail(`shown: ${[...new Set(found)].slice(0, 5).join("\n")}`)
+            }
+          ),
+          {
+            numRuns: Number(process.env["SECRETS_RUNS"] ?? (isFull ? 50 : 5)),
+            interruptAfterTimeLimit: 45_000,
+            endOnFailure: true
+          }
         )
-      }).pipe(Effect.provide(TestServer.layer)),
-    120_000
+      )
+    }).pipe(Effect.provide(TestServer.layer))
   )
 })

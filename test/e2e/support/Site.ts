@@ -1,5 +1,6 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
@@ -9,6 +10,7 @@ import * as Y from "yjs"
 import { loader } from "../../../migrations/index.js"
 import * as Database from "../../../src/Database.js"
 import * as TestDatabase from "../../../src/testing/TestDatabase.js"
+import { safetyNet } from "../../support/speed.js"
 import * as Chromium from "./Chromium.js"
 import * as Program from "./Program.js"
 import * as Tab from "./Tab.js"
@@ -88,7 +90,10 @@ export const eventually = <A, R>(
   Effect.flatMap(Effect.runtime<R>(), (runtime) =>
     Effect.promise(() =>
       expect
-        .poll(() => Effect.runPromise(Effect.provide(read, runtime)), { timeout: 20_000, interval: 20 })
+        .poll(() => Effect.runPromise(Effect.provide(read, runtime)), {
+          timeout: Duration.toMillis(safetyNet("1 minute")),
+          interval: 20
+        })
         .toEqual(expected)
     )
   )

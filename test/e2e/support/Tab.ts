@@ -1,7 +1,9 @@
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { BrowserContextOptions, Page } from "playwright-core"
 import { expect } from "vitest"
+import { safetyNet } from "../../support/speed.js"
 import { Chromium } from "./Chromium.js"
 
 // What runs in the page is given as text, since the names of the browser are not those of Node: `edit` is the editor, by its id.
@@ -62,7 +64,7 @@ const make = (page: Page): Tab => {
   const editor = page.getByLabel("Edit text")
   const synced = page.getByTestId("synced-text")
   const eventually = <A>(read: () => Promise<A>, message: string) =>
-    expect.poll(read, { timeout: 20_000, interval: 10, message })
+    expect.poll(read, { timeout: Duration.toMillis(safetyNet("1 minute")), interval: 10, message })
   const see = (check: () => Promise<unknown>) => Effect.asVoid(Effect.promise(check))
   const tab: Tab = {
     page,
