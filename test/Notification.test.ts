@@ -34,6 +34,16 @@ const listenSessions = Effect.gen(function* () {
   return row?.n
 })
 
+/** Whether a LISTEN is done: what is sent from now on arrives. */
+const isListening = Effect.gen(function* () {
+  const sql = yield* PgClient.PgClient
+  const sessions = yield* sql`
+    SELECT FROM pg_stat_activity
+    WHERE datname = current_database() AND query LIKE 'LISTEN%' AND state = 'idle'
+  `
+  return sessions.length === 1
+})
+
 describe("Notification", () => {
   listening(
     "delivers what was sent after the subscription succeeded, empty payloads too, in order",
@@ -217,10 +227,7 @@ describe("Notification", () => {
     Effect.gen(function* () {
       const sql = yield* PgClient.PgClient
       const fiber = yield* Effect.fork(Stream.runCollect(Stream.take(sql.listen("news"), 2)))
-      yield* eventually(
-        "the session listens",
-        Effect.map(listenSessions, (n) => n === 1)
-      )
+      yield* eventually("the session listens", isListening)
       yield* sql.notify("news", "one")
       yield* sql.notify("news", "it's two")
       assert.deepStrictEqual(Chunk.toReadonlyArray(yield* Fiber.join(fiber)), ["one", "it's two"])

@@ -17,13 +17,14 @@ import * as Fiber from "effect/Fiber"
 import * as Random from "effect/Random"
 import * as Redacted from "effect/Redacted"
 import * as Ref from "effect/Ref"
-import { DatabaseError } from "../DatabaseError.js"
+import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Blocker from "./Blocker.js"
 import * as Courtesy from "./Courtesy.js"
 import type { Step, StepName } from "./Change.js"
 import * as Fidelity from "./Fidelity.js"
 import * as Lock from "./Lock.js"
+import * as Settings from "./Settings.js"
 import * as Tree from "./Tree.js"
 import * as Try from "./Try.js"
 
@@ -31,6 +32,8 @@ import * as Try from "./Try.js"
 export interface Bench {
   /** Runs the statements. */
   readonly session: Session
+  /** The same session without a limit of ours, for a statement that is watched. */
+  readonly patient: Session
   /** Watches while {@link session} waits. */
   readonly watcher: Session
   readonly limits: Try.Limits
@@ -197,7 +200,7 @@ export const runBesideWrites = (
     yield* repeatedly(bench, step, {}, () =>
       Effect.gen(function* () {
         const blockers = yield* Ref.make<Seen>([])
-        const look = watched(bench, blockers, "500 millis", bench.session.query(statements.join(";\n")))
+        const look = watched(bench, blockers, "500 millis", bench.patient.query(statements.join(";\n")))
         return yield* Effect.as(look, won).pipe(
           Effect.catchAll((error) =>
             Effect.zipRight(
@@ -243,7 +246,7 @@ export const runOutsideTransaction = (
     const wait = Math.max(1, Math.ceil(yield* Ref.get(bench.budget))) + 2000
     const statements = Effect.forEach(
       [...Try.outsideTransaction.before(wait), ...step.statements],
-      (statement) => watched(bench, blockers, "500 millis", bench.session.query(statement)),
+      (statement) => watched(bench, blockers, "500 millis", bench.patient.query(statement)),
       { discard: true }
     )
     const ended = (error: DatabaseError) =>
@@ -279,12 +282,6 @@ export const tidy = ({ session }: Bench, statements: ReadonlyArray<string>): Eff
     (statement) => Effect.ignore(session.query(statement)),
     { discard: true }
   )
-
-/** The network swallows what is sent: if one connection gets no answer, so does no other, also one that may have nothing to say for hours. */
-export const unanswered = new DatabaseError({
-  operation: "execute",
-  reason: { _tag: "ConnectionLost", phase: "sent", systemCode: undefined }
-})
 
 // -----------------------------------------------------------------------------
 // internal
@@ -415,10 +412,10 @@ const attempt = (
     const isLocked = Try.tablesOf(step).length > 0
     const { body, prelude } = Try.transaction(step, way, { ...bench.limits, wait: patience })
     const blockers = yield* Ref.make<Seen>([])
-    const ask = watched(bench, blockers, "5 millis", bench.session.query(prelude.join(";\n")))
+    const ask = watched(bench, blockers, "5 millis", bench.patient.query(prelude.join(";\n")))
     const work = timed(
       bench,
-      watched(bench, blockers, "5 millis", bench.session.query(body.join(";\n")))
+      watched(bench, blockers, "5 millis", bench.patient.query(body.join(";\n")))
     ).pipe(
       Effect.as(won),
       // The locks have an error of their own, so it was the statements.
@@ -471,7 +468,7 @@ const watched = <A, E>(
     Effect.gen(function* () {
       const over = yield* Deferred.make<void>()
       const look = Blocker.watch(bench.watcher, bench.session.processId).pipe(
-        Effect.timeoutFail({ duration: answerLimit, onTimeout: () => unanswered }),
+        Effect.timeoutFail({ duration: answerLimit, onTimeout: () => Settings.unanswered }),
         Effect.flatMap((seen) => (seen.length === 0 ? Effect.void : Ref.set(blockers, seen)))
       )
       const watching = Effect.iterate(false, {

@@ -11,7 +11,7 @@ import * as Redacted from "effect/Redacted"
 import * as Ref from "effect/Ref"
 import * as Crypto from "node:crypto"
 import type { DatabaseError } from "../DatabaseError.js"
-import type { QueryOptions, Session } from "../driver/Session.js"
+import type { Session } from "../driver/Session.js"
 import * as Attempt from "./Attempt.js"
 import * as Catalog from "./Catalog.js"
 import * as Change from "./Change.js"
@@ -58,7 +58,7 @@ export const make = (lend: Lend): Effect.Effect<Rehearse> =>
         const like = likeness(change)
         const before = (yield* Ref.get(known)).get(like)
         if (before !== undefined) return before
-        const verdict = yield* lend((session) => rehearse(answering(session), change))
+        const verdict = yield* lend((session) => rehearse(session, change))
         yield* Ref.update(known, (known) => new Map([...known, [like, verdict]]))
         return verdict
       })
@@ -67,15 +67,6 @@ export const make = (lend: Lend): Effect.Effect<Rehearse> =>
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
-
-/** The server ends a statement after 30 seconds: if it has not said so some time later, the connection is dead. */
-const answering = (session: Session): Session => ({
-  ...session,
-  query: <Row extends object>(sql: string, params?: ReadonlyArray<unknown>, options?: QueryOptions) =>
-    session
-      .query<Row>(sql, params, options)
-      .pipe(Effect.timeoutFail({ duration: "40 seconds", onTimeout: () => Attempt.unanswered }))
-})
 
 const likeness = ({ key, kind, target }: Rehearsed) =>
   JSON.stringify([
@@ -241,6 +232,7 @@ const act = (session: Session, aim: Rebuild.Aim): Effect.Effect<Verdict, Databas
     const at = yield* Ref.make<Change.StepName>("add")
     const bench: Attempt.Bench = {
       session,
+      patient: session,
       watcher: session,
       limits: Try.limits(undefined, 1000),
       budget: yield* Ref.make(0),

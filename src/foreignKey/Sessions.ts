@@ -25,6 +25,8 @@ export class Terminated extends Data.TaggedError("ServerShutdown")<{}> {
 export interface Workers {
   /** Runs the statements. */
   readonly session: Session
+  /** The same session without a limit of ours, for a statement that is watched. */
+  readonly patient: Session
   /** Watches while {@link session} waits, as the role that logged in. */
   readonly watcher: Session
   /** The server's deadlock_timeout when they were opened, in milliseconds. */
@@ -59,10 +61,11 @@ export const make = (
     const backends = yield* Ref.make<ReadonlyArray<Backend>>([])
     const enlisted = (purpose: string) =>
       Effect.gen(function* () {
-        const session = yield* Settings.prepared(open, purpose)
+        const patient = yield* Settings.prepared(open, purpose)
+        const session = Settings.answering(patient)
         const backend = yield* identify(session)
         yield* Ref.update(backends, (known) => [...known, backend])
-        return { session, backend }
+        return { session, patient, backend }
       })
     const guardPurpose = "change foreign keys (advisory lock)"
     /** A session in a scope of its own, which ends with the run at the latest. */
@@ -80,11 +83,11 @@ export const make = (
     /** The sessions are in `kept` only while nobody uses them. */
     const workers = (scope: Scope.CloseableScope) =>
       Effect.gen(function* () {
-        const { session } = yield* enlisted("change foreign keys")
+        const { patient, session } = yield* enlisted("change foreign keys")
         const watcher = (yield* enlisted("change foreign keys (watcher)")).session
         yield* Settings.asLoginRole(watcher)
         const deadlockTimeout = yield* Settings.deadlockTimeout(session)
-        return { workers: { session, watcher, deadlockTimeout }, scope }
+        return { workers: { session, patient, watcher, deadlockTimeout }, scope }
       }).pipe(Scope.extend(scope))
     return {
       guard: Effect.map(Ref.get(held), ({ session }) => session),

@@ -1,8 +1,8 @@
 /** What the sessions of a change run with. */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type { DatabaseError } from "../DatabaseError.js"
-import type { Session } from "../driver/Session.js"
+import { DatabaseError } from "../DatabaseError.js"
+import type { QueryOptions, Session } from "../driver/Session.js"
 import { block, literal } from "./Sql.js"
 
 /**
@@ -39,6 +39,24 @@ export const prepared = (
   purpose: string
 ): Effect.Effect<Session, DatabaseError, Scope.Scope> =>
   Effect.tap(open, (session) => prepare(session, purpose))
+
+/**
+ * The same session, which fails when a statement gets no answer: the server ends one after 30 s and says so, unless the network
+ * swallows it. For statements that may take longer another session asks whether the server still answers.
+ */
+export const answering = (session: Session): Session => ({
+  ...session,
+  query: <Row extends object>(sql: string, params?: ReadonlyArray<unknown>, options?: QueryOptions) =>
+    session
+      .query<Row>(sql, params, options)
+      .pipe(Effect.timeoutFail({ duration: "40 seconds", onTimeout: () => unanswered }))
+})
+
+/** If one connection gets no answer, so does no other, also one that may have nothing to say for hours. */
+export const unanswered = new DatabaseError({
+  operation: "execute",
+  reason: { _tag: "ConnectionLost", phase: "sent", systemCode: undefined }
+})
 
 /** The server's deadlock_timeout in milliseconds: after it, a waiting application's transaction can become a deadlock victim. */
 export const deadlockTimeout = (session: Session): Effect.Effect<number, DatabaseError> =>

@@ -253,7 +253,7 @@ const again = <E>(
 /** The change of one key. */
 const converge = (
   { effort, sessions }: Run,
-  { deadlockTimeout, session, watcher }: Sessions.Workers,
+  { deadlockTimeout, patient, session, watcher }: Sessions.Workers,
   task: Selection.Selected,
   kept: Pick<Attempt.Bench, "budget" | "longestLock">,
   emit: (event: Progress) => Effect.Effect<void>
@@ -264,6 +264,7 @@ const converge = (
     const told = yield* Ref.make("")
     const bench: Attempt.Bench = {
       session,
+      patient,
       watcher,
       limits: Try.limits(effort.lockTimeout, deadlockTimeout),
       ...kept,

@@ -1,5 +1,4 @@
 import { assert, describe, inFull, it } from "../support/it.js"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
@@ -14,6 +13,7 @@ import * as Proxy from "../support/Proxy.js"
 import { adminSession, emptyDatabase } from "../support/server.js"
 import { application, comparable, vectors } from "./support.js"
 import { cases } from "../support/length.js"
+import { safetyNet } from "../support/speed.js"
 
 const tables = `
   CREATE TABLE parent (id int PRIMARY KEY);
@@ -140,6 +140,27 @@ describe("a change whose connections are lost goes on by itself", () => {
       )
   )
 
+  inFull(it).scopedLive("when the network swallows all that is sent, between two steps", () =>
+    behindProxy((proxy) =>
+      Effect.gen(function* () {
+        const lost: Array<string> = []
+        const freeze = yield* once("add", proxy.freeze)
+        const { failed, rebuilt, refused } = yield* change({
+          onProgress: (event) =>
+            Effect.zipRight(
+              Effect.sync(() => {
+                if (event._tag === "Reconnecting") lost.push(event.code)
+              }),
+              freeze(event)
+            )
+        })
+        assert.deepStrictEqual([failed, refused, rebuilt.length], [[], [], 2])
+        assert.deepStrictEqual(lost, ["ConnectionLost"])
+        yield* isDone
+      })
+    )
+  )
+
   it.scopedLive("when the network cuts the connection of its rehearsal", () =>
     behindProxy((proxy) =>
       Effect.gen(function* () {
@@ -260,16 +281,10 @@ describe("a change whose connections are lost ends", () => {
       const onProgress = yield* once(
         "add",
         Effect.gen(function* () {
-          yield* proxy.setDialDelay("1 hour")
-          const all = yield* session.query<{ pid: number }>(
-            "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'promptgrimoire-db: change%' AND datname = current_database()"
-          )
-          yield* proxy.freeze
-          yield* session.query("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", [
-            all.map(({ pid }) => pid)
-          ])
-          yield* Exclusive.acquire(session, Duration.seconds(10))
-          yield* proxy.setDialDelay(0)
+          yield* proxy.refuse
+          yield* proxy.cutAll("end")
+          yield* Exclusive.acquire(session, safetyNet("1 minute"))
+          yield* proxy.accept
         })
       )
       const { failed } = yield* change({ onProgress, patience: "10 millis" }).pipe(
