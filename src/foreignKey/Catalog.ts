@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Action from "./Action.js"
+import * as Comment from "./Comment.js"
 import { label } from "./Sql.js"
 
 /** A table at one end of a foreign key. */
@@ -53,7 +54,7 @@ export interface Key {
   readonly period: boolean
   /** Whether it belongs to a key of a partitioned table, and so changes with that one only. */
   readonly inherited: boolean
-  readonly comment: string | null
+  readonly comment: Comment.Comment
   /** The unique index of the referenced table that it is bound to. */
   readonly boundIndex: { readonly oid: number; readonly name: string; readonly primary: boolean } | null
   /** The indexes of the referenced table that an equal key could be bound to, in the order PostgreSQL tries them. */
@@ -211,7 +212,7 @@ SELECT jsonb_build_object(
   'enforced', coalesce((to_jsonb(k) ->> 'conenforced')::boolean, true),
   'period', coalesce((to_jsonb(k) ->> 'conperiod')::boolean, false),
   'inherited', k.conparentid <> 0,
-  'comment', pg_catalog.obj_description(k.oid, 'pg_constraint'),
+  'comment', ${Comment.read("k.oid")},
   'boundIndex', (
     SELECT jsonb_build_object('oid', i.indexrelid::int8, 'name', c.relname, 'primary', i.indisprimary)
     FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid

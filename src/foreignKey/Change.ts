@@ -6,6 +6,7 @@
  */
 import * as Action from "./Action.js"
 import type { Key, Relation, Table } from "./Catalog.js"
+import * as Comment from "./Comment.js"
 import * as Fidelity from "./Fidelity.js"
 import * as Lock from "./Lock.js"
 import * as Marker from "./Marker.js"
@@ -475,8 +476,8 @@ const renameConstraint = (table: Relation, from: string, to: string) =>
 const alterConstraint = (table: Relation, name: string, mode: string) =>
   `ALTER TABLE ${qualified(table)} ALTER CONSTRAINT ${identifier(name)} ${mode}`
 
-const comment = (table: Relation, name: string, text: string | null) =>
-  `COMMENT ON CONSTRAINT ${identifier(name)} ON ${qualified(table)} IS ${text === null ? "NULL" : literal(text)}`
+const comment = (table: Relation, name: string, text: Comment.Comment) =>
+  `COMMENT ON CONSTRAINT ${identifier(name)} ON ${qualified(table)} IS ${Comment.sql(text)}`
 
 /** The comment that records the original. */
 const marker = ({ key, original, target }: Change) =>

@@ -9,6 +9,7 @@ import * as Struct from "effect/Struct"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Action from "./Action.js"
+import * as Comment from "./Comment.js"
 import { roleOf } from "./Role.js"
 import { childrenOf, triggersOf } from "./Lookup.js"
 import { literal } from "./Sql.js"
@@ -35,7 +36,7 @@ export interface Trigger {
 export interface Entry {
   readonly oid: number
   readonly constraint: { readonly [column: string]: unknown }
-  readonly comment: string | null
+  readonly comment: Comment.Comment
   readonly triggers: ReadonlyArray<Trigger>
   readonly [field: string]: unknown
 }
@@ -131,7 +132,7 @@ export const unsettled = (vector: Vector, comment: string): Vector =>
   }))
 
 /** A vector with another comment on the topmost constraint. */
-export const withComment = (vector: Vector, comment: string | null): Vector =>
+export const withComment = (vector: Vector, comment: Comment.Comment): Vector =>
   mapEntries(vector, (entry, index) => (index === 0 ? { ...entry, comment } : entry))
 
 /** A vector whose triggers have the names that they have in another one. */
@@ -379,7 +380,7 @@ const entry = (parent: string, without: string, triggerNames: boolean) => `jsonb
     'oid', k.oid::int8,
     'parent', ${parent},
     'constraint', to_jsonb(k) - '{oid,conparentid,connoinherit}'::text[]${without},
-    'comment', pg_catalog.obj_description(k.oid, 'pg_constraint'),
+    'comment', ${Comment.read("k.oid")},
     'dependencies', (
       SELECT jsonb_agg(jsonb_build_array(d.refclassid::int8, d.refobjid::int8, d.refobjsubid, d.deptype)
         ORDER BY d.refclassid, d.refobjid, d.refobjsubid, d.deptype)

@@ -3,6 +3,7 @@
  * read, and what a person sees who finds the constraint.
  */
 import * as Option from "effect/Option"
+import { type Comment, text } from "./Comment.js"
 import type * as Fidelity from "./Fidelity.js"
 import type { Target } from "./Target.js"
 
@@ -22,13 +23,15 @@ const prefix = "promptgrimoire-db is changing a foreign key here, rerun it to fi
 export const encode = (marker: Marker): string => prefix + JSON.stringify(marker)
 
 /** Whether a comment is one of ours, also if it cannot be read any more because somebody edited it. */
-export const isOurs = (comment: string | null): boolean => comment?.startsWith(prefix) === true
+export const isOurs = (comment: Comment): boolean => text(comment)?.startsWith(prefix) === true
 
 /** Reads a comment; undefined if it is not one of ours, or somebody edited it. */
-export const decode = (comment: string | null): Marker | undefined =>
-  comment?.startsWith(prefix) === true
-    ? Option.getOrUndefined(parse(comment.slice(prefix.length)))
+export const decode = (comment: Comment): Marker | undefined => {
+  const whole = text(comment)
+  return whole?.startsWith(prefix) === true
+    ? Option.getOrUndefined(parse(whole.slice(prefix.length)))
     : undefined
+}
 
 // -----------------------------------------------------------------------------
 // internal

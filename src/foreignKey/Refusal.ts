@@ -5,6 +5,7 @@ import type { Session } from "../driver/Session.js"
 import * as Action from "./Action.js"
 import { nameOf, type Key } from "./Catalog.js"
 import type * as Detector from "./Detector.js"
+import * as Encoding from "./Encoding.js"
 import * as Name from "./Name.js"
 import * as Rival from "./Rival.js"
 import { label } from "./Sql.js"
@@ -30,6 +31,7 @@ export interface Refusal {
     | "ledger"
     | "no-record"
     | "language"
+    | "unreadable-name"
     | "typed-table"
     | "generated-column"
     | "rehearsal"
@@ -66,6 +68,8 @@ export interface Evidence {
   readonly equals: ReadonlyArray<Key>
   readonly problems: ReadonlyArray<Detector.Problem>
   readonly rights: Rights
+  /** Names of the key and of what belongs to it that are not valid UTF-8. */
+  readonly unreadable: ReadonlyArray<string>
   /** Privileges that the role lacks, in words. */
   readonly missing: ReadonlyArray<string>
   readonly version: number
@@ -112,6 +116,7 @@ export const all = (evidence: Evidence): ReadonlyArray<Refusal> => {
     key.referencing.oid === key.referenced.oid ? [key.referencing] : [key.referencing, key.referenced]
   if (!rights.plpgsql)
     refuse("language", "PL/pgSQL is missing, every step proves itself with it: CREATE EXTENSION plpgsql")
+  if (evidence.unreadable.length > 0) refuse("unreadable-name", Encoding.problem(evidence.unreadable))
   if (key.period) {
     refuse("period", "it is a temporal key (PERIOD), for which PostgreSQL supports NO ACTION only")
   }

@@ -23,7 +23,6 @@ export const render = ({ madeFrom, refused, steps, unchanged, warnings }: PlanRe
     ),
     "",
     "\\set ON_ERROR_STOP on",
-    "SET client_encoding = 'UTF8';",
     `${Settings.script()};`,
     `${Exclusive.takeOrFail()};`,
     ...steps

@@ -5,6 +5,8 @@ import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Catalog from "./Catalog.js"
 import * as Detector from "./Detector.js"
+import * as Encoding from "./Encoding.js"
+import * as Fidelity from "./Fidelity.js"
 import * as Halfway from "./Halfway.js"
 import * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
@@ -138,6 +140,9 @@ export const select = (
       )
     )
     const missing = yield* Privileges.missing(session, wanted, version)
+    const unreadable = (yield* Encoding.isUnknown(session))
+      ? yield* unreadableNames(session, chosen, createIndexes === true)
+      : undefined
     const ofTable = grouped(keys, ({ referencing }) => referencing.oid)
     const problemsOf = grouped(problems, ({ constraint }) => constraint)
     const leftovers = grouped(
@@ -183,6 +188,7 @@ export const select = (
             version,
             rights,
             missing: missing.get(key.oid) ?? [],
+            unreadable: unreadable?.get(key.oid) ?? [],
             kind,
             allowRowMovement: allowRowMovement ?? false,
             ledgerProblem: ledger?.problem,
@@ -194,6 +200,22 @@ export const select = (
       }
     })
     return { selected, keys }
+  })
+
+/** The names in everything that a change of a key names, as far as they cannot be read. */
+const unreadableNames = (session: Session, keys: ReadonlyArray<Catalog.Key>, createIndexes: boolean) =>
+  Effect.gen(function* () {
+    const vectors = yield* Fidelity.readAll(
+      session,
+      keys.map(({ oid }) => oid)
+    )
+    const named = yield* Effect.forEach(keys, (key) =>
+      Effect.map(
+        createIndexes ? Index.missing(session, key) : Effect.succeed([]),
+        (steps) => [key.oid, Encoding.unreadable([key, vectors.get(key.oid), steps])] as const
+      )
+    )
+    return new Map(named)
   })
 
 /** Looks things up by an OID. */

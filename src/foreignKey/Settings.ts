@@ -3,10 +3,11 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { DatabaseError } from "../DatabaseError.js"
 import type { QueryOptions, Session } from "../driver/Session.js"
+import * as Encoding from "./Encoding.js"
 import { block, literal } from "./Sql.js"
 
 /**
- * Makes a session ours. Names resolve in pg_catalog only. The roles', database's and server's own limits are lifted where a change has to
+ * Makes a session ours. Names resolve in pg_catalog only. Texts are in UTF-8, as far as the server knows. The roles', database's and server's own limits are lifted where a change has to
  * outlive them (validation can take hours, and the session with the advisory lock is idle meanwhile); a backend whose client is gone gives up within 10 s (14 and later).
  */
 export const prepare = (session: Session, purpose: string): Effect.Effect<void, DatabaseError> =>
@@ -90,5 +91,8 @@ const settings = [
 /** Assigns those that the server's version has. */
 const assign = (values: ReadonlyArray<readonly [name: string, value: string]>) =>
   `pg_catalog.set_config(s.name, s.value, false)
-  FROM (VALUES ${values.map(([name, value]) => `(${literal(name)}, ${literal(value)})`).join(", ")}) AS s (name, value)
+  FROM (VALUES ${[
+    ...values.map(([name, value]) => `(${literal(name)}, ${literal(value)})`),
+    `('client_encoding', ${Encoding.ofClient})`
+  ].join(", ")}) AS s (name, value)
   JOIN pg_catalog.pg_settings known ON known.name = s.name`

@@ -2,6 +2,7 @@
  * PL/pgSQL fragments that give the rows and triggers of one key what they should have. A key of partitioned tables is a tree of constraints, whose
  * generated names a statement cannot know in advance, so these read the catalogs while they run, under the locks of their step.
  */
+import * as Comment from "./Comment.js"
 import type * as Fidelity from "./Fidelity.js"
 import * as Lookup from "./Lookup.js"
 import { block, literal } from "./Sql.js"
@@ -39,8 +40,9 @@ export const restoreRows = (place: Place, vector: Fidelity.Vector): ReadonlyArra
       name: constraint["conname"],
       comment
     })),
-    "relation oid, referenced oid, name text, comment text"
+    "relation oid, referenced oid, name text, comment jsonb"
   )
+  const wantedComment = Comment.fromJson("w.comment")
   const rows = `${rowsOf(place)} k JOIN ${wanted} ON w.relation = k.conrelid AND w.referenced = k.confrelid`
   return [
     // In two passes: a generated name can be the one that another row of the same table should have.
@@ -59,8 +61,8 @@ export const restoreRows = (place: Place, vector: Fidelity.Vector): ReadonlyArra
   END LOOP;`
     ),
     guard(`FOR r IN
-    SELECT k.conrelid::regclass AS relation, k.conname, w.comment FROM ${rows}
-    WHERE k.depth > 0 AND pg_catalog.obj_description(k.oid, 'pg_constraint') IS DISTINCT FROM w.comment
+    SELECT k.conrelid::regclass AS relation, k.conname, ${wantedComment} AS comment FROM ${rows}
+    WHERE k.depth > 0 AND pg_catalog.obj_description(k.oid, 'pg_constraint') IS DISTINCT FROM ${wantedComment}
   LOOP
     EXECUTE format('COMMENT ON CONSTRAINT %I ON %s IS %L', r.conname, r.relation, r.comment);
   END LOOP;`)

@@ -8,6 +8,7 @@ import type * as Scope from "effect/Scope"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import { nameOf, type Relation } from "../foreignKey/Catalog.js"
+import * as Encoding from "../foreignKey/Encoding.js"
 import * as Closure from "./Closure.js"
 import * as Graph from "./Graph.js"
 import * as Walk from "./Walk.js"
@@ -104,6 +105,7 @@ export interface Refusal {
     | "blocked"
     | "unclear-outcome"
     | "kept-rows"
+    | "unreadable-name"
   /** What is wrong and what to do, for people. */
   readonly reason: string
 }
@@ -143,9 +145,9 @@ export const run = (
       const { plan, task } = yield* prepare(session, options)
       if (plan.refused.length > 0 || task === undefined) return yield* new Refused({ refusals: plan.refused })
       yield* report({ _tag: "Planned", plan })
-      // Triggers of the user's run as they do in any other session.
+      // Triggers of the user's run as they do in any other session. A key's value that cannot be read must fail: another row could be meant.
       yield* session.query(
-        `RESET search_path; SET lock_timeout = ${millis(options.lockTimeout ?? "250 millis")};
+        `RESET search_path; RESET client_encoding; SET lock_timeout = ${millis(options.lockTimeout ?? "250 millis")};
         SET statement_timeout = ${millis(options.statementTimeout ?? "30 seconds")}`
       )
       const deleted = new Map<string, number>()
@@ -261,7 +263,7 @@ const prepare = (session: Session, target: Target): Effect.Effect<Prepared, Data
       ])
     }
     const graph = yield* Graph.read(session, table.oid)
-    const early = refusalsOf(graph)
+    const early = [...refusalsOf(graph), ...((yield* Encoding.isUnknown(session)) ? unreadableIn(graph) : [])]
     if (early.length > 0) return refuse(early)
     const from = rowsOf(table)
     const values = target.where.map(({ value }) => value)
@@ -405,6 +407,23 @@ const refusalsOf = (graph: Graph.Graph): ReadonlyArray<Refusal> => {
     if (kind === "set-null") need(child, ["update"])
   }
   return found.filter((one, index) => found.findIndex(({ reason }) => reason === one.reason) === index)
+}
+
+/** What statements would have to name and cannot. */
+const unreadableIn = ({ edges, nodes }: Graph.Graph): ReadonlyArray<Refusal> => {
+  const named = (node: Graph.Node) => [node.table, node.identity]
+  const names = Encoding.unreadable([
+    nodes.map(named),
+    edges.map(({ child, columns, comparisons, key, kind }) => [
+      named(child),
+      columns,
+      key.columns,
+      key.referencedColumns,
+      comparisons,
+      kind === "set-default" ? child.defaults : {}
+    ])
+  ])
+  return names.length === 0 ? [] : [{ code: "unreadable-name", reason: Encoding.problem(names) }]
 }
 
 const planOf = (graph: Graph.Graph, counts: Closure.Counts, table: string, trustTriggers: boolean): Plan => {

@@ -207,7 +207,8 @@ const codes = {
   language: true,
   "typed-table": true,
   "generated-column": true,
-  rehearsal: true
+  rehearsal: true,
+  "unreadable-name": true
 } satisfies Record<Refusal.Refusal["code"], true>
 
 const cases: ReadonlyArray<{

@@ -2,6 +2,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
+import * as Crypto from "node:crypto"
 import * as DatabaseConfig from "../../src/DatabaseConfig.js"
 import * as Session from "../../src/driver/Session.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
@@ -52,3 +53,24 @@ export const emptyDatabase: Effect.Effect<
   name: new URL(Redacted.value(url)).pathname.slice(1),
   url
 }))
+
+/** The same, with another encoding than the server's databases have; always dropped with the scope. */
+export const emptyDatabaseOf = (
+  encoding: string
+): Effect.Effect<{ readonly url: Redacted.Redacted }, never, Scope.Scope> =>
+  Effect.gen(function* () {
+    const name = `test_${Crypto.randomUUID().replaceAll("-", "")}`
+    const run = <Row extends object>(sql: string) =>
+      Effect.scoped(Effect.flatMap(adminSession(), (admin) => Effect.orDie(admin.query<Row>(sql))))
+    // The provider of the server's own locale may know UTF-8 only; before 15 there is one provider.
+    const [server] = yield* run<{ readonly provider: string }>(
+      "SELECT CASE WHEN current_setting('server_version_num')::int >= 150000 THEN 'LOCALE_PROVIDER libc' ELSE '' END AS provider"
+    )
+    yield* Effect.acquireRelease(
+      run(
+        `CREATE DATABASE ${name} TEMPLATE template0 ENCODING '${encoding}' LC_COLLATE 'C' LC_CTYPE 'C' ${server?.provider ?? ""}`
+      ),
+      () => run(`DROP DATABASE ${name} WITH (FORCE)`)
+    )
+    return { url: Redacted.make(urlOf(name)) }
+  })
