@@ -295,14 +295,16 @@ const rehearse = (
 ): Effect.Effect<void, DatabaseError | TriesExhausted | ChangedMeanwhile | Unfaithful> =>
   Effect.gen(function* () {
     const isOneOfTwo = step.name === "swap" && maxTries !== undefined
-    yield* session.query(["SAVEPOINT rehearsal", ...step.statements].join(";\n")).pipe(
-      Effect.catchAll((error): Effect.Effect<never, DatabaseError | ChangedMeanwhile | Unfaithful> => {
-        const late = outOfOrder(step, error)
-        return late === undefined
-          ? (proof(error, expected) ?? Effect.fail(error))
-          : Effect.zipRight(session.query("ROLLBACK TO SAVEPOINT rehearsal"), late)
-      })
-    )
+    yield* session
+      .query(["SAVEPOINT rehearsal", ...(step.guards ?? []), ...step.statements].join(";\n"))
+      .pipe(
+        Effect.catchAll((error): Effect.Effect<never, DatabaseError | ChangedMeanwhile | Unfaithful> => {
+          const late = outOfOrder(step, error)
+          return late === undefined
+            ? (proof(error, expected) ?? Effect.fail(error))
+            : Effect.zipRight(session.query("ROLLBACK TO SAVEPOINT rehearsal"), late)
+        })
+      )
     if (!isOneOfTwo) return undefined
     yield* session.query("ROLLBACK TO SAVEPOINT rehearsal")
     return yield* new TriesExhausted({ step: step.name })

@@ -43,6 +43,11 @@ export interface Step {
   readonly name: StepName
   /** The strongest lock on each table, in the order in which they are taken. A partitioned table is locked with its partitions. */
   readonly locks: ReadonlyArray<{ readonly table: Relation; readonly mode: Lock.Mode }>
+  /**
+   * Statements that prove what the step relies on. They come before the locks that others notice, under SHARE UPDATE EXCLUSIVE on the same tables: no schema change of a table
+   * and no comment on its constraints gets past that until the transaction ends, so what they prove holds to its end.
+   */
+  readonly guards?: ReadonlyArray<string>
   readonly statements: ReadonlyArray<string>
   /** True for statements that PostgreSQL runs outside a transaction only, each by itself. */
   readonly outsideTransaction?: true
@@ -105,11 +110,13 @@ export const add = (change: Change, at: Relation = change.key.referencing, late:
       table,
       mode: late.some((role) => isOn(change, role, table)) ? "ACCESS EXCLUSIVE" : "SHARE ROW EXCLUSIVE"
     })),
-    statements: [
+    guards: [
       Tree.guard(
         requireNames(ends),
         Fidelity.requireUnchanged(placeOf(key), original, isLeafwise(change) ? { allBut: at.oid } : {})
-      ),
+      )
+    ],
+    statements: [
       `ALTER TABLE ${Lock.target(at)} ADD CONSTRAINT ${identifier(place.name)} ${temporaryDefinition(change)} ${
         key.enforced ? "NOT VALID" : "NOT ENFORCED"
       }`,
@@ -143,9 +150,11 @@ export const attach = (change: Change): Step => {
             { table: key.referenced, mode: "ACCESS EXCLUSIVE" },
             { table: key.referencing, mode: "SHARE ROW EXCLUSIVE" }
           ],
-    statements: [
+    guards: [
       Tree.guard(requireNames(tables(key)), Fidelity.requireUnchanged(placeOf(key), original)),
-      requireParts(change),
+      requireParts(change)
+    ],
+    statements: [
       `ALTER TABLE ${Lock.target(key.referencing)} ADD CONSTRAINT ${identifier(place.name)} ${temporaryDefinition(change)}`,
       comment(key.referencing, place.name, marker(change)),
       ...behind(change, placeOf(key), place, ["delete", "update"])
@@ -213,9 +222,9 @@ export const swap = (change: Change, current: Fidelity.Vector): Step => {
   return {
     name: "swap",
     locks: both(change, "ACCESS EXCLUSIVE"),
+    // Its triggers may have exchanged names since (see switchOn), and get those of the original below.
+    guards: stillAs(change, current),
     statements: [
-      // Its triggers may have exchanged names since (see switchOn), and get those of the original below.
-      Tree.guard(Fidelity.requireUnchanged(placeOf(key), current, { triggerNames: true })),
       dropConstraint(referencing, key.name),
       renameConstraint(referencing, Name.temporary(key.name), key.name),
       ...finish(change)
@@ -232,8 +241,8 @@ export const switchNames = (change: Change, current: Fidelity.Vector): Step => {
   return {
     name: "switch-names",
     locks: [{ table: referencing, mode: "ACCESS EXCLUSIVE" }],
+    guards: stillAs(change, current),
     statements: [
-      Tree.guard(Fidelity.requireUnchanged(placeOf(key), current, { triggerNames: true })),
       renameConstraint(referencing, key.name, aside.name),
       ...Tree.renameRows(
         aside,
@@ -297,11 +306,8 @@ export const switchTriggers = ({ key }: Change, role: "delete" | "update"): Step
 export const dropOriginal = (change: Change, current?: Fidelity.Vector): Step => ({
   name: "drop-original",
   locks: both(change, "ACCESS EXCLUSIVE"),
-  statements: [
-    ...stillAs(change, current),
-    dropConstraint(change.key.referencing, Name.aside(change.key.name)),
-    ...finish(change)
-  ]
+  guards: stillAs(change, current),
+  statements: [dropConstraint(change.key.referencing, Name.aside(change.key.name)), ...finish(change)]
 })
 
 /**
@@ -314,8 +320,8 @@ export const settle = (change: Change, current?: Fidelity.Vector): Step => {
   return {
     name: "settle",
     locks: [{ table: key.referencing, mode: "ACCESS EXCLUSIVE" }],
+    guards: stillAs(change, current),
     statements: [
-      ...stillAs(change, current),
       alterConstraint(key.referencing, key.name, "DEFERRABLE INITIALLY IMMEDIATE"),
       comment(key.referencing, key.name, original[0].comment),
       Tree.guard(Fidelity.requireEqual(placeOf(key), goal(change)))
@@ -518,11 +524,8 @@ const finish = (change: Change): ReadonlyArray<string> => {
   const place = placeOf(key)
   return [
     ...Tree.restoreRows(place, original),
+    Tree.guard(Tree.restoreEnabled(place, original), Tree.restoreTriggerNames(place, original)),
     comment(key.referencing, key.name, almost(change)[0].comment),
-    Tree.guard(
-      Tree.restoreEnabled(place, original),
-      Tree.restoreTriggerNames(place, original),
-      Fidelity.requireEqual(place, almost(change))
-    )
+    Tree.guard(Fidelity.requireEqual(place, almost(change)))
   ]
 }

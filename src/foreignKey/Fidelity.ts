@@ -270,7 +270,7 @@ export const requireUnchanged = (
   { allBut, triggerNames = false }: Leniency = {}
 ): string => {
   const part = allBut === undefined ? vector : concerning(vector, allBut)
-  return `vector := (${ofPlace(place, !triggerNames, allBut)});
+  return `vector := (${ofPlace(place, { triggerNames: !triggerNames, partition: allBut })});
   IF vector IS DISTINCT FROM ${literal(
     JSON.stringify(triggerNames ? withoutTriggerNames(part) : part)
   )}::jsonb THEN
@@ -281,8 +281,7 @@ export const requireUnchanged = (
 
 /** A statement that fails with {@link unfaithfulCode} unless the key equals this vector in every field but OIDs. */
 export const requireEqual = (place: Place, vector: Vector): string =>
-  `vector := (SELECT jsonb_agg(e.entry - 'oid' ORDER BY e.position)
-    FROM jsonb_array_elements((${ofPlace(place)})) WITH ORDINALITY AS e(entry, position));
+  `vector := (${ofPlace(place, { oids: false })});
   IF vector IS DISTINCT FROM ${literal(JSON.stringify(withoutOids(vector)))}::jsonb THEN
     RAISE EXCEPTION USING ERRCODE = ${literal(unfaithfulCode)},
       MESSAGE = 'the rebuilt foreign key would not equal the original', DETAIL = coalesce(vector::text, 'null');
@@ -343,15 +342,15 @@ const isRecord = (value: unknown): value is Record<string, unknown> =>
  * partitioned table's schema or the partition's own, depending on which of the two was there first; names of triggers that are renamed together with the one
  * of their partitioned table (15 and later).
  */
-const expression = (table: string, name: string, triggerNames = true, partition?: number) => `
-SELECT jsonb_agg(v.entry ORDER BY v.depth, v.conrelid, v.confrelid)
+const expression = (table: string, name: string, shown: Shown = {}) => `
+SELECT json_agg(v.entry ORDER BY v.depth, v.conrelid, v.confrelid)::jsonb
 FROM (
   WITH RECURSIVE tree (oid, conrelid, confrelid, depth, parent, referenced) AS (
-    SELECT k.oid, k.conrelid, k.confrelid, 0, NULL::jsonb, false
+    SELECT k.oid, k.conrelid, k.confrelid, 0, NULL::json, false
     FROM pg_catalog.pg_constraint k
     WHERE k.conrelid = ${table} AND k.conname = ${name} AND k.contype = 'f'
     UNION ALL
-    SELECT k.oid, k.conrelid, k.confrelid, t.depth + 1, jsonb_build_array(t.conrelid::int8, t.confrelid::int8), k.conrelid = t.conrelid
+    SELECT k.oid, k.conrelid, k.confrelid, t.depth + 1, json_build_array(t.conrelid::int8, t.confrelid::int8), k.conrelid = t.conrelid
     FROM tree t CROSS JOIN LATERAL ${childrenOf("t.oid")} k
   )
   SELECT t.depth, t.conrelid, t.confrelid, ${entry(
@@ -359,37 +358,41 @@ FROM (
     `
       - CASE WHEN t.referenced AND current_setting('server_version_num')::int < 180000 THEN 'convalidated' ELSE '' END
       - CASE WHEN t.depth > 0 AND current_setting('server_version_num')::int < 150000 THEN 'connamespace' ELSE '' END`,
-    triggerNames
+    shown
   )} AS entry
   FROM tree t CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint k WHERE k.oid = t.oid OFFSET 0) k${
-    partition === undefined
+    shown.partition === undefined
       ? ""
       : `
-  WHERE t.conrelid IN (${table}, ${partition}::oid)`
+  WHERE t.conrelid IN (${table}, ${shown.partition}::oid)`
   }
 ) v`
 
 /** The same for a key that is one row. */
-const single = (table: string, name: string, triggerNames: boolean) => `
-SELECT jsonb_build_array(${entry("NULL::jsonb", "", triggerNames)})
+const single = (table: string, name: string, shown: Shown) => `
+SELECT json_build_array(${entry("NULL::json", "", shown)})::jsonb
 FROM pg_catalog.pg_constraint k
 WHERE k.conrelid = ${table} AND k.conname = ${name} AND k.contype = 'f'`
 
-/** What belongs to one row `k` of pg_constraint. */
-const entry = (parent: string, without: string, triggerNames: boolean) => `jsonb_build_object(
-    'oid', k.oid::int8,
+/** What belongs to one row `k` of pg_constraint: text until all is together, because every level of jsonb would be written anew. */
+const entry = (
+  parent: string,
+  without: string,
+  { oids = true, triggerNames = true }: Shown
+) => `json_build_object(
+    ${oids ? "'oid', k.oid::int8," : ""}
     'parent', ${parent},
     'constraint', to_jsonb(k) - '{oid,conparentid,connoinherit}'::text[]${without},
     'comment', ${Comment.read("k.oid")},
     'dependencies', (
-      SELECT jsonb_agg(jsonb_build_array(d.refclassid::int8, d.refobjid::int8, d.refobjsubid, d.deptype)
+      SELECT json_agg(json_build_array(d.refclassid::int8, d.refobjid::int8, d.refobjsubid, d.deptype)
         ORDER BY d.refclassid, d.refobjid, d.refobjsubid, d.deptype)
       FROM pg_catalog.pg_depend d
       WHERE d.classid = 'pg_catalog.pg_constraint'::regclass AND d.objid = k.oid
         AND d.refclassid <> 'pg_catalog.pg_constraint'::regclass
     ),
     'triggers', (
-      SELECT coalesce(jsonb_agg(jsonb_build_object(
+      SELECT coalesce(json_agg(json_build_object(
         'role', ${roleOf("g.proname")},
         'table', g.tgrelid::int8, 'name', CASE WHEN g.tgparentid = 0 AND ${triggerNames} THEN g.tgname END, 'function', g.proname, 'type', g.tgtype, 'enabled', g.tgenabled,
         'deferrable', g.tgdeferrable, 'initiallyDeferred', g.tginitdeferred, 'internal', g.tgisinternal,
@@ -399,10 +402,17 @@ const entry = (parent: string, without: string, triggerNames: boolean) => `jsonb
     )
   )`
 
-const ofPlace = ({ name, partitioned, table }: Place, triggerNames = true, partition?: number) =>
-  partitioned
-    ? expression(`${table}::oid`, literal(name), triggerNames, partition)
-    : single(`${table}::oid`, literal(name), triggerNames)
+/** What of a vector is read; all of it unless this says otherwise. */
+interface Shown {
+  /** Whether the OIDs of constraints are. */
+  readonly oids?: boolean
+  readonly triggerNames?: boolean
+  /** What concerns this partition only. */
+  readonly partition?: number | undefined
+}
+
+const ofPlace = ({ name, partitioned, table }: Place, shown: Shown = {}) =>
+  (partitioned ? expression : single)(`${table}::oid`, literal(name), shown)
 
 /** The vector of a key by the OID of its table and its name. */
 const one = `SELECT (${expression("$1::int8::oid", "$2::name")})::text AS vector`

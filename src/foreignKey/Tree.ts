@@ -272,9 +272,13 @@ const rowsOf = (place: Place | Parts) =>
     }
   )`
 
+/** The triggers of a key. Those of many partitions are read once, whatever they are joined with. */
 const triggersOf = (place: Place | Parts) => `(
+    WITH found AS ${isOneRow(place) ? "NOT MATERIALIZED" : "MATERIALIZED"} (
     SELECT g.oid, g.tgrelid, g.tgname::text AS tgname, g.tgenabled, g.tgparentid, ${roleOf("g.proname")} AS role,
       (SELECT t.relkind FROM pg_catalog.pg_class t WHERE t.oid = g.tgrelid) AS kind
     FROM ${rowsOf(place)} k
     CROSS JOIN LATERAL ${Lookup.triggersOf("k.oid")} g
+    )
+    SELECT * FROM found
   )`

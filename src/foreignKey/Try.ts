@@ -51,6 +51,7 @@ export const transaction = (step: Step, way: Way, { eviction, limit, wait }: Lim
       `SET LOCAL lock_timeout = '${eviction}ms'`,
       `SET LOCAL statement_timeout = '${2 * eviction + 1000}ms'`,
       ...(tables.length === 0 ? [] : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE")]),
+      ...(step.guards ?? []),
       `SET LOCAL statement_timeout = '${wait}ms'`
     ],
     body: [
