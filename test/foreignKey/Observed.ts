@@ -33,13 +33,16 @@ export const transactions = <A, E, R>(change: Effect.Effect<A, E, R>) =>
       Effect.map(heldBy(observer, session.processId, /^ALTER INDEX /m.test(sql) ? indexes : tables), (held) =>
         seen.push({ sql, held })
       )
-    const watched = (session: Session): Session => ({
-      ...session,
-      query: (sql, params) =>
-        sql.endsWith(commit)
+    const watched = (session: Session): Session => {
+      /** What was sent of the transaction before. */
+      let begun = ""
+      const query: Session["query"] = (sql, params, options) => {
+        const whole = sql.startsWith("BEGIN") ? sql : `${begun};\n${sql}`
+        begun = sql.startsWith("BEGIN") ? sql : ""
+        return sql.endsWith(commit)
           ? session
               .query(sql.slice(0, -commit.length), params)
-              .pipe(Effect.zipRight(look(session, sql)), Effect.zipRight(session.query("COMMIT")))
+              .pipe(Effect.zipRight(look(session, whole)), Effect.zipRight(session.query("COMMIT")))
           : isOutside(sql)
             ? Effect.scoped(
                 Effect.gen(function* () {
@@ -52,8 +55,10 @@ export const transactions = <A, E, R>(change: Effect.Effect<A, E, R>) =>
                   return yield* Fiber.join(running)
                 }).pipe(Effect.catchTag("NeverCame", Effect.die))
               )
-            : session.query(sql, params)
-    })
+            : session.query(sql, params, options)
+      }
+      return { ...session, query }
+    }
     const result = yield* Effect.provideService(change, Database.Database, {
       ...database,
       session: Effect.map(database.session, watched)
