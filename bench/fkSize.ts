@@ -137,7 +137,9 @@ const measure = (
               }))
             }
           : { tables: [{ table: "child" }] },
-      onDelete: "cascade"
+      onDelete: "cascade",
+      // The swap of a table with hundreds of partitions may take all the time that it needs.
+      ...(kind === "partitions" ? { lockTimeout: "5 seconds" } : {})
     }
     const planned = yield* timed(on(made(theirs), ForeignKey.plan(options)))
     const { millis, result } = yield* timed(on(made(mine), ForeignKey.rebuild(options)))

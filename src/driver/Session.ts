@@ -38,8 +38,9 @@ export interface Session {
 /** How {@link Session.query} runs a statement. */
 export interface QueryOptions {
   /**
-   * Whether the server prepares the statement when its text comes for the second time. Only for texts whose columns never change: after an ALTER TABLE that changes
-   * them the statement fails with 0A000. Default false.
+   * Whether the server prepares the statement when its text comes for the second time. Only for
+   * texts whose columns never change: after an ALTER TABLE that changes them the statement fails
+   * with 0A000. Default false.
    */
   readonly prepare?: boolean
 }

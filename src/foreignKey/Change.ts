@@ -44,8 +44,9 @@ export interface Step {
   /** The strongest lock on each table, in the order in which they are taken. A partitioned table is locked with its partitions. */
   readonly locks: ReadonlyArray<{ readonly table: Relation; readonly mode: Lock.Mode }>
   /**
-   * Statements that prove what the step relies on. They come before the locks that others notice, under SHARE UPDATE EXCLUSIVE on the same tables: no schema change of a table
-   * and no comment on its constraints gets past that until the transaction ends, so what they prove holds to its end.
+   * Statements that prove what the step relies on. They come before the locks that others notice,
+   * under SHARE UPDATE EXCLUSIVE on the same tables: no schema change of a table and no comment on
+   * its constraints gets past that until the transaction ends, so what they prove holds to its end.
    */
   readonly guards?: ReadonlyArray<string>
   readonly statements: ReadonlyArray<string>
@@ -222,7 +223,8 @@ export const swap = (change: Change, current: Fidelity.Vector): Step => {
   return {
     name: "swap",
     locks: both(change, "ACCESS EXCLUSIVE"),
-    // Its triggers may have exchanged names since (see switchOn), and get those of the original below.
+    // Its triggers may have exchanged names since (see switchOn), and get those of the original
+    // below.
     guards: stillAs(change, current),
     statements: [
       dropConstraint(referencing, key.name),

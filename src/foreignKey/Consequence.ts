@@ -50,6 +50,9 @@ export const warnings = (
 ): ((key: Key, target: Target) => ReadonlyArray<Warning>) => {
   const graph = graphOf(keys)
   const effectsOf = remembering((key: Key) => effects(key, tables, built))
+  // Those of which there is nothing to say are left out: a cascade can reach most keys of a
+  // database, from each of them.
+  const telling = graphOf(keys.filter((key) => key.enforced && effectsOf(key).length > 0))
   const reached = remembering((from: Table) => closure(from, graph))
   const reaches = remembering((from: Table): Warning => {
     const list = reached(from).map(({ oid, schema, name }) => {
@@ -69,8 +72,8 @@ export const warnings = (
     const found = effects(changed, tables, built).map((effect) => effect(parent))
     if (target.action === "cascade") {
       // What the cascade deletes in turn makes other keys act.
-      for (const other of acting([key.referencing, ...reached(key.referencing)], graph)) {
-        if (other.oid !== key.oid && other.enforced) {
+      for (const other of acting([key.referencing, ...reached(key.referencing)], telling)) {
+        if (other.oid !== key.oid) {
           found.push(...effectsOf(other).map((effect) => effect(parent)))
         }
       }

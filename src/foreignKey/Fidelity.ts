@@ -48,7 +48,10 @@ export type Vector = readonly [Entry, ...ReadonlyArray<Entry>]
 export interface Place {
   readonly table: number
   readonly name: string
-  /** Whether one of the key's tables is partitioned. If not, it is one row, and looking for others would cost most of the time. */
+  /**
+   * Whether one of the key's tables is partitioned. If not, it is one row, and looking for others
+   * would cost most of the time.
+   */
   readonly partitioned: boolean
 }
 
@@ -374,7 +377,10 @@ SELECT json_build_array(${entry("NULL::json", "", shown)})::jsonb
 FROM pg_catalog.pg_constraint k
 WHERE k.conrelid = ${table} AND k.conname = ${name} AND k.contype = 'f'`
 
-/** What belongs to one row `k` of pg_constraint: text until all is together, because every level of jsonb would be written anew. */
+/**
+ * What belongs to one row `k` of pg_constraint: text until all is together, because every level of
+ * jsonb would be written anew.
+ */
 const entry = (
   parent: string,
   without: string,

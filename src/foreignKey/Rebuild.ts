@@ -488,7 +488,8 @@ const perform = (
       )
     },
     order: () => (todo.order === undefined ? Effect.void : putInOrder(task, proving, change, todo.order)),
-    // What was added is as it should be: its transaction saw to that, so it is validated without another look.
+    // What was added is as it should be: its transaction saw to that, so it is validated without
+    // another look.
     add: () =>
       Effect.zipRight(
         each(todo.add, (at) => Effect.zipRight(add(bench, task, change, at), overlap(task, change))),

@@ -82,7 +82,8 @@ const settings = [
   ["client_min_messages", "warning"],
   ["default_transaction_isolation", "read committed"],
   ["default_transaction_read_only", "off"],
-  // What is prepared is planned once: the questions are about a few rows by index, whatever their parameters are.
+  // What is prepared is planned once: the questions are about a few rows by index, whatever their
+  // parameters are.
   ["plan_cache_mode", "force_generic_plan"],
   // Questions to the catalogs look expensive and are not: to compile them takes longer than to answer them.
   ["jit", "off"]

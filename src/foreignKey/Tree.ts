@@ -87,7 +87,10 @@ export const renameRows = (
   END LOOP;`)
       ]
 
-/** A fragment that gives the triggers of a key the names that a vector has: PostgreSQL fires triggers in the order of their names. */
+/**
+ * A fragment that gives the triggers of a key the names that a vector has: PostgreSQL fires
+ * triggers in the order of their names.
+ */
 export const restoreTriggerNames = (place: Place, vector: Fidelity.Vector): string =>
   `FOR r IN
     SELECT g.tgrelid::regclass AS relation, g.tgname, w.name
@@ -102,9 +105,10 @@ export const restoreTriggerNames = (place: Place, vector: Fidelity.Vector): stri
   END LOOP;`
 
 /**
- * A fragment that exchanges the names of two keys' triggers where the second key's would fire before the first's. From 15 on the triggers of partitions follow
- * that of their partitioned table when it is renamed, and have had names of their own until then: where one of them is late although its partitioned table's is not, that
- * one is renamed away and back.
+ * A fragment that exchanges the names of two keys' triggers where the second key's would fire
+ * before the first's. From 15 on the triggers of partitions follow that of their partitioned table
+ * when it is renamed, and have had names of their own until then: where one of them is late
+ * although its partitioned table's is not, that one is renamed away and back.
  */
 export const fireFirst = (first: Place, second: Place, roles: ReadonlyArray<Fidelity.Role>): string =>
   `FOR r IN
@@ -137,7 +141,10 @@ export const standing = (original: Place, successor: Place | Parts): string =>
     'muted', coalesce(bool_or(p.muted), false)
   ) FROM (${meetings(original, successor)}) p)`
 
-/** A fragment that fails with {@link outOfOrderCode}, and the roles as its detail, if a trigger of the new key would fire before the original's on some table. */
+/**
+ * A fragment that fails with {@link outOfOrderCode}, and the roles as its detail, if a trigger of
+ * the new key would fire before the original's on some table.
+ */
 export const requireOrder = (original: Place, successor: Place | Parts): string =>
   `vector := (SELECT jsonb_agg(DISTINCT p.role) FROM (${meetings(original, successor)}) p WHERE p.late);
   IF vector IS NOT NULL THEN
@@ -149,8 +156,10 @@ export const requireOrder = (original: Place, successor: Place | Parts): string 
 export const outOfOrderCode = "FKG04"
 
 /**
- * A fragment that renames the triggers of the new key, or of its parts, that would fire before the original's, so that they fire after them on every table. The original's keep their names, and with them
- * their places among those of other keys. The name is the greatest of the original's and something that sorts after it; one of 63 bytes is cut for that, as late as possible.
+ * A fragment that renames the triggers of the new key, or of its parts, that would fire before the
+ * original's, so that they fire after them on every table. The original's keep their names, and
+ * with them their places among those of other keys. The name is the greatest of the original's and
+ * something that sorts after it; one of 63 bytes is cut for that, as late as possible.
  */
 export const fireLast = (
   original: Place,
@@ -175,11 +184,17 @@ export const fireLast = (
     IF r.name IS NOT NULL THEN EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO %I', r.tgname, r.relation, r.name); END IF;
   END LOOP;`
 
-/** A fragment that disables all triggers of a key, or of the parts of one. Only a superuser may do this to such triggers. */
+/**
+ * A fragment that disables all triggers of a key, or of the parts of one. Only a superuser may do
+ * this to such triggers.
+ */
 export const mute = (place: Place | Parts): string =>
   enable(place, `${triggersOf(place)} g CROSS JOIN (VALUES ('D')) AS w (enabled)`)
 
-/** A fragment: a trigger that was disabled, or fires always or on replicas only, is so in the place of this vector too. Only a superuser may do this to such a trigger. */
+/**
+ * A fragment: a trigger that was disabled, or fires always or on replicas only, is so in the place
+ * of this vector too. Only a superuser may do this to such a trigger.
+ */
 export const restoreEnabled = (
   place: Place,
   vector: Fidelity.Vector,
@@ -201,8 +216,9 @@ export const restoreEnabled = (
 // -----------------------------------------------------------------------------
 
 /**
- * Brings the triggers `g` into the states `w.enabled`, those of a table by one statement. From 15 on that of a partitioned table takes those of its partitions along, so it comes first; the
- * others follow one by one.
+ * Brings the triggers `g` into the states `w.enabled`, those of a table by one statement. From 15
+ * on that of a partitioned table takes those of its partitions along, so it comes first; the others
+ * follow one by one.
  */
 const enable = (place: Place | Parts, wanted: string) => {
   const loop = (where: string, only: string) => `FOR r IN
