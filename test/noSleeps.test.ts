@@ -43,6 +43,8 @@ const allowed: ReadonlyArray<readonly [file: string, line: string, why: string]>
   ["foreignKey/Traffic.ts", "2 millis", "the pace of the traffic"],
   ["foreignKey/Kill.test.ts", "5 millis", "the pace of a condition that is asked again"],
 
+  ["cli/output.test.ts", "(next, 1)", "a reader that is slow"],
+
   ["support/witness.ts", "safetyNet(", "the longest wait for an answer"],
 
   // Interruptions at any moment: the moment is random.

@@ -15,7 +15,7 @@
  *
  * `UPDATE_DOCS=1 npx vitest run test/docs` writes the transcript into its page.
  */
-import { assert, layer } from "../support/it.js"
+import { assert, inFull, layer } from "../support/it.js"
 import * as Config from "effect/Config"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
@@ -221,7 +221,7 @@ layer(Project.layer(files), { excludeTestServices: true })("the code of the docu
       it.scoped(`of ${Block.place(group[0])} runs`, () => runGroup(group), options)
     }
     if (suitesOf(page).length === 0) continue
-    it.effect(
+    inFull(it).effect(
       `of the suites of ${page} passes`,
       () =>
         Effect.gen(function* () {

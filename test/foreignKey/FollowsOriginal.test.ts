@@ -198,9 +198,12 @@ const change = (
     return { result, steps }
   })
 
+/** In `npm test` the plainest tables are changed, and those that take the most steps. */
+const isTellingKind = (kind: Kind) => kind === "ordinary tables" || kind === "two partitioned tables"
+
 describe("until the swap, a delete, a key update and an insert do what they do with the original alone", () => {
-  for (const kind of Object.keys(kinds) as ReadonlyArray<Kind>) {
-    for (const role of roles) {
+  for (const kind of cases(Object.keys(kinds) as ReadonlyArray<Kind>, isTellingKind)) {
+    for (const role of cases(roles, (role) => role !== "a superuser" || kind === "ordinary tables")) {
       const sets = kind === "ordinary tables" ? { plain, deferrable } : { plain }
       for (const [set, all] of Object.entries(sets)) {
         it.scopedLive(

@@ -60,12 +60,8 @@ const leftovers = `
   UNION ALL SELECT conrelid::regclass::text, obj_description(oid, 'pg_constraint') FROM pg_constraint
     WHERE obj_description(oid, 'pg_constraint') IS NOT NULL`
 
-/** What `npm test` looks at: each event, each side and each way once at least. */
-const telling = new Set([
-  "child created in one transaction",
-  "parent attached in one transaction",
-  "parent detached table by table"
-])
+/** What `npm test` looks at: a partition that comes and one that goes, each in one of both ways. */
+const telling = new Set(["parent attached in one transaction", "parent detached table by table"])
 
 describe("partitions that come and go during a change", () => {
   for (const side of ["child", "parent"] as const) {
@@ -134,7 +130,7 @@ const touches = [
 ] as const
 
 describe("what somebody gives one partition's part of the key between any two steps", () => {
-  for (const [what, statement, question] of touches) {
+  for (const [what, statement, question] of cases(touches, ([what]) => what === "comment")) {
     it.scopedLive(`is kept: a ${what}`, () =>
       Effect.gen(function* () {
         const session = yield* application

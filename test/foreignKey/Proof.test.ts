@@ -196,9 +196,7 @@ const isStop = (event: ForeignKey.Progress, swapTries: number) =>
     : event._tag === "StepStarted" && /^(switch|drop|settle)/.test(event.step)
 
 const telling = new Set([
-  "dropped, in one transaction",
   "dropped and created again, with other actions, in one transaction",
-  "given another mode, table by table",
   "on a column that is renamed, table by table"
 ])
 
