@@ -46,19 +46,25 @@ export const build = (
     // As in a change: each round makes progress or finds that somebody else did.
     const rounds = 100 + 10 * key.referencing.partitions.length
     for (let round = 0; round < rounds; round++) {
-      const [step] = yield* missing(bench.session, key)
-      if (step === undefined) return undefined
-      yield* Effect.zipRight(
-        reported(
-          task,
-          step,
-          step.outsideTransaction === true
-            ? Attempt.runOutsideTransaction(bench, step).pipe(
-                Effect.tapErrorTag("LockBudgetExhausted", () => tidy(bench, key))
-              )
-            : Attempt.run(bench, step)
-        ),
-        step.name === "index" || step.name === "index-whole" ? onBuilt(step.index) : Effect.void
+      const steps = yield* missing(bench.session, key)
+      if (steps.length === 0) return undefined
+      const end = steps.findIndex(({ locks }) => locks.some(({ table }) => table.oid === unknown))
+      yield* Effect.forEach(
+        end === -1 ? steps : steps.slice(0, end),
+        (step) =>
+          Effect.zipRight(
+            reported(
+              task,
+              step,
+              step.outsideTransaction === true
+                ? Attempt.runOutsideTransaction(bench, step).pipe(
+                    Effect.tapErrorTag("LockBudgetExhausted", () => tidy(bench, key))
+                  )
+                : Attempt.run(bench, step)
+            ),
+            step.name === "index" || step.name === "index-whole" ? onBuilt(step.index) : Effect.void
+          ),
+        { discard: true }
       ).pipe(Effect.catchTags({ ChangedMeanwhile: () => Effect.void, TriesExhausted: () => Effect.void }))
     }
     return yield* new Unstable({ constraint: nameOf(key) })
@@ -67,6 +73,12 @@ export const build = (
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
+
+/**
+ * The OID of an index that is still to be made: who holds it can be seen when it is there, so steps
+ * that lock it wait for the next reading.
+ */
+const unknown = 0
 
 /** Drops what a build that did not come to its end has left, as far as that can be done at once. */
 const tidy = (bench: Attempt.Bench, key: Key) =>
@@ -107,7 +119,7 @@ const steps = (key: Key, places: ReadonlyArray<Place>): ReadonlyArray<IndexStep>
     const part = usable.find(({ parent }) => parent !== null && parent === above?.oid)
     const index = part ?? usable.find(({ parent }) => parent === null)
     const name = nameFor(key, place)
-    const relation = index ?? { oid: 0, schema: place.schema, name, kind: whole ? "I" : "i" }
+    const relation = index ?? { oid: unknown, schema: place.schema, name, kind: whole ? "I" : "i" }
     chosen.set(place.oid, { oid: index?.oid, relation })
     if (index === undefined) {
       if (place.indexes.some((leftover) => leftover.name === name && !leftover.valid))
