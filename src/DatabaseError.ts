@@ -326,8 +326,8 @@ export const shownOf = (error: unknown): Shown => {
 
 /**
  * Reads PostgreSQL's ErrorResponse, as `pg` gives it, into a {@link Reason}. `statement` is the text that it answers, if
- * that is known. `isOverdue` says whether that had run for as long as its `statement_timeout` allows, which alone tells a timeout
- * from a cancellation; left out, the server's text is looked at, which only tells them apart in English.
+ * that is known. `isOverdue` says that it had run for as long as its `statement_timeout` allows: a timeout and a request to cancel come from one
+ * routine with one code (ProcessInterrupts, postgres.c), and no field tells them apart. Whoever did not measure the statement, or does not know its limit, leaves it out.
  */
 export const classify = (error: ServerErrorLike, statement?: string, isOverdue?: boolean): Reason => {
   const tag = byCode.get(error.code) ?? byClass.get(error.code.slice(0, 2)) ?? "ServerError"
@@ -767,7 +767,7 @@ const computing = /\b(?:as|using|select)\b|;\s*\S/i
 const refine = (tag: ServerTag, error: ServerErrorLike, isOverdue: boolean | undefined): ServerTag => {
   switch (tag) {
     case "StatementCancelled":
-      return (isOverdue ?? isTimeoutText(error)) ? "StatementTimeout" : tag
+      return isOverdue === true ? "StatementTimeout" : tag
     case "FeatureNotSupported":
       return isChangedResult(error) ? "StalePreparedStatement" : tag
     case "SerializationFailure":
@@ -777,12 +777,6 @@ const refine = (tag: ServerTag, error: ServerErrorLike, isOverdue: boolean | und
       return tag
   }
 }
-
-/**
- * A timeout and a request to cancel come from one routine with one code (ProcessInterrupts, postgres.c). Where nobody measured the
- * statement, as for another client's error, the text is all that is left; in another language than English it says nothing.
- */
-const isTimeoutText = ({ message = "" }: ServerErrorLike): boolean => /statement timeout/i.test(message)
 
 /** Whether a prepared statement's result has changed with its tables (RevalidateCachedQuery in plancache.c, 13 to 18). */
 export const isChangedResult = ({ code, routine }: ServerErrorLike): boolean =>

@@ -415,17 +415,25 @@ const attempt = (
     const { body, prelude } = Try.transaction(step, way, { ...bench.limits, wait: patience })
     const blockers = yield* Ref.make<Seen>([])
     const ask = watched(bench, blockers, "5 millis", bench.patient.query(prelude.join(";\n")))
-    const work = timed(
-      bench,
-      watched(bench, blockers, "5 millis", bench.patient.query(body.join(";\n")))
-    ).pipe(
-      Effect.as(won),
-      // The locks have an error of their own, so it was the statements.
-      Effect.catchIf(
-        ({ reason }) => reason._tag === "StatementTimeout" && isLocked,
-        (error) => Effect.as(rollback(bench.session, error), { _tag: "Slow" as const, blockers: [] })
+    const work = Effect.gen(function* () {
+      const start = yield* Clock.currentTimeNanos
+      return yield* timed(
+        bench,
+        watched(bench, blockers, "5 millis", bench.patient.query(body.join(";\n")))
+      ).pipe(
+        Effect.as(won),
+        // The locks have an error of their own, so it was the statements, unless somebody cancelled one before its time.
+        Effect.catchIf(
+          ({ reason }) => "code" in reason && reason.code === "57014" && isLocked,
+          (error) =>
+            Effect.flatMap(Clock.currentTimeNanos, (end) =>
+              Number(end - start) / 1e6 < bench.limits.limit - 1
+                ? Effect.fail(error)
+                : Effect.as(rollback(bench.session, error), { _tag: "Slow" as const, blockers: [] })
+            )
+        )
       )
-    )
+    })
     return yield* Effect.zipRight(ask, work).pipe(
       Effect.catchAll((error) =>
         Effect.zipRight(rollback(bench.session, error), judge(step, error, expected))

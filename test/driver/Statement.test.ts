@@ -54,6 +54,18 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("A s
     }).pipe(Effect.provide(one))
   )
 
+  it.effect("whose limit a function has set ends as cancelled: that its time was over nobody has seen", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const ended = sql.unsafe(`
+        DO $$ BEGIN PERFORM set_config('statement_timeout', '100ms', true); END $$;
+        SELECT pg_sleep(60)`)
+      assert.strictEqual(reasonOf(yield* Effect.flip(Transaction.run(ended))), "StatementCancelled")
+      const known = sql.unsafe("SET LOCAL statement_timeout = '100ms'; SELECT pg_sleep(60)")
+      assert.strictEqual(reasonOf(yield* Effect.flip(Transaction.run(known))), "StatementTimeout")
+    }).pipe(Effect.provide(one))
+  )
+
   it.effect("stores with sql.json what JSON.parse gives back, whatever it is", () =>
     Effect.gen(function* () {
       const sql = yield* PgClient.PgClient

@@ -4,7 +4,7 @@ import * as Fiber from "effect/Fiber"
 import * as Ref from "effect/Ref"
 import type { Session } from "../../src/driver/Session.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
-import { application, comparable, database, vectors } from "./support.js"
+import { application, comparable, database, leftovers, vectors } from "./support.js"
 import { cases, next } from "../support/length.js"
 
 const tables = `
@@ -35,13 +35,6 @@ const ways = [
 
 const change = (swapTries: number, options: Partial<ForeignKey.RebuildOptions> = {}) =>
   ForeignKey.rebuild({ selectors: {}, onDelete: "cascade", swapTries, ...options })
-
-/** What only a change leaves behind: constraints, triggers and comments of ours. */
-const leftovers = (session: Session) =>
-  session.query(`
-    SELECT conname AS name FROM pg_constraint WHERE conname LIKE 'promptgrimoire_fk%'
-    UNION ALL SELECT tgname FROM pg_trigger WHERE tgname LIKE 'promptgrimoire_fk%'
-    UNION ALL SELECT conname FROM pg_constraint WHERE obj_description(oid, 'pg_constraint') LIKE 'promptgrimoire-db%'`)
 
 describe("a change whose result would differ from the original", () => {
   for (const [field, statement] of [
@@ -95,69 +88,6 @@ describe("a change whose result would differ from the original", () => {
       assert.deepStrictEqual(yield* leftovers(session), [])
     }).pipe(Effect.provide(database))
   )
-})
-
-describe("a step that is not done soon after it got its locks", () => {
-  it.scopedLive("is tried again for as long as the budget lasts, and says that it had its locks", () =>
-    Effect.gen(function* () {
-      const session = yield* application
-      yield* session.query(tables)
-      // What a sequence has given out stays so when the transaction is rolled back.
-      yield* session.query(`
-        CREATE SEQUENCE tries;
-        CREATE FUNCTION dawdle() RETURNS event_trigger LANGUAGE plpgsql SET search_path = public AS $$
-        BEGIN
-          IF NOT EXISTS (SELECT FROM pg_constraint WHERE conname = 'fk' AND confdeltype = 'a') AND nextval('tries') < 7
-          THEN PERFORM pg_sleep(5); END IF;
-        END $$;
-        CREATE EVENT TRIGGER dawdle ON ddl_command_end WHEN tag IN ('COMMENT') EXECUTE FUNCTION dawdle()`)
-      const waits: Array<ForeignKey.Progress & { readonly _tag: "Waiting" }> = []
-      const { failed, rebuilt } = yield* change(60, {
-        lockTimeout: "100 millis",
-        onProgress: (event) =>
-          Effect.sync(() => {
-            if (event._tag === "Waiting") waits.push(event)
-          })
-      })
-      assert.deepStrictEqual([failed, rebuilt.length], [[], 1])
-      const slow = waits.filter((wait) => wait.slow > 0)
-      assert.isAbove(slow.length, 0)
-      for (const wait of slow) assert.deepInclude(wait, { step: "swap", lockTimeoutMs: 100, blockers: [] })
-    }).pipe(Effect.provide(database))
-  )
-
-  for (const [what, sleeps] of cases(
-    [
-      ["because one statement takes long", "IF tg_tag = 'COMMENT' THEN PERFORM pg_sleep(5); END IF"],
-      ["because all of them together take long", "PERFORM pg_sleep(0.4)"]
-    ] as const,
-    ([what]) => what.includes("all")
-  )) {
-    it.scopedLive(`is rolled back, ${what}, and done when it is given more time`, () =>
-      Effect.gen(function* () {
-        const session = yield* application
-        yield* session.query(tables)
-        const before = comparable(yield* vectors(session))["public.child.fk"]
-        yield* session.query(`
-          CREATE FUNCTION dawdle() RETURNS event_trigger LANGUAGE plpgsql SET search_path = public AS $$
-          BEGIN
-            IF NOT EXISTS (SELECT FROM pg_constraint WHERE conname = 'fk' AND confdeltype = 'a') THEN ${sleeps}; END IF;
-          END $$;
-          CREATE EVENT TRIGGER dawdle ON ddl_command_end EXECUTE FUNCTION dawdle()`)
-        const { failed, rebuilt } = yield* change(60, { lockTimeout: "600 millis", budget: "1 second" })
-        assert.deepStrictEqual([rebuilt, failed.map(({ code }) => code)], [[], ["StepTooSlow"]])
-        assert.match(
-          failed[0]?.reason ?? "",
-          /^step swap was not done within the budget: (1 try|\d tries) had the locks, needed longer than 600 ms \(the lock timeout\)/
-        )
-        assert.deepStrictEqual(comparable(yield* vectors(session))["public.child.fk"], before)
-        const again = yield* change(60, { lockTimeout: "20 seconds" })
-        assert.deepStrictEqual([again.failed, again.rebuilt.length], [[], 1])
-        assert.isAbove(again.rebuilt[0]?.longestLockMs ?? 0, 600)
-        assert.deepStrictEqual(yield* leftovers(session), [])
-      }).pipe(Effect.provide(database))
-    )
-  }
 })
 
 /** What somebody else does to the key, and whether it is there afterwards. */

@@ -110,3 +110,10 @@ export const heldBy = (observer: Session, pid: number, kinds: ReadonlyArray<stri
     ),
     (rows) => Object.fromEntries(rows.map(({ mode, relation }) => [relation, mode]))
   )
+
+/** What only a change leaves behind: constraints, triggers and comments of ours. */
+export const leftovers = (session: Session) =>
+  session.query(`
+    SELECT conname AS name FROM pg_constraint WHERE conname LIKE 'promptgrimoire_fk%'
+    UNION ALL SELECT tgname FROM pg_trigger WHERE tgname LIKE 'promptgrimoire_fk%'
+    UNION ALL SELECT conname FROM pg_constraint WHERE obj_description(oid, 'pg_constraint') LIKE 'promptgrimoire-db%'`)

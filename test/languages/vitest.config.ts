@@ -13,6 +13,7 @@ export default defineConfig(
       "test/transaction/!(faults).test.ts",
       "test/migrator/**/*.test.ts",
       "test/foreignKey/Orphan.test.ts",
+      "test/foreignKey/TooSlow.test.ts",
       "test/security/limits.test.ts",
       "test/Copy.test.ts",
       "test/Database.test.ts",
