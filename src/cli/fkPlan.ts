@@ -18,7 +18,10 @@ export const lines = ({
   ...steps.flatMap((step, index) => [
     `${index + 1}. ${step.constraint}: ${step.step}${conditions[step.when]}`,
     ...step.sql.map((statement) => `     ${abbreviate(statement)};`),
-    ...step.locks.map(({ mode, relation }) => `   locks ${relation} in ${mode} mode`),
+    ...step.locks.map(
+      ({ implicit, mode, relation }) =>
+        `   locks ${relation} in ${mode} mode${implicit === true ? ", by the statement: this role may not LOCK it" : ""}`
+    ),
     `   ${step.blocks}`,
     ""
   ]),

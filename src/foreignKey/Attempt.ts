@@ -103,6 +103,24 @@ export class Unfaithful extends Data.TaggedError("Unfaithful")<{
   }
 }
 
+/**
+ * A trigger of the referenced table would fire between those of the original and of the new key,
+ * and the role may not rename triggers there. Rolled back.
+ */
+export class OutOfPlace extends Data.TaggedError("OutOfPlace")<{
+  readonly step: StepName
+  readonly table: string
+  readonly trigger: string
+  /** The key that the trigger belongs to, if it does. */
+  readonly key: string | null
+}> {
+  override get message() {
+    return `the new key would act on the other side of ${
+      this.key === null ? `trigger ${this.trigger} on it` : `key ${this.key}`
+    }, which acts on the same deletes or key updates, and only the owner of ${this.table} can rename triggers there: run it as a role that owns both tables, or as a superuser. Step ${this.step} was rolled back, the original still protects the data`
+  }
+}
+
 /** The ways in turn: each has a load under which it starves, so none is used alone. */
 const ways: ReadonlyArray<Try.Way> = ["reversed", "as-listed", "spin"]
 
@@ -156,7 +174,13 @@ export const run = (
   options: Options = {}
 ): Effect.Effect<
   void,
-  DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile | Unfaithful | StepTooSlow
+  | DatabaseError
+  | LockBudgetExhausted
+  | TriesExhausted
+  | ChangedMeanwhile
+  | Unfaithful
+  | OutOfPlace
+  | StepTooSlow
 > =>
   Effect.gen(function* () {
     if (bench.onCopies === true) return yield* rehearse(bench, step, options)
@@ -405,10 +429,13 @@ const attempt = (
   tries: number,
   patience: number,
   { expected }: Options
-): Effect.Effect<Result, DatabaseError | ChangedMeanwhile | Unfaithful> =>
+): Effect.Effect<Result, DatabaseError | ChangedMeanwhile | Unfaithful | OutOfPlace> =>
   Effect.gen(function* () {
     const way =
-      step.locks.length === 1 || isShared(step) || !step.locks.every(({ table }) => Lock.isLockable(table))
+      step.locks.length === 1 ||
+      isShared(step) ||
+      Try.isImplicit(step) ||
+      !step.locks.every(({ table }) => Lock.isLockable(table))
         ? "as-listed"
         : (ways[tries % ways.length] ?? "as-listed")
     const isLocked = Try.tablesOf(step).length > 0
@@ -505,11 +532,15 @@ const judge = (
   step: Step,
   error: DatabaseError,
   expected: Fidelity.Vector | undefined
-): Effect.Effect<void, DatabaseError | ChangedMeanwhile | Unfaithful> => {
+): Effect.Effect<void, DatabaseError | ChangedMeanwhile | Unfaithful | OutOfPlace> => {
   const { reason } = error
   if (isLostTry(error)) return Effect.void
   if (reason._tag === "ServerError" && reason.code === Fidelity.changedCode) {
     return new ChangedMeanwhile({ step: step.name })
+  }
+  if (reason._tag === "ServerError" && reason.code === Tree.outOfPlaceCode && reason.detail !== undefined) {
+    const found = JSON.parse(Redacted.value(reason.detail)) as Tree.Between
+    return new OutOfPlace({ step: step.name, ...found })
   }
   return outOfOrder(step, error) ?? proof(error, expected) ?? otherwise(step, error)
 }

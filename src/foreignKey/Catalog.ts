@@ -17,6 +17,8 @@ export interface Table extends Relation {
   readonly extension: string | null
   /** Whether the current role has the rights of its owner. */
   readonly owned: boolean
+  /** Whether the current role may LOCK it in every mode, for which it need not own it. */
+  readonly lockable: boolean
   /** Its partitions, those of partitions too, in the order in which PostgreSQL locks them; empty if it is not partitioned. */
   readonly partitions: ReadonlyArray<Relation>
   /** The partitions whose DETACH CONCURRENTLY was stopped before its end (14 and later), by name. */
@@ -54,6 +56,11 @@ export interface Key {
   readonly period: boolean
   /** Whether it belongs to a key of a partitioned table, and so changes with that one only. */
   readonly inherited: boolean
+  /**
+   * Whether the current role may read the referenced columns of all rows: otherwise VALIDATE
+   * looks up row by row instead of reading both tables once (RI_Initial_Check, ri_triggers.c).
+   */
+  readonly readable: boolean
   readonly comment: Comment.Comment
   /** The unique index of the referenced table that it is bound to. */
   readonly boundIndex: { readonly oid: number; readonly name: string; readonly primary: boolean } | null
@@ -138,6 +145,9 @@ const table = (alias: string) => `(
         AND d.refclassid = 'pg_catalog.pg_extension'::regclass AND d.deptype = 'e'
     ),
     'owned', pg_catalog.pg_has_role(t.relowner, 'USAGE'),
+    'lockable', CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 170000
+      THEN pg_catalog.has_table_privilege(t.oid, 'UPDATE, DELETE, TRUNCATE, MAINTAIN')
+      ELSE pg_catalog.has_table_privilege(t.oid, 'UPDATE, DELETE, TRUNCATE') END,
     'partitions', CASE WHEN t.relkind <> 'p' THEN '[]' ELSE (
       SELECT coalesce(jsonb_agg(jsonb_build_object(
         'oid', c.oid::int8, 'schema', (SELECT s.nspname FROM pg_catalog.pg_namespace s WHERE s.oid = c.relnamespace), 'name', c.relname, 'kind', c.relkind
@@ -212,6 +222,16 @@ SELECT jsonb_build_object(
   'enforced', coalesce((to_jsonb(k) ->> 'conenforced')::boolean, true),
   'period', coalesce((to_jsonb(k) ->> 'conperiod')::boolean, false),
   'inherited', k.conparentid <> 0,
+  'readable', (
+    SELECT (
+      NOT t.relrowsecurity OR pg_catalog.pg_has_role(t.relowner, 'USAGE')
+      OR (SELECT r.rolsuper OR r.rolbypassrls FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
+    ) AND (
+      pg_catalog.has_table_privilege(t.oid, 'SELECT')
+      OR (SELECT bool_and(pg_catalog.has_column_privilege(t.oid, c.number, 'SELECT')) FROM unnest(k.confkey) AS c (number))
+    )
+    FROM pg_catalog.pg_class t WHERE t.oid = k.confrelid
+  ),
   'comment', ${Comment.read("k.oid")},
   'boundIndex', (
     SELECT jsonb_build_object('oid', i.indexrelid::int8, 'name', c.relname, 'primary', i.indisprimary)

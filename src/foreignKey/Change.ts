@@ -2,7 +2,8 @@
  * The statements that change one key's ON DELETE action. `plan` prints them and the engine runs them: the same texts.
  *
  * `referencing` is the table that has the constraint, `referenced` the one that it points to. Every step runs in a transaction of its
- * own, after the locks that {@link Step.locks} names were taken explicitly, so that no statement of a step takes a lock by itself (rule R1).
+ * own, after the locks that {@link Step.locks} names were taken explicitly, so that no statement of
+ * a step takes a lock by itself (rule R1), unless the role may not LOCK a table.
  */
 import * as Action from "./Action.js"
 import type { Key, Relation, Table } from "./Catalog.js"
@@ -38,11 +39,19 @@ export type StepName =
   | "record"
   | "record-end"
 
+/** A lock of a step. */
+export interface StepLock {
+  readonly table: Relation
+  readonly mode: Lock.Mode
+  /** True where a statement takes it by itself, because the role may not LOCK that table. */
+  readonly implicit?: true
+}
+
 /** One step: a transaction, or statements that cannot be in one. */
 export interface Step {
   readonly name: StepName
   /** The strongest lock on each table, in the order in which they are taken. A partitioned table is locked with its partitions. */
-  readonly locks: ReadonlyArray<{ readonly table: Relation; readonly mode: Lock.Mode }>
+  readonly locks: ReadonlyArray<StepLock>
   /**
    * Statements that prove what the step relies on. They come before the locks that others notice,
    * under SHARE UPDATE EXCLUSIVE on the same tables: no schema change of a table and no comment on
@@ -107,10 +116,13 @@ export const add = (change: Change, at: Relation = change.key.referencing, late:
   const ends = at.oid === key.referenced.oid ? [at] : [key.referenced, at]
   return {
     name: "add",
-    locks: ends.map((table) => ({
-      table,
-      mode: late.some((role) => isOn(change, role, table)) ? "ACCESS EXCLUSIVE" : "SHARE ROW EXCLUSIVE"
-    })),
+    locks: possible(
+      key,
+      ends.map((table) => ({
+        table,
+        mode: late.some((role) => isOn(change, role, table)) ? "ACCESS EXCLUSIVE" : "SHARE ROW EXCLUSIVE"
+      }))
+    ),
     guards: [
       Tree.guard(
         requireNames(ends),
@@ -121,6 +133,8 @@ export const add = (change: Change, at: Relation = change.key.referencing, late:
       `ALTER TABLE ${Lock.target(at)} ADD CONSTRAINT ${identifier(place.name)} ${temporaryDefinition(change)} ${
         key.enforced ? "NOT VALID" : "NOT ENFORCED"
       }`,
+      // Only by now has a table that the role may not LOCK come to keep its name.
+      ...(key.referenced.owned ? [] : [Tree.guard(requireNames(ends))]),
       comment(at, place.name, isLeafwise(change) ? partMarker(change) : marker(change)),
       ...behind(
         change,
@@ -158,7 +172,7 @@ export const attach = (change: Change): Step => {
     statements: [
       `ALTER TABLE ${Lock.target(key.referencing)} ADD CONSTRAINT ${identifier(place.name)} ${temporaryDefinition(change)}`,
       comment(key.referencing, place.name, marker(change)),
-      ...behind(change, placeOf(key), place, ["delete", "update"])
+      ...behind(change, placeOf(key), place, key.referenced.owned ? ["delete", "update"] : [])
     ]
   }
 }
@@ -194,7 +208,8 @@ export const order = (
 
 /**
  * Checks the rows that exist. Reads and writes go on; only other schema changes and vacuum wait. A partitioned table whose partitions are valid is not read again
- * (18 and later), and the referenced table not locked.
+ * (18 and later), and the referenced table not locked. Looking up row by row locks the
+ * partitions of the referenced table too.
  */
 export const validate = (
   { key }: Pick<Change, "key">,
@@ -202,7 +217,10 @@ export const validate = (
   name: string = Name.temporary(key.name)
 ): Step => {
   const cut = at.kind === "p" ? key.referencing.partitions.filter(({ kind }) => kind === "p") : []
-  const referenced = at.kind === "p" || at.oid === key.referenced.oid ? [] : [alone(key.referenced)]
+  const referenced =
+    at.kind === "p" || at.oid === key.referenced.oid
+      ? []
+      : [key.readable ? alone(key.referenced) : key.referenced]
   return {
     name: "validate",
     locks: [
@@ -227,7 +245,7 @@ export const swap = (change: Change, current: Fidelity.Vector): Step => {
     // below.
     guards: stillAs(change, current),
     statements: [
-      dropConstraint(referencing, key.name),
+      dropInPlace(change),
       renameConstraint(referencing, Name.temporary(key.name), key.name),
       ...finish(change)
     ]
@@ -326,7 +344,7 @@ export const settle = (change: Change, current?: Fidelity.Vector): Step => {
     statements: [
       alterConstraint(key.referencing, key.name, "DEFERRABLE INITIALLY IMMEDIATE"),
       comment(key.referencing, key.name, original[0].comment),
-      Tree.guard(Fidelity.requireEqual(placeOf(key), goal(change)))
+      Tree.guard(Fidelity.requireEqual(placeOf(key), goal(change), foreign(key)))
     ]
   }
 }
@@ -337,7 +355,7 @@ export const needsSettling = (original: Fidelity.Vector): boolean =>
 
 /** What the key must be like in the end: the original in everything but its action. */
 export const goal = ({ key, original, target }: Change): Fidelity.Vector =>
-  Target.vector(target, key, original, Fidelity.withAction)
+  Target.vector(target, key, Fidelity.withoutNamesOn(original, foreign(key)), Fidelity.withAction)
 
 /** What the key must be like when the original is gone: its goal, or the state that {@link settle} ends. */
 export const almost = (change: Change): Fidelity.Vector =>
@@ -353,14 +371,24 @@ export const dropTemporary = (
   name: string = Name.temporary(change.key.name)
 ): Step => ({
   name: "drop-temporary",
-  locks: (at.oid === change.key.referenced.oid ? [at] : [change.key.referenced, at]).map((table) => ({
-    table,
-    mode: "ACCESS EXCLUSIVE"
-  })),
+  locks: possible(
+    change.key,
+    (at.oid === change.key.referenced.oid ? [at] : [change.key.referenced, at]).map((table) => ({
+      table,
+      mode: "ACCESS EXCLUSIVE"
+    }))
+  ),
   statements: [
     dropConstraint(at, name),
     ...(at.oid === change.key.referencing.oid
-      ? [Tree.guard(Tree.restoreTriggerNames(placeOf(change.key), change.original))]
+      ? [
+          Tree.guard(
+            Tree.restoreTriggerNames(
+              placeOf(change.key),
+              Fidelity.withoutNamesOn(change.original, foreign(change.key))
+            )
+          )
+        ]
       : [])
   ]
 })
@@ -385,7 +413,7 @@ export const restoreRenamed = (change: Change): Step => {
             ...Tree.restoreRows(place, original),
             comment(key.referencing, key.name, original[0].comment)
           ]),
-      Tree.guard(Tree.restoreTriggerNames(place, original))
+      Tree.guard(Tree.restoreTriggerNames(place, Fidelity.withoutNamesOn(original, foreign(key))))
     ]
   }
 }
@@ -399,6 +427,13 @@ export const definition = (key: Key, referenced: string, target: Target.Target, 
 /** Both tables of a key, the referenced one first; a self-reference has one. */
 export const tables = (key: Key): ReadonlyArray<Table> =>
   isSelfReference(key) ? [key.referencing] : [key.referenced, key.referencing]
+
+/**
+ * Whether there is another way than the swap for tables that are too busy for it: it locks one
+ * table at a time, and renames triggers on both, so there is none for a self-reference, nor
+ * where another role owns the referenced table.
+ */
+export const canStepAside = (key: Key): boolean => !isSelfReference(key) && key.referenced.owned
 
 /** Whether a key points to its own table. */
 export const isSelfReference = (key: Key): boolean => key.referencing.oid === key.referenced.oid
@@ -451,11 +486,50 @@ const behind = (change: Change, original: Tree.Place, place: Tree.Place, late: L
                     roles.filter((role) => late.includes(role))
                   )
                 ]),
-            Tree.requireOrder(original, place)
+            Tree.requireOrder(original, place),
+            // Where its triggers keep their names, they must come where the original's are by themselves.
+            ...(change.key.referenced.owned ? [] : [Tree.requirePlace(placeOf(change.key), place)])
           )
         ]
 
-const both = ({ key }: Change, mode: Lock.Mode) => tables(key).map((table) => ({ table, mode }))
+/**
+ * The tables on which the role cannot rename triggers, because they are another role's: the
+ * referenced one with its partitions.
+ */
+const foreign = ({ referenced }: Key): ReadonlyArray<number> =>
+  referenced.owned ? [] : Lock.withPartitions(referenced).map(({ oid }) => oid)
+
+/**
+ * Drops the original. A trigger that got between it and the new key since `add` is seen under
+ * the lock that this takes.
+ */
+const dropInPlace = (change: Change): string => {
+  const { key } = change
+  const drop = dropConstraint(key.referencing, key.name)
+  return key.referenced.owned || !key.enforced
+    ? drop
+    : Tree.guard(Tree.requirePlace(placeOf(key), placeOf(key, Name.temporary(key.name)), drop))
+}
+
+/**
+ * Locks as the role can have them: a table that it may not LOCK is locked by the statements, so
+ * it comes last.
+ */
+const possible = ({ referenced }: Key, locks: ReadonlyArray<StepLock>): ReadonlyArray<StepLock> =>
+  referenced.owned || referenced.lockable
+    ? locks
+    : [
+        ...locks.filter(({ table }) => table.oid !== referenced.oid),
+        ...locks.flatMap((lock) =>
+          lock.table.oid === referenced.oid ? [{ ...lock, implicit: true as const }] : []
+        )
+      ]
+
+const both = ({ key }: Change, mode: Lock.Mode) =>
+  possible(
+    key,
+    tables(key).map((table) => ({ table, mode }))
+  )
 
 const isDeferrable = (vector: Fidelity.Vector) => vector[0].constraint["condeferrable"] === true
 
@@ -526,8 +600,11 @@ const finish = (change: Change): ReadonlyArray<string> => {
   const place = placeOf(key)
   return [
     ...Tree.restoreRows(place, original),
-    Tree.guard(Tree.restoreEnabled(place, original), Tree.restoreTriggerNames(place, original)),
+    Tree.guard(
+      Tree.restoreEnabled(place, original),
+      Tree.restoreTriggerNames(place, Fidelity.withoutNamesOn(original, foreign(key)))
+    ),
     comment(key.referencing, key.name, almost(change)[0].comment),
-    Tree.guard(Fidelity.requireEqual(place, almost(change)))
+    Tree.guard(Fidelity.requireEqual(place, almost(change), foreign(key)))
   ]
 }

@@ -234,6 +234,17 @@ export const ofAside = (aside: Vector, current: Vector): Vector | undefined =>
         }
       })
 
+/** A vector without the names of the triggers on some tables. */
+export const withoutNamesOn = (vector: Vector, tables: ReadonlyArray<number>): Vector =>
+  tables.length === 0
+    ? vector
+    : mapEntries(vector, (entry) => ({
+        ...entry,
+        triggers: entry.triggers.map((trigger) =>
+          tables.includes(trigger.table) ? { ...trigger, name: null } : trigger
+        )
+      }))
+
 /** Whether the triggers that carry out ON DELETE have exchanged their names: those of the successor have what the original's were called. */
 export const haveExchanged = (original: Vector, successor: Vector): boolean =>
   successor.some((entry) =>
@@ -282,9 +293,13 @@ export const requireUnchanged = (
   END IF;`
 }
 
-/** A statement that fails with {@link unfaithfulCode} unless the key equals this vector in every field but OIDs. */
-export const requireEqual = (place: Place, vector: Vector): string =>
-  `vector := (${ofPlace(place, { oids: false })});
+/**
+ * A statement that fails with {@link unfaithfulCode} unless the key equals this vector in every
+ * field but OIDs; the names of triggers on the tables `unnamed` do not count, and are null in
+ * the vector.
+ */
+export const requireEqual = (place: Place, vector: Vector, unnamed: ReadonlyArray<number>): string =>
+  `vector := (${ofPlace(place, { oids: false, unnamed })});
   IF vector IS DISTINCT FROM ${literal(JSON.stringify(withoutOids(vector)))}::jsonb THEN
     RAISE EXCEPTION USING ERRCODE = ${literal(unfaithfulCode)},
       MESSAGE = 'the rebuilt foreign key would not equal the original', DETAIL = coalesce(vector::text, 'null');
@@ -384,7 +399,7 @@ WHERE k.conrelid = ${table} AND k.conname = ${name} AND k.contype = 'f'`
 const entry = (
   parent: string,
   without: string,
-  { oids = true, triggerNames = true }: Shown
+  { oids = true, triggerNames = true, unnamed = [] }: Shown
 ) => `json_build_object(
     ${oids ? "'oid', k.oid::int8," : ""}
     'parent', ${parent},
@@ -400,7 +415,9 @@ const entry = (
     'triggers', (
       SELECT coalesce(json_agg(json_build_object(
         'role', ${roleOf("g.proname")},
-        'table', g.tgrelid::int8, 'name', CASE WHEN g.tgparentid = 0 AND ${triggerNames} THEN g.tgname END, 'function', g.proname, 'type', g.tgtype, 'enabled', g.tgenabled,
+        'table', g.tgrelid::int8, 'name', CASE WHEN g.tgparentid = 0 AND ${triggerNames}${
+          unnamed.length === 0 ? "" : ` AND g.tgrelid <> ALL ('{${unnamed.join(",")}}'::oid[])`
+        } THEN g.tgname END, 'function', g.proname, 'type', g.tgtype, 'enabled', g.tgenabled,
         'deferrable', g.tgdeferrable, 'initiallyDeferred', g.tginitdeferred, 'internal', g.tgisinternal,
         'otherTable', g.tgconstrrelid::int8, 'index', g.tgconstrindid::int8
       ) ORDER BY g.tgrelid, ${roleOf("g.proname")}), '[]')
@@ -413,6 +430,8 @@ interface Shown {
   /** Whether the OIDs of constraints are. */
   readonly oids?: boolean
   readonly triggerNames?: boolean
+  /** Tables whose triggers' names are not read. */
+  readonly unnamed?: ReadonlyArray<number>
   /** What concerns this partition only. */
   readonly partition?: number | undefined
 }

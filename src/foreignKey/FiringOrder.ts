@@ -9,6 +9,7 @@ import { nameOf, type Key } from "./Catalog.js"
 import { childrenOf, triggersOf } from "./Lookup.js"
 import { roleOf } from "./Role.js"
 import { label } from "./Sql.js"
+import { between } from "./Tree.js"
 
 /** What will be carried out in another order than before, in words. Nothing before 15. */
 export const warnings = (
@@ -16,13 +17,49 @@ export const warnings = (
   key: Key,
   version: number
 ): Effect.Effect<ReadonlyArray<string>, DatabaseError> =>
-  version < 150_000 || key.referenced.kind !== "p"
+  version < 150_000 || key.referenced.kind !== "p" || !key.referenced.owned
     ? Effect.succeed([])
     : Effect.map(session.query<Move>(moves, [key.oid]), (rows) => rows.map((move) => describe(key, move)))
+
+/**
+ * Why new keys would not act where these do, by OID, as far as can be told beforehand. Where the
+ * referenced table is another role's, triggers there keep the names that PostgreSQL gives them.
+ */
+export const obstacles = (
+  session: Session,
+  keys: ReadonlyArray<Key>
+): Effect.Effect<ReadonlyMap<number, string>, DatabaseError> =>
+  Effect.gen(function* () {
+    const foreign = keys.filter(({ enforced, referenced }) => enforced && !referenced.owned)
+    if (foreign.length === 0) return new Map()
+    const found = yield* session.query<Neighbour>(neighbours, [foreign.map(({ oid }) => oid)])
+    const ofKey = new Map(found.map((neighbour) => [Number(neighbour.key), neighbour]))
+    return new Map(
+      foreign.flatMap((key): ReadonlyArray<readonly [number, string]> => {
+        const neighbour = ofKey.get(key.oid)
+        return neighbour === undefined ? [] : [[key.oid, misplaced(key, neighbour)]]
+      })
+    )
+  })
 
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
+
+/**
+ * A trigger on the other side of which the new key would act, and the key that it belongs to, if
+ * it does.
+ */
+interface Neighbour {
+  /** The OID of the key that is to be changed. */
+  readonly key: string
+  readonly trigger: string | null
+  readonly schema: string | null
+  readonly table: string | null
+  readonly name: string | null
+  /** Whether the new key would act before the one that it is to replace. */
+  readonly isLate: boolean
+}
 
 /** On some partitions one key will act before or after another one, and did not so far. */
 interface Move {
@@ -49,6 +86,55 @@ const describe = (
     partitions > 1 ? ` and ${partitions - 1} more` : ""
   } ${role}s will carry out ${before} before ${after}, and do it the other way round now`
 }
+
+const misplaced = (key: Key, { isLate, name, schema, table, trigger }: Neighbour) => {
+  const referenced = label(key.referenced.schema, key.referenced.name)
+  const other =
+    name === null ? `trigger ${label(trigger ?? "")} on it` : `key ${label(schema ?? "", table ?? "", name)}`
+  return `the new key would act ${
+    isLate
+      ? "before the original until the swap"
+      : `on the other side of ${other}, which acts on the same deletes or key updates`
+  }, and only the owner of ${referenced} can rename triggers there: run it as a role that owns both tables, or as a superuser`
+}
+
+/**
+ * The first trigger that is in the way of each key. OIDs are given out in ascending order, so the
+ * next one is greater than the last trigger's and what the last checkpoint wrote. Where that is not
+ * so, the step finds out.
+ */
+const neighbours = `
+WITH RECURSIVE tree AS (
+  SELECT k.oid AS key, k.oid FROM unnest($1::int8[]) AS w (oid)
+  CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint k WHERE k.oid = w.oid::oid OFFSET 0) k
+  UNION ALL
+  SELECT t.key, k.oid FROM tree t CROSS JOIN LATERAL ${childrenOf("t.oid")} k
+),
+next AS MATERIALIZED (
+  SELECT 'RI_ConstraintTrigger_a_' || greatest(c.next_oid::int8, (
+    SELECT l.oid::int8 + 1 FROM pg_catalog.pg_trigger l ORDER BY l.oid DESC LIMIT 1
+  )) AS name
+  FROM pg_catalog.pg_control_checkpoint() c
+),
+own AS MATERIALIZED (
+  SELECT t.key, g.tgrelid, g.tgname, ${roleOf("g.proname")} AS role, n.name AS next
+  FROM tree t CROSS JOIN LATERAL ${triggersOf("t.oid")} g CROSS JOIN next n
+  WHERE ${roleOf("g.proname")} IN ('delete', 'update')
+    AND (SELECT r.relkind FROM pg_catalog.pg_class r WHERE r.oid = g.tgrelid) <> 'p'
+)
+SELECT DISTINCT ON (o.key) o.key::int8::text AS key, g.tgname::text AS trigger,
+  n.nspname::text AS schema, c.relname::text AS table, k.conname::text AS name, o.late AS "isLate"
+FROM (SELECT o.*, o.next COLLATE "C" < o.tgname COLLATE "C" AS late FROM own o) o
+LEFT JOIN LATERAL (
+  SELECT * FROM pg_catalog.pg_trigger g
+  WHERE g.tgrelid = o.tgrelid AND ${between("g", "o.role", "o.tgname", "o.next")}
+  ORDER BY g.tgname LIMIT 1
+) g ON true
+LEFT JOIN pg_catalog.pg_constraint k ON k.oid = g.tgconstraint AND g.tgconstraint <> 0
+LEFT JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE o.late OR g.oid IS NOT NULL
+ORDER BY o.key, o.late DESC, g.tgname`
 
 const moves = `
 WITH RECURSIVE tree AS (

@@ -13,16 +13,19 @@ export interface Orphans {
 }
 
 /**
- * Counts the orphans of each key with one read of both its tables, which locks them ACCESS SHARE. By OID; a key is left out if that takes longer than `limit`
- * milliseconds or the role may not read its tables.
+ * Counts the orphans of each key with one read of both its tables, which locks them ACCESS
+ * SHARE. By OID; a key is left out if that takes longer than `limit` milliseconds or the role
+ * may not read all rows of its tables.
  */
 export const count = (
   session: Session,
-  keys: ReadonlyArray<Key>,
+  wanted: ReadonlyArray<Key>,
   limit: number
 ): Effect.Effect<ReadonlyMap<number, Orphans>, DatabaseError> =>
   Effect.gen(function* () {
     const found = new Map<number, Orphans>()
+    // Where row security hides referenced rows, all that refer to them would be counted.
+    const keys = wanted.filter(({ readable }) => readable)
     if (keys.length === 0) return found
     const comparisons = yield* session.query<Comparison>(readComparisons, [keys.map(({ oid }) => oid)])
     const ofKey = new Map<number, Array<Comparison>>()

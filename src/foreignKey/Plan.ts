@@ -22,7 +22,12 @@ export interface PlannedStep {
   /** The transaction of one try, statement by statement, its limits among them; without BEGIN and COMMIT what cannot be in one. */
   readonly sql: ReadonlyArray<string>
   /** The strongest lock on each table, in the order in which they are taken; ACCESS SHARE is left out. */
-  readonly locks: ReadonlyArray<{ readonly relation: string; readonly mode: Lock.Mode }>
+  readonly locks: ReadonlyArray<{
+    readonly relation: string
+    readonly mode: Lock.Mode
+    /** True where a statement takes it by itself, because the role may not LOCK that table. */
+    readonly implicit?: true
+  }>
   /** What other sessions cannot do while the locks are held, and for how long that is. */
   readonly blocks: string
 }
@@ -54,7 +59,12 @@ export const steps = (
   const drop = always(todo.drop.map(({ at, name }) => Change.dropTemporary(change, at, name)))
   if (Target.equals(Target.of(key), target)) return [...order, ...drop]
   const isOrdered = key.enforced && !superuser
-  const contended = Change.isSelfReference(key)
+  const renamable: Change.Late = [
+    ...(key.referenced.owned ? (["delete", "update"] as const) : []),
+    "checkInsert",
+    "checkUpdate"
+  ]
+  const contended = !Change.canStepAside(key)
     ? []
     : [
         ...Change.switchOn(change),
@@ -68,7 +78,7 @@ export const steps = (
     ...always(todo.reindex.length === 0 ? [] : [Change.reindex(change, todo.reindex)]),
     ...todo.add.flatMap((place) => [
       ...always([Change.add(change, place)]),
-      ...taken("if out of order")(isOrdered ? [Change.add(change, place, Change.roles)] : [])
+      ...taken("if out of order")(isOrdered ? [Change.add(change, place, renamable)] : [])
     ]),
     ...always(todo.validate.map(({ at, name }) => Change.validate(change, at, name))),
     ...always(todo.attach ? [Change.attach(change)] : []),
@@ -124,8 +134,12 @@ const planned = (
   step: step.name,
   when,
   sql: statements(step, limits),
-  locks: step.locks.flatMap(({ mode, table }) =>
-    Lock.withPartitions(table).map(({ name, schema }) => ({ relation: label(schema, name), mode }))
+  locks: step.locks.flatMap(({ implicit, mode, table }) =>
+    Lock.withPartitions(table).map(({ name, schema }) => ({
+      relation: label(schema, name),
+      mode,
+      ...(implicit === undefined ? {} : { implicit })
+    }))
   ),
   blocks: `${Lock.blocks(step.locks[0]?.mode ?? "ACCESS EXCLUSIVE")}${durations[step.name] ?? ", for milliseconds, at most the lock timeout"}`
 })

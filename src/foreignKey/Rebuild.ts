@@ -87,9 +87,29 @@ export class RecordUnreadable extends Data.TaggedError("RecordUnreadable")<{ rea
 /**
  * Triggers of the new key would fire before the original's, and cannot be given names that sort after them. The new key was not added.
  */
-export class OrderNotKept extends Data.TaggedError("OrderNotKept")<{ readonly constraint: string }> {
+export class OrderNotKept extends Data.TaggedError("OrderNotKept")<{
+  readonly constraint: string
+  /** The referenced table, if only its owner could rename triggers there. */
+  readonly table: string | undefined
+}> {
   override get message() {
-    return `triggers of ${this.constraint} have names after which nothing sorts, so that a new key would act before it; give them shorter ones (ALTER TRIGGER ... RENAME TO). The original is as it was`
+    return this.table !== undefined
+      ? `the new key would act before the original until the swap, and only the owner of ${this.table} can rename triggers there: run it as a role that owns both tables, or as a superuser. The original is as it was`
+      : `triggers of ${this.constraint} have names after which nothing sorts, so that a new key would act before it; give them shorter ones (ALTER TRIGGER ... RENAME TO). The original is as it was`
+  }
+}
+
+/**
+ * A change was interrupted while triggers of the two keys exchanged their names or one of them
+ * stepped aside, and this role may not rename triggers of the referenced table.
+ */
+export class OwnerNeeded extends Data.TaggedError("OwnerNeeded")<{
+  readonly constraint: string
+  /** The referenced table. */
+  readonly table: string
+}> {
+  override get message() {
+    return `a change of ${this.constraint} was interrupted while triggers were renamed, and only the owner of ${this.table} can finish that: run it as a role that owns both tables, or as a superuser. Both the original and the new key protect the data`
   }
 }
 
@@ -100,6 +120,8 @@ export type Failure =
   | Attempt.Unfaithful
   | Attempt.StepTooSlow
   | OrderNotKept
+  | OwnerNeeded
+  | Attempt.OutOfPlace
   | RowsViolate
   | Disappeared
   | RecordLost
@@ -229,7 +251,10 @@ export const decide = (
   task: Aim,
   remembered?: Fidelity.Vector,
   seen?: Seen
-): Effect.Effect<Next | undefined, DatabaseError | Disappeared | RecordLost | RecordUnreadable> =>
+): Effect.Effect<
+  Next | undefined,
+  DatabaseError | Disappeared | RecordLost | RecordUnreadable | OwnerNeeded
+> =>
   Effect.gen(function* () {
     const { key: was, superuser, target, version } = task
     const names = [was.name, Name.temporary(was.name), Name.aside(was.name)]
@@ -277,6 +302,7 @@ export const decide = (
         const drop = [{ at: key.referencing, name: aside.name }]
         return next("drop-temporary", current, target, { ...nothing, drop })
       }
+      if (!key.referenced.owned) return yield* ownerNeeded(key)
       const stepped = yield* Fidelity.read(session, key.referencing.oid, aside.name)
       if (stepped === undefined) return yield* new Disappeared({ constraint: Catalog.nameOf(aside) })
       if (record !== undefined) {
@@ -299,10 +325,15 @@ export const decide = (
     const original = recorded === undefined ? current : Fidelity.withTriggerNames(current, recorded)
     const isDone = Target.equals(Target.of(key), target)
     const standing = temporaries.length === 0 ? undefined : yield* look(session, key, leafwise)
-    // Only a superuser can enable the triggers that a superuser disabled.
-    const isMute = standing?.muted === true && !superuser
+    const isLate = !key.referenced.owned && standing?.late.some(({ role }) => isOfReferenced(role)) === true
+    if (isLate && (yield* haveExchanged(session, original, temporaries[0]))) return yield* ownerNeeded(key)
+    // Only a superuser can enable the triggers that a superuser disabled, and only the owner of
+    // their
+    // table rename those that are late.
+    const isBeyond = (standing?.muted === true && !superuser) || isLate
     const wrong = temporaries.filter(
-      (temporary) => isDone || isMute || !Target.equals(Target.of(temporary), target) || !fits(key, temporary)
+      (temporary) =>
+        isDone || isBeyond || !Target.equals(Target.of(temporary), target) || !fits(key, temporary)
     )
     const right = temporaries.filter((temporary) => !wrong.includes(temporary))
     const add = isDone
@@ -318,7 +349,7 @@ export const decide = (
         .map((at) => ({ at, name: Name.temporary(key.name) }))
     ].filter(({ at }) => key.validated || isValidAt(current, at))
     const order =
-      standing === undefined
+      standing === undefined || isBeyond
         ? undefined
         : yield* disorder(session, next("order", original, target).change, places, standing, temporaries[0])
     const todo: Todo = {
@@ -356,6 +387,27 @@ const look = (session: Session, key: Catalog.Key, isCut: boolean) =>
     )
     .pipe(Effect.map(([row]) => JSON.parse(row?.standing ?? "null") as Tree.Standing))
 
+/** Whether triggers of a role are on the referenced table. */
+const isOfReferenced = (role: Fidelity.Role) => role === "delete" || role === "update"
+
+/**
+ * Whether the fallback of the swap has begun, and the new key's triggers have the names of the
+ * original's.
+ */
+const haveExchanged = (session: Session, original: Fidelity.Vector, temporary: Catalog.Key | undefined) =>
+  temporary === undefined
+    ? Effect.succeed(false)
+    : Effect.map(
+        Fidelity.read(session, temporary.referencing.oid, temporary.name),
+        (vector) => vector !== undefined && Fidelity.haveExchanged(original, vector)
+      )
+
+const ownerNeeded = (key: Catalog.Key) =>
+  new OwnerNeeded({
+    constraint: Catalog.nameOf(key),
+    table: label(key.referenced.schema, key.referenced.name)
+  })
+
 /** What has to be done, on one table, so that the temporary key does nothing that the original would not do. */
 const disorder = (
   session: Session,
@@ -368,15 +420,14 @@ const disorder = (
     const { key, original, superuser } = change
     if (temporary === undefined || (late.length === 0 && !(superuser && acts))) return undefined
     const isCut = places.every(({ oid }) => oid !== key.referencing.oid)
-    const isOfReferenced = late.find(({ role }) => role === "delete" || role === "update")
+    const onReferenced = late.find(({ role }) => isOfReferenced(role))
     // The fallback of the swap has begun: the new action is meant to come first.
-    if (!isCut && isOfReferenced !== undefined) {
-      const vector = yield* Fidelity.read(session, temporary.referencing.oid, temporary.name)
-      if (vector !== undefined && Fidelity.haveExchanged(original, vector)) return undefined
+    if (!isCut && onReferenced !== undefined && (yield* haveExchanged(session, original, temporary))) {
+      return undefined
     }
     const [first] = late
     const table =
-      isOfReferenced !== undefined
+      onReferenced !== undefined
         ? key.referenced
         : isCut
           ? places.find(({ oid }) => oid === first?.table)
@@ -387,7 +438,7 @@ const disorder = (
         isCut && table !== undefined && table.oid !== key.referenced.oid
           ? { ...Change.placeOf(key, temporary.name), table: table.oid }
           : Change.temporaryOf(key, isCut),
-      roles: ["delete", "update", "checkInsert", "checkUpdate"]
+      roles: Change.roles
     })
     const live = Overlap.live(
       key,
@@ -475,6 +526,13 @@ const perform = (
         )
       )
     )
+  /** Where the next try would end the same, rows would be checked twice until then. */
+  const givingUp = <A>(effect: Effect.Effect<A, Failure | Lost>) =>
+    Effect.tapError(effect, ({ _tag }) =>
+      _tag === "Unfaithful" || _tag === "OutOfPlace" || _tag === "OrderNotKept"
+        ? Effect.ignore(GiveUp.temporaries(bench.session, proving, change))
+        : Effect.void
+    )
   const ways: { readonly [Does in Next["does"]]: () => Effect.Effect<Ended | void, Failure | Lost> } = {
     reindex: () => {
       const step = Change.reindex(change, todo.reindex)
@@ -492,26 +550,23 @@ const perform = (
     // another look.
     add: () =>
       Effect.zipRight(
-        each(todo.add, (at) => Effect.zipRight(add(bench, task, change, at), overlap(task, change))),
+        each(todo.add, (at) =>
+          Effect.zipRight(add(bench, task, change, at).pipe(givingUp), overlap(task, change))
+        ),
         validate()
       ),
     validate,
-    attach: () => Effect.zipRight(proving(Change.attach(change)), overlap(task, change)),
+    attach: () => Effect.zipRight(proving(Change.attach(change)).pipe(givingUp), overlap(task, change)),
     swap: () =>
-      (Change.isSelfReference(change.key)
-        ? Effect.as(proving(Change.swap(change, current)), swapped)
-        : proving(Change.swap(change, current), { maxTries: task.swapTries }).pipe(
+      (Change.canStepAside(change.key)
+        ? proving(Change.swap(change, current), { maxTries: task.swapTries }).pipe(
             Effect.as(swapped),
             Effect.catchTag("TriesExhausted", () =>
               Effect.as(stepAside(bench, proving, change, current), "done" as const)
             )
           )
-      ).pipe(
-        // The next try would end the same, and until then rows were checked twice.
-        Effect.tapErrorTag("Unfaithful", () =>
-          Effect.ignore(GiveUp.temporaries(bench.session, proving, change))
-        )
-      ),
+        : Effect.as(proving(Change.swap(change, current)), swapped)
+      ).pipe(givingUp),
     finish: () => finish(proving, change, current),
     settle: () => Effect.zipRight(oldTransactions(bench, task), proving(Change.settle(change, current))),
     "drop-temporary": () => each(todo.drop, ({ at, name }) => proving(Change.dropTemporary(change, at, name)))
@@ -588,8 +643,13 @@ const add = (bench: Attempt.Bench, task: Task, change: Change.Change, at: Catalo
           )
         )
         if (found.length === 0) return undefined
+        const { owned, schema, name } = change.key.referenced
+        const constraint = Catalog.nameOf(change.key)
+        if (!owned && found.some(isOfReferenced)) {
+          return yield* new OrderNotKept({ constraint, table: label(schema, name) })
+        }
         if (found.every((role) => late.has(role))) {
-          return yield* new OrderNotKept({ constraint: Catalog.nameOf(change.key) })
+          return yield* new OrderNotKept({ constraint, table: undefined })
         }
         late = new Set([...late, ...found])
       }

@@ -35,6 +35,7 @@ export interface Refusal {
     | "typed-table"
     | "generated-column"
     | "rehearsal"
+    | "firing-order"
   /** What is wrong and what to do, for people. */
   readonly reason: string
 }
@@ -72,6 +73,8 @@ export interface Evidence {
   readonly unreadable: ReadonlyArray<string>
   /** Privileges that the role lacks, in words. */
   readonly missing: ReadonlyArray<string>
+  /** Why the new key would not act where this one does. */
+  readonly misplaced: string | undefined
   readonly version: number
   readonly kind: TableKinds.Kind
   /** Why the ledger cannot be kept. */
@@ -165,6 +168,7 @@ export const all = (evidence: Evidence): ReadonlyArray<Refusal> => {
   if (missing.length > 0) {
     refuse("privileges", `role ${label(rights.role)} lacks ${missing.join(", ")}`)
   }
+  if (evidence.misplaced !== undefined) refuse("firing-order", evidence.misplaced)
   for (const { kind, problem } of problems) {
     if (kind !== "trigger state") {
       refuse("catalog-disagrees", `it does not do what its catalog entry says: ${problem}`)

@@ -166,7 +166,10 @@ const copy = (
       [nameOf(key.referencing.oid)]
     )
     const [found] = yield* Catalog.read(session, { tables: [Number(copied?.oid)] })
-    return found ?? key
+    if (found === undefined) return key
+    // The role owns the copies: they are changed as the tables will be all the same.
+    const { lockable, owned } = key.referenced
+    return { ...found, referenced: { ...found.referenced, lockable, owned } }
   })
 
 /**

@@ -40,8 +40,9 @@ export const obstacle = (key: Key): string | undefined => {
 /** The statements that let the rivals of a key step behind, none in a transaction, after those that drop {@link leftovers}. */
 export const statements = (session: Session, key: Key): Effect.Effect<ReadonlyArray<string>, DatabaseError> =>
   Effect.gen(function* () {
-    if (key.boundIndex === null || Change.bindsPrimaryKeyByDefault(key)) return []
-    const { schema } = key.referenced
+    const { owned, schema } = key.referenced
+    // Without rivals there is no need to drop what somebody else's REINDEX has left.
+    if (key.boundIndex === null || Change.bindsPrimaryKeyByDefault(key) || !owned) return []
     return [
       ...(yield* leftovers(session, key)),
       ...of(key).map(({ name }) => `REINDEX INDEX CONCURRENTLY ${qualified({ schema, name })}`)

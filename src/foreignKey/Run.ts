@@ -27,6 +27,7 @@ import * as Selection from "./Selection.js"
 import * as Selectors from "./Selectors.js"
 import * as Sessions from "./Sessions.js"
 import * as Settings from "./Settings.js"
+import { label } from "./Sql.js"
 import * as Target from "./Target.js"
 import * as Try from "./Try.js"
 import * as Undo from "./Undo.js"
@@ -319,7 +320,7 @@ export const plan = (
             ...consequences(key, target),
             ...Warning.coded("firing-order", yield* FiringOrder.warnings(session, key, task.version)),
             ...Warning.coded("in-the-way", obstacles(key)),
-            ...Warning.coded("orphans", orphanWarnings(key, orphans.get(key.oid)))
+            ...(hasNoOrphans(key) ? orphanWarnings(key, orphans.get(key.oid)) : [])
           ]
           warnings.push(...Warning.of(key, found))
         }
@@ -511,11 +512,20 @@ const interruption = ({ resumed, target }: Selection.Selected, next: Rebuild.Nex
 /** Whether all rows of a key should have a referenced row. */
 const hasNoOrphans = ({ enforced, validated }: Catalog.Key) => validated && enforced
 
-const orphanWarnings = (key: Catalog.Key, orphans: Orphan.Orphans | undefined) =>
-  !hasNoOrphans(key)
-    ? []
-    : orphans === undefined
-      ? ["rows without a referenced row were not counted in the time given; validation will find them"]
-      : orphans.count > 0
-        ? [Orphan.describe(orphans)]
-        : []
+const orphanWarnings = (
+  key: Catalog.Key,
+  orphans: Orphan.Orphans | undefined
+): ReadonlyArray<Warning.Warning> => {
+  if (!key.readable) {
+    const [one, other] = [key.referenced, key.referencing].map(({ name, schema }) => label(schema, name))
+    return Warning.coded("row-by-row", [
+      `the role may not read all rows of ${one}: rows of ${other} without one there were not counted, and step validate looks up each row of ${other} by itself, which takes longer`
+    ])
+  }
+  if (orphans !== undefined && orphans.count === 0) return []
+  return Warning.coded("orphans", [
+    orphans === undefined
+      ? "rows without a referenced row were not counted in the time given; validation will find them"
+      : Orphan.describe(orphans)
+  ])
+}

@@ -54,7 +54,9 @@ const section = (planned: PlannedStep) =>
   [
     "",
     ...comment(`${planned.constraint}: ${planned.step}`),
-    ...planned.locks.flatMap(({ mode, relation }) => comment(`  ${mode} on ${relation}`)),
+    ...planned.locks.flatMap(({ implicit, mode, relation }) =>
+      comment(`  ${mode} on ${relation}${implicit === true ? ", by the statement" : ""}`)
+    ),
     ...comment(`  blocks ${planned.blocks}`),
     ...statements(planned).map((statement) => `${statement};`)
   ].join("\n")

@@ -7,6 +7,7 @@ import * as Catalog from "./Catalog.js"
 import * as Detector from "./Detector.js"
 import * as Encoding from "./Encoding.js"
 import * as Fidelity from "./Fidelity.js"
+import * as FiringOrder from "./FiringOrder.js"
 import * as Halfway from "./Halfway.js"
 import * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
@@ -143,6 +144,7 @@ export const select = (
     const unreadable = (yield* Encoding.isUnknown(session))
       ? yield* unreadableNames(session, chosen, createIndexes === true)
       : undefined
+    const misplaced = yield* FiringOrder.obstacles(session, chosen)
     const ofTable = grouped(keys, ({ referencing }) => referencing.oid)
     const problemsOf = grouped(problems, ({ constraint }) => constraint)
     const leftovers = grouped(
@@ -189,6 +191,7 @@ export const select = (
             rights,
             missing: missing.get(key.oid) ?? [],
             unreadable: unreadable?.get(key.oid) ?? [],
+            misplaced: halfway ? undefined : misplaced.get(key.oid),
             kind,
             allowRowMovement: allowRowMovement ?? false,
             ledgerProblem: ledger?.problem,

@@ -156,6 +156,52 @@ export const requireOrder = (original: Place, successor: Place | Parts): string 
 export const outOfOrderCode = "FKG04"
 
 /**
+ * A fragment that fails with {@link outOfPlaceCode} if a trigger of the referenced table fires
+ * between those of the two keys: the new key would not act where the original did. The detail is a
+ * {@link Between}. `dropOriginal` is run before the look, because it is what locks that table.
+ */
+export const requirePlace = (original: Place, successor: Place, dropOriginal?: string): string =>
+  `vector := (SELECT coalesce(jsonb_agg(to_jsonb(m)), '[]') FROM (${meetings(original, successor)}) m);${
+    dropOriginal === undefined ? "" : `\n  ${dropOriginal};`
+  }
+  vector := (
+    SELECT jsonb_build_object('table', t.tgrelid::regclass::text, 'trigger', quote_ident(t.tgname), 'key', (
+      SELECT k.conrelid::regclass::text || '.' || quote_ident(k.conname) FROM pg_catalog.pg_constraint k
+      WHERE k.oid = t.tgconstraint AND t.tgconstraint <> 0
+    ))
+    FROM jsonb_to_recordset(vector) AS m (relation oid, role text, one text, other text)
+    JOIN pg_catalog.pg_trigger t ON t.tgrelid = m.relation AND ${between("t", "m.role", "m.one", "m.other")}
+    ORDER BY t.tgname COLLATE "C" LIMIT 1
+  );
+  IF vector IS NOT NULL THEN
+    RAISE EXCEPTION USING ERRCODE = ${literal(outOfPlaceCode)},
+      MESSAGE = 'the new key would not act where the original did', DETAIL = vector::text;
+  END IF;`
+
+/**
+ * A trigger that fires between those of two keys; its table and the key that it belongs to, as
+ * SQL names them.
+ */
+export interface Between {
+  readonly table: string
+  readonly trigger: string
+  readonly key: string | null
+}
+
+/**
+ * SQLSTATE of our own: between the triggers of the original and the new key, those of others
+ * fire.
+ */
+export const outOfPlaceCode = "FKG05"
+
+/** Whether a trigger fires for the event of a role between two others, after rows have changed. */
+export const between = (trigger: string, role: string, one: string, other: string) =>
+  `${trigger}.tgtype::int & 3 = 1
+      AND ${trigger}.tgtype::int & CASE ${role} WHEN 'delete' THEN 8 WHEN 'update' THEN 16 ELSE 0 END <> 0
+      AND ${trigger}.tgname COLLATE "C" > least(${one} COLLATE "C", ${other} COLLATE "C")
+      AND ${trigger}.tgname COLLATE "C" < greatest(${one} COLLATE "C", ${other} COLLATE "C")`
+
+/**
  * A fragment that renames the triggers of the new key, or of its parts, that would fire before the
  * original's, so that they fire after them on every table. The original's keep their names, and
  * with them their places among those of other keys. The name is the greatest of the original's and
@@ -251,7 +297,8 @@ const pairs = (first: Place, second: Place) => `
 const meetings = (original: Place, successor: Place | Parts) => `
     SELECT m.*, m.early AND m.acts AS late
     FROM (
-      SELECT s.tgrelid AS relation, s.role, s.tgname COLLATE "C" < f.tgname COLLATE "C" AS early,
+      SELECT s.tgrelid AS relation, s.role, f.tgname AS one, s.tgname AS other,
+        s.tgname COLLATE "C" < f.tgname COLLATE "C" AS early,
         s.tgenabled <> 'D' AS acts, s.tgenabled = 'D' AND f.tgenabled <> 'D' AS muted
       FROM ${triggersOf(original)} f
       JOIN ${triggersOf(successor)} s ON s.tgrelid = f.tgrelid AND s.role = f.role

@@ -38,9 +38,11 @@ export interface Parts {
   readonly body: ReadonlyArray<string>
 }
 
-/** The tables of a step that LOCK TABLE can lock: a step that changes indexes gets its locks from its one statement. */
-export const tablesOf = ({ locks }: Step): ReadonlyArray<Relation> =>
-  locks.map(({ table }) => table).filter(Lock.isLockable)
+/**
+ * The tables of a step that LOCK TABLE can lock: a step that changes indexes gets its locks from
+ * its one statement, and tables that the role may not lock are locked by the statements.
+ */
+export const tablesOf = (step: Step): ReadonlyArray<Relation> => explicit(step).map(({ table }) => table)
 
 /** A try in one transaction. Autovacuum is moved aside first (rule R4), which takes the server's deadlock_timeout once for each table. */
 export const transaction = (step: Step, way: Way, { eviction, limit, wait }: Limits): Parts => {
@@ -60,7 +62,10 @@ export const transaction = (step: Step, way: Way, { eviction, limit, wait }: Lim
         ? step.statements
         : [
             lockStatement(step, tables, way),
-            ...step.statements.flatMap((statement) => [untilDeadline(limit), statement])
+            ...step.statements.flatMap((statement) => [
+              untilDeadline(limit, isImplicit(step) ? wait : undefined),
+              statement
+            ])
           ]),
       "COMMIT"
     ]
@@ -82,6 +87,9 @@ export const outsideTransaction = {
   after: ["SET statement_timeout = '30s'", "SET lock_timeout = '5s'"]
 } as const
 
+/** Whether statements of a step take locks by themselves, because the role may not LOCK a table. */
+export const isImplicit = ({ locks }: Step): boolean => locks.some(({ implicit }) => implicit === true)
+
 /** SQLSTATE of our own: the time to ask for locks is over, or somebody waited for us in a circle. */
 export const noLocksCode = "FKG03"
 
@@ -89,13 +97,17 @@ export const noLocksCode = "FKG03"
 // internal
 // -----------------------------------------------------------------------------
 
+const explicit = ({ locks }: Step) =>
+  locks.filter(({ implicit, table }) => implicit !== true && Lock.isLockable(table))
+
 const begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 
 /**
  * Takes all locks of a step in one statement, because the cap holds for the sum of the waits and statement_timeout for each statement. That they are not to be had is an
  * error of its own, to tell it from statements that take too long.
  */
-const lockStatement = ({ locks }: Step, tables: ReadonlyArray<Relation>, way: Way): string => {
+const lockStatement = (step: Step, tables: ReadonlyArray<Relation>, way: Way): string => {
+  const locks = explicit(step)
   const exclusive = locks.filter(({ mode }) => mode === "ACCESS EXCLUSIVE").map(({ table }) => table)
   const statements =
     way === "spin"
@@ -128,8 +140,12 @@ const spin = (lock: string) => `deadline := clock_timestamp() + interval '40 mil
 /**
  * Gives the next statement what is left of the time, in milliseconds, since the server got the text that it is part of: then it began to ask for the locks.
  * What is done after the deadline is cancelled at once; when all is done, to commit late makes others wait less than to begin again.
+ * A statement that takes a lock by itself waits for that no longer than what is left of `wait`.
  */
-const untilDeadline = (limit: number) =>
-  block(
-    `BEGIN PERFORM pg_catalog.set_config('statement_timeout', greatest(1, ${limit} - extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000)::int::text, true); END`
+const untilDeadline = (limit: number, wait?: number) => {
+  const left = (setting: string, of: number) =>
+    `PERFORM pg_catalog.set_config('${setting}', greatest(1, ${of} - extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000)::int::text, true);`
+  return block(
+    `BEGIN ${left("statement_timeout", limit)}${wait === undefined ? "" : ` ${left("lock_timeout", wait)}`} END`
   )
+}

@@ -19,6 +19,7 @@ export interface Warning {
     | "orphans"
     | "reaches"
     | "replica-identity"
+    | "row-by-row"
     | "row-security"
   /** What is to be known, for people. */
   readonly warning: string

@@ -80,16 +80,17 @@ export const areThose = (
     }),
     steps.map(({ locks, step }) => [
       step,
-      Object.fromEntries(locks.map(({ mode, relation }) => [relation.replace(/^public\./, ""), mode]))
+      Object.fromEntries(locks.map(({ mode, relation }) => [relation.replace(/^(public|auth)\./, ""), mode]))
     ]),
     what
   )
 }
 
-/** The engine sends it beforehand, or asks for the same locks in more than one way. */
+/** The engine sends it beforehand, or asks for the same locks in other ways and for another time. */
 const isFrame = (statement: string) =>
   /^(BEGIN|SET LOCAL (lock|statement)_timeout|LOCK TABLE )/.test(statement) ||
-  statement.includes("the locks were not to be had")
+  statement.includes("the locks were not to be had") ||
+  statement.includes("set_config(''lock_timeout''")
 
 // -----------------------------------------------------------------------------
 // internal

@@ -133,7 +133,7 @@ describe("a script for psql", () => {
         const swap = text.split("\n\n").find((section) => section.includes(": swap")) ?? ""
         assert.match(
           swap.replaceAll("\n", " "),
-          /lock_timeout = '1500ms'.* IN SHARE UPDATE EXCLUSIVE MODE; SET LOCAL statement_timeout = '200ms'; DO 'DECLARE.* LOCK TABLE ONLY "public"."parent", ONLY "public"."child" IN ACCESS EXCLUSIVE MODE;.*set_config\(''statement_timeout'', greatest\(1, 250 -/
+          /lock_timeout = '1500ms'.* IN SHARE UPDATE EXCLUSIVE MODE;.* SET LOCAL statement_timeout = '200ms'; DO 'DECLARE.* LOCK TABLE ONLY "public"."parent", ONLY "public"."child" IN ACCESS EXCLUSIVE MODE;.*set_config\(''statement_timeout'', greatest\(1, 250 -/
         )
         // It is not the wait for one lock that ends it.
         const holder = yield* application
