@@ -123,7 +123,7 @@ describe("interruption", () => {
 })
 
 describe("a cluster with a data directory", () => {
-  it.scopedLive("keeps its data, its password and its port", () =>
+  inFull(it).scopedLive("keeps its data, its password and its port", () =>
     Effect.gen(function* () {
       const dataDirectory = path.join(yield* directory, "not", "there", "yet")
       const first = yield* Effect.scoped(
@@ -193,7 +193,7 @@ describe("a cluster with a data directory", () => {
     })
   )
 
-  it.scopedLive("recovers after the process and the server are killed", () =>
+  inFull(it).scopedLive("recovers after the process and the server are killed", () =>
     Effect.gen(function* () {
       const dataDirectory = yield* directory
       const program = yield* startProgram("main", dataDirectory)
@@ -354,7 +354,7 @@ describe("access", () => {
 })
 
 describe("stop and start", () => {
-  it.scopedLive("recover what was committed, on the same port", () =>
+  inFull(it).scopedLive("recover what was committed, on the same port", () =>
     Effect.gen(function* () {
       const server = yield* make()
       yield* query(server.url, "CREATE TABLE kept AS SELECT 1 AS id")

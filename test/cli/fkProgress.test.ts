@@ -1,4 +1,4 @@
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import type * as ForeignKey from "../../src/ForeignKey.js"
@@ -39,7 +39,7 @@ const change = (url: Redacted.Redacted) => [
 ]
 
 describe("the progress of fk rebuild", () => {
-  it.scopedLive(
+  inFull(it).scopedLive(
     "says that a long step works, and how far an index is, on standard error, with --json too",
     () =>
       Effect.gen(function* () {

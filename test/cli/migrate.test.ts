@@ -1,4 +1,4 @@
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Fs from "node:fs"
@@ -241,7 +241,7 @@ describe("promptgrimoire-db migrate", () => {
       })
   )
 
-  it.scopedLive("resumes after it was killed at any moment", () =>
+  inFull(it).scopedLive("resumes after it was killed at any moment", () =>
     Effect.gen(function* () {
       const target = yield* url
       for (const marker of ["Applying 1_", "1_create_user_class_conversation done", "Applying 2_"]) {

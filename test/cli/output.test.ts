@@ -1,4 +1,4 @@
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import { spawn } from "node:child_process"
@@ -100,7 +100,7 @@ describe("the output of the command", () => {
     })
   )
 
-  it.scopedLive("is one whole document, or one whole script, when a key is refused", () =>
+  inFull(it).scopedLive("is one whole document, or one whole script, when a key is refused", () =>
     Effect.gen(function* () {
       const { name, url } = yield* emptyDatabase
       const admin = yield* adminSession(name)
@@ -131,7 +131,7 @@ describe("the output of the command", () => {
     })
   )
 
-  it.scopedLive("does not stop a rebuild when nobody reads its progress any more", () =>
+  inFull(it).scopedLive("does not stop a rebuild when nobody reads its progress any more", () =>
     Effect.gen(function* () {
       const { name, url } = yield* emptyDatabase
       const admin = yield* adminSession(name)

@@ -134,7 +134,7 @@ export const stopped = (of: string, tables: string, fewest: number): void => {
         }).pipe(Effect.provide(database))
     )
 
-    interrupted.scopedLive(`can be taken back from any point where it was stopped, ${of}, ${way}`, () =>
+    inFull(it).scopedLive(`can be taken back from any point where it was stopped, ${of}, ${way}`, () =>
       Effect.gen(function* () {
         const { reset, session } = yield* prepared(tables, swapTries)
         yield* session.query(bomb)

@@ -6,7 +6,7 @@ import * as Database from "../../src/Database.js"
 import type { Session } from "../../src/driver/Session.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import * as Purge from "../../src/Purge.js"
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import { psql } from "../support/psql.js"
 import { emptyDatabaseOf } from "../support/server.js"
 import { application } from "./support.js"
@@ -136,7 +136,7 @@ describe("In a database of encoding SQL_ASCII", () => {
     )
   )
 
-  it.scopedLive("a change that was interrupted gives the comment back when it is gone on with", () =>
+  inFull(it).scopedLive("a change that was interrupted gives the comment back when it is gone on with", () =>
     inDatabase("SQL_ASCII", unchecked, (session) =>
       Effect.gen(function* () {
         const before = yield* comments(session)
@@ -180,7 +180,7 @@ describe("In a database of encoding SQL_ASCII", () => {
       )
   )
 
-  it.scopedLive(
+  inFull(it).scopedLive(
     "a purge follows the keys whose tables and columns it can name, whatever their comments are",
     () =>
       inDatabase(

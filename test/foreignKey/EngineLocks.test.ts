@@ -86,7 +86,7 @@ describe("a change takes the planned steps with the planned locks, and no others
       }).pipe(Effect.provide(database))
     )
 
-    it.scopedLive(
+    inFull(it).scopedLive(
       `on ${what}, by a role that is no superuser, also where the new triggers would fire first`,
       () =>
         withRole(

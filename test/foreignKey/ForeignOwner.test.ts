@@ -2,7 +2,8 @@
  * A role that owns the referencing table only, as an application's does of the tables that refer to
  * those of its authentication service.
  */
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
+import { cases } from "../support/length.js"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -119,7 +120,9 @@ describe("a role that does not own the referenced table", () => {
     ["may only REFERENCE its key", "REFERENCES (id)"],
     ["may LOCK it", "ALL"]
   ] as const) {
-    for (const cut of ["", "referenced", "referencing"] as const) {
+    for (const cut of cases(["", "referenced", "referencing"] as const, (cut) =>
+      privileges === "ALL" ? cut === "referencing" : cut === ""
+    )) {
       it.scopedLive(
         `changes a key and back where it ${what}${cut === "" ? "" : `, the ${cut} table partitioned`}`,
         () =>
@@ -222,7 +225,7 @@ describe("a role that does not own the referenced table", () => {
     )
   )
 
-  it.scopedLive("leaves to the owner a change that was interrupted while triggers were renamed", () =>
+  inFull(it).scopedLive("leaves to the owner a change that was interrupted while triggers were renamed", () =>
     withRole(
       (role) => tables(role, "ALL"),
       ({ limited, session }) =>

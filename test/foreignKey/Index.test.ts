@@ -1,4 +1,4 @@
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -141,7 +141,7 @@ describe("the index of a partitioned referencing table", () => {
     })
   )
 
-  it.scopedLive("is finished by a rerun after its session was ended at any statement", () =>
+  inFull(it).scopedLive("is finished by a rerun after its session was ended at any statement", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(tables)

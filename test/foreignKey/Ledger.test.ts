@@ -1,4 +1,4 @@
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
@@ -111,7 +111,7 @@ describe("the ledger", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive(
+  inFull(it).scopedLive(
     "is made by the first change only: nobody who looks makes it, and nobody who goes without",
     () =>
       Effect.gen(function* () {
@@ -139,7 +139,7 @@ describe("the ledger", () => {
       }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("is where the search path or the caller says", () =>
+  inFull(it).scopedLive("is where the search path or the caller says", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(`${pair}; CREATE SCHEMA "App"; CREATE SCHEMA "Ops";
@@ -162,7 +162,7 @@ describe("the ledger", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("is told what became of a change that another one took the place of", () =>
+  inFull(it).scopedLive("is told what became of a change that another one took the place of", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(pair)

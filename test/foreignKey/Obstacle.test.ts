@@ -216,7 +216,7 @@ describe("a session of another role, whose age the owner of the tables may not s
   const owned = (role: string) => `${pair}; GRANT CREATE ON SCHEMA public TO ${role};
     ALTER TABLE child OWNER TO ${role}; ALTER TABLE parent OWNER TO ${role}`
 
-  it.scopedLive("is named by the plan, and counts as old once the change has seen it for long", () =>
+  inFull(it).scopedLive("is named by the plan, and counts as old once the change has seen it for long", () =>
     withRole(owned, ({ limited, role, session }) =>
       Effect.gen(function* () {
         const [me] = yield* session.query<{ readonly name: string }>(

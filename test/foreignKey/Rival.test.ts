@@ -1,4 +1,4 @@
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type { Session } from "../../src/driver/Session.js"
@@ -104,7 +104,7 @@ describe("a key that is bound to one of several equal unique indexes", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("is given up when the budget is used up, and what was begun is dropped", () =>
+  inFull(it).scopedLive("is given up when the budget is used up, and what was begun is dropped", () =>
     Effect.gen(function* () {
       const session = yield* application
       const other = yield* application
@@ -131,7 +131,7 @@ describe("a key that is bound to one of several equal unique indexes", () => {
     ] as const,
     ([leftover]) => leftover === "second_ccold"
   )) {
-    it.scopedLive(`converges when run again after it was ended with ${leftover} left behind`, () =>
+    inFull(it).scopedLive(`converges when run again after it was ended with ${leftover} left behind`, () =>
       Effect.gen(function* () {
         const session = yield* application
         yield* tables(session)

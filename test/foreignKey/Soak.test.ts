@@ -151,7 +151,7 @@ describe("applications", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("that hold a lock for long are named, never ended, and stop nobody else", () =>
+  inFull(it).scopedLive("that hold a lock for long are named, never ended, and stop nobody else", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(Traffic.tables())

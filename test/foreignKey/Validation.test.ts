@@ -1,5 +1,5 @@
 /** VALIDATE can take hours: whatever ends it in the middle, the next run goes on, and no limit of the role or the database ends it. */
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
@@ -135,7 +135,7 @@ describe("a change whose VALIDATE", () => {
       })
   )
 
-  it.scopedLive(
+  inFull(it).scopedLive(
     "takes longer than the statement_timeout of the role and the database is not ended by it",
     () =>
       Effect.gen(function* () {

@@ -1,4 +1,4 @@
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
@@ -320,7 +320,7 @@ describe("a purge", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive(
+  inFull(it).scopedLive(
     "deletes rows that refer to each other in a circle at once, and what hangs below them in batches",
     () =>
       Effect.gen(function* () {
@@ -341,7 +341,7 @@ describe("a purge", () => {
       }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive(
+  inFull(it).scopedLive(
     "follows keys of single partitions, of partitioned tables without a key of their own, across types and schemas",
     () =>
       Effect.gen(function* () {

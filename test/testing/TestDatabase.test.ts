@@ -1,4 +1,4 @@
-import { assert, describe, expect, it, layer } from "../support/it.js"
+import { assert, describe, expect, inFull, it, layer } from "../support/it.js"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
@@ -536,7 +536,7 @@ layer(
   }),
   { excludeTestServices: true }
 )("A transaction with a longer limit than its settings", (it) => {
-  it.effect("is waited for under every test Layer", () => {
+  inFull(it).effect("is waited for under every test Layer", () => {
     const long = Transaction.run(
       Effect.flatMap(SqlClient.SqlClient, (sql) => sql`SELECT pg_sleep(5.5)`),
       { statementTimeout: "1 minute" }

@@ -3,7 +3,7 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as SqlResolver from "@effect/sql/SqlResolver"
-import { assert, describe, layer } from "../support/it.js"
+import { assert, describe, inFull, layer } from "../support/it.js"
 import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
@@ -348,7 +348,7 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
         })
       )
 
-      it.effect(
+      inFull(it).effect(
         "which may take as long as the transaction's own limit allows, also when the settings allow less",
         () =>
           Effect.gen(function* () {
