@@ -45,11 +45,12 @@ export const restoreRows = (place: Place, vector: Fidelity.Vector): ReadonlyArra
   const wantedComment = Comment.fromJson("w.comment")
   const rows = `${rowsOf(place)} k JOIN ${wanted} ON w.relation = k.conrelid AND w.referenced = k.confrelid`
   return [
-    // In two passes: a generated name can be the one that another row of the same table should have.
+    // A generated name can be the one that another row of the same table should have: it makes way.
     guard(
       `FOR r IN
     SELECT k.conrelid::regclass AS relation, k.conname, k.oid FROM ${rows}
     WHERE k.depth > 0 AND k.conname <> w.name
+      AND EXISTS (SELECT FROM ${wanted} WHERE w.relation = k.conrelid AND w.referenced <> k.confrelid AND w.name = k.conname)
   LOOP
     EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', r.relation, r.conname, 'promptgrimoire_fk_row_' || r.oid);
   END LOOP;`,
