@@ -1,5 +1,5 @@
 import { defineConfig } from "vitest/config"
-import { onlyInFull, suite } from "./test/support/suite.js"
+import { suite } from "./test/support/suite.js"
 
 /** `npm test`: each part of the product with the cases that tell most. With `--mode full` all of them. */
 export default defineConfig(({ mode }) =>
@@ -16,3 +16,11 @@ export default defineConfig(({ mode }) =>
     ]
   })
 )
+
+/** Tests that are long because they are thorough, of what others test too. */
+const onlyInFull = [
+  "test/foreignKey/Kill.test.ts",
+  "test/foreignKey/CrashPartitioned.test.ts",
+  "test/foreignKey/ManyPartitions.test.ts",
+  "test/foreignKey/Stall.test.ts"
+]

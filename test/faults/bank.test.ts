@@ -15,10 +15,11 @@ import * as Database from "../../src/Database.js"
 import * as DatabaseError from "../../src/DatabaseError.js"
 import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as Transaction from "../../src/Transaction.js"
+import { isFull } from "../support/length.js"
 import * as Proxy from "../support/Proxy.js"
 import { check, report, tagOf, tally } from "./support.js"
 
-const seconds = Number(process.env["BANK_SECONDS"] ?? 60)
+const seconds = Number(process.env["BANK_SECONDS"] ?? (isFull ? 60 : 15))
 
 const fibers = 32
 const accounts = 64

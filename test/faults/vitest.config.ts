@@ -1,10 +1,13 @@
 import { defineConfig } from "vitest/config"
 import { suite } from "../support/suite.js"
 
-/** `npm run test:faults`, on the major version POSTGRES_VERSION. One file at a time: several of them measure time. */
-export default defineConfig(
+/**
+ * `npm run test:faults`, on the major version POSTGRES_VERSION. One file at a time: several of them measure time. With `--mode telling`
+ * what goes on for long does so for less.
+ */
+export default defineConfig(({ mode }) =>
   suite({
-    length: "full",
+    length: mode === "telling" ? "telling" : "full",
     include: ["test/faults/**/*.test.ts", "test/transaction/faults.test.ts"],
     globalSetup: "test/faults/globalSetup.ts",
     alone: true,

@@ -18,14 +18,6 @@ export interface Suite {
   readonly execArgv?: ReadonlyArray<string>
 }
 
-/** Tests that are long because they are thorough, of what others test too. */
-export const onlyInFull = [
-  "test/foreignKey/Kill.test.ts",
-  "test/foreignKey/CrashPartitioned.test.ts",
-  "test/foreignKey/ManyPartitions.test.ts",
-  "test/foreignKey/Stall.test.ts"
-]
-
 /**
  * A suite that is quiet: one line for each file, and what a test printed only if it failed. Two
  * processes share its files, and load each module once.
