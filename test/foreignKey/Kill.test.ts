@@ -6,6 +6,7 @@ import * as Database from "../../src/Database.js"
 import type { Session } from "../../src/driver/Session.js"
 import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
+import { next } from "../support/length.js"
 import { emptyDatabase } from "../support/server.js"
 import * as Program from "./Program.js"
 import { application, comparable, vectors } from "./support.js"
@@ -94,7 +95,7 @@ describe("a change converges when run again", () => {
             yield* back
             yield* session.query(hold)
             yield* session.query("SELECT pg_advisory_lock(42)")
-            for (let at = 1; ; at++) {
+            for (let at = 1; ; at = next(at)) {
               yield* arm(session, at)
               const process_ = yield* Program.start([Redacted.value(url), String(swapTries)])
               const stands = yield* standing(session, process_.ended)
@@ -136,7 +137,7 @@ describe("a change converges when run again", () => {
           return vector
         })
       )
-      for (let at = 1; ; at++) {
+      for (let at = 1; ; at = next(at)) {
         const stopped = yield* during((session) =>
           Effect.gen(function* () {
             yield* arm(session, at)
