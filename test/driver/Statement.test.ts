@@ -99,7 +99,8 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("A s
             return yield* connection.executeRaw("SELECT pg_sleep(3600)", [])
           })
         )
-        const innocent = yield* Effect.fork(sql`SELECT pg_sleep(0.5)`)
+        yield* admin.query("SELECT pg_advisory_lock(1)")
+        const innocent = yield* Effect.fork(sql`SELECT pg_advisory_lock(1)`)
         const fibers = yield* Effect.all([Effect.fork(hold), Effect.fork(hold)])
         yield* eventually(
           "all are busy",
@@ -112,8 +113,13 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("A s
             Effect.map(stateOf(pid), (state) => state === "idle")
           )
         }
+        yield* admin.query("SELECT pg_advisory_unlock(1)")
         yield* Fiber.join(innocent)
-      }).pipe(Effect.provide(databaseLayer({ maxConnections: 3 })))
+      }).pipe(
+        Effect.provide(
+          databaseLayer({ maxConnections: 3, lockTimeout: "1 hour", statementTimeout: "1 hour" })
+        )
+      )
     )
 
     it.effect("is cancelled although its fiber, and the Layer, cannot be interrupted in other places", () =>
