@@ -150,32 +150,44 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("A s
           )
           yield* Effect.gen(function* () {
             const sql = yield* SqlClient.SqlClient
-            const interrupted = yield* Effect.fork(sql`SELECT pg_sleep(1)`)
-            yield* eventually(
-              "it runs",
-              Effect.map(
-                admin.query(
-                  "SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND query = 'SELECT pg_sleep(1)'"
-                ),
-                (rows) => rows.length === 1
+            const waits = (lock: number) =>
+              eventually(
+                `lock ${lock} is waited for`,
+                Effect.map(
+                  admin.query(
+                    "SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database WHERE d.datname = current_database() AND l.locktype = 'advisory' AND l.objid = $1 AND NOT l.granted",
+                    [lock]
+                  ),
+                  (rows) => rows.length === 1
+                )
               )
-            )
+            yield* admin.query("SELECT pg_advisory_lock(1), pg_advisory_lock(2)")
+            const interrupted = yield* Effect.fork(sql`SELECT pg_advisory_lock(1)`)
+            yield* waits(1)
             yield* Fiber.interrupt(interrupted)
             // The statement ends by itself; the cancel request is still on its way.
-            const next = yield* Effect.fork(Effect.either(sql`SELECT pg_sleep(0.5) AS next_one`))
-            yield* eventually(
-              "the next one runs",
-              Effect.map(
-                admin.query(
-                  "SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND query LIKE '%next_one'"
-                ),
-                (rows) => rows.length === 1
-              )
-            )
+            yield* admin.query("SELECT pg_advisory_unlock(1)")
+            const next = yield* Effect.fork(Effect.either(sql`SELECT pg_advisory_lock(2)`))
+            yield* waits(2)
             assert.strictEqual(yield* cancel.count, 1)
             yield* Deferred.succeed(released, undefined)
+            yield* eventually(
+              "the cancel request has arrived",
+              Effect.map(proxy.connections, ({ open }) => open === 1)
+            )
+            yield* admin.query("SELECT pg_advisory_unlock(2)")
             assert.isTrue(Either.isRight(yield* Fiber.join(next)))
-          }).pipe(Effect.provide(Database.layer({ url: proxy.url, minConnections: 0, maxConnections: 1 })))
+          }).pipe(
+            Effect.provide(
+              Database.layer({
+                url: proxy.url,
+                minConnections: 0,
+                maxConnections: 1,
+                lockTimeout: "1 hour",
+                statementTimeout: "1 hour"
+              })
+            )
+          )
         })
       )
     )
