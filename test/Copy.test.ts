@@ -15,7 +15,7 @@ import * as Database from "../src/Database.js"
 import * as DatabaseError from "../src/DatabaseError.js"
 import * as TestDatabase from "../src/testing/TestDatabase.js"
 import * as Transaction from "../src/Transaction.js"
-import { databaseLayer, testLayer, TestServer } from "./support/database.js"
+import { databaseLayer, testLayer, TestServer, processId } from "./support/database.js"
 import { type LogRecord, recordLogs } from "./support/logs.js"
 import { eventually } from "./support/eventually.js"
 import * as Proxy from "./support/Proxy.js"
@@ -33,10 +33,6 @@ const table = Effect.flatMap(
 
 const count = Effect.flatMap(SqlClient.SqlClient, (sql) =>
   Effect.map(sql<{ n: number }>`SELECT count(*)::int AS n FROM thing`, ([row]) => row?.n)
-)
-
-const processId = Effect.flatMap(SqlClient.SqlClient, (sql) =>
-  Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, ([row]) => row?.pid)
 )
 
 const rows = (from: number, to: number): Stream.Stream<Copy.Row> =>

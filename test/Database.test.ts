@@ -20,7 +20,7 @@ import * as Database from "../src/Database.js"
 import type { Settings } from "../src/DatabaseConfig.js"
 import { DatabaseError } from "../src/DatabaseError.js"
 import * as Transaction from "../src/Transaction.js"
-import { TestServer, databaseLayer } from "./support/database.js"
+import { TestServer, databaseLayer, processId, show } from "./support/database.js"
 import { type LogRecord, recordLogs } from "./support/logs.js"
 import { within } from "./support/within.js"
 import { safetyNet } from "./support/speed.js"
@@ -29,19 +29,6 @@ import * as Proxy from "./support/Proxy.js"
 import { emptyDatabase } from "./support/server.js"
 
 const silent = Logger.remove(Logger.defaultLogger)
-
-const show = (setting: string) =>
-  Effect.gen(function* () {
-    const sql = yield* SqlClient.SqlClient
-    const rows = yield* sql<{ value: string }>`SELECT current_setting(${setting}) AS value`
-    return rows[0]?.value
-  })
-
-const processId = Effect.gen(function* () {
-  const sql = yield* SqlClient.SqlClient
-  const rows = yield* sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`
-  return Number(rows[0]?.pid)
-})
 
 /** The backends of a Layer with this application name, as the server counts them. */
 const backends = (applicationName: string) =>

@@ -8,11 +8,12 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Random from "effect/Random"
+import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import * as Database from "../../src/Database.js"
 import { DatabaseError } from "../../src/DatabaseError.js"
 import * as Transaction from "../../src/Transaction.js"
-import { TestServer, databaseLayer } from "../support/database.js"
+import { TestServer, databaseLayer, processId } from "../support/database.js"
 import { type LogRecord, recordLogs } from "../support/logs.js"
 import { within } from "../support/within.js"
 import { safetyNet } from "../support/speed.js"
@@ -26,12 +27,6 @@ const rounds = isFull ? 300 : 48
 const silent = Logger.remove(Logger.defaultLogger)
 
 const stats = Effect.flatMap(Database.Database, (database) => database.stats)
-
-const processId = Effect.gen(function* () {
-  const sql = yield* SqlClient.SqlClient
-  const rows = yield* sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`
-  return Number(rows[0]?.pid)
-})
 
 const sleep = (seconds: number) =>
   Effect.flatMap(SqlClient.SqlClient, (sql) => sql`SELECT pg_sleep(${seconds})`)
@@ -170,7 +165,15 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("The
         yield* isWhole(2)
       }).pipe(
         Effect.provide(
-          databaseLayer({ maxConnections: 2, acquireTimeout: "50 millis", validateAfterIdle: Duration.zero })
+          // The Layer's first connection may take longer than that to open.
+          Layer.retry(
+            databaseLayer({
+              maxConnections: 2,
+              acquireTimeout: "50 millis",
+              validateAfterIdle: Duration.zero
+            }),
+            Schedule.recurWhile((error) => reasonOf(error) === "AcquireTimeout")
+          )
         )
       )
     )

@@ -11,7 +11,7 @@ import * as Stream from "effect/Stream"
 import * as Database from "../../src/Database.js"
 import { DatabaseError } from "../../src/DatabaseError.js"
 import * as Transaction from "../../src/Transaction.js"
-import { TestServer, databaseLayer } from "../support/database.js"
+import { TestServer, databaseLayer, processId } from "../support/database.js"
 import { within } from "../support/within.js"
 import { eventually } from "../support/eventually.js"
 import * as Proxy from "../support/Proxy.js"
@@ -22,12 +22,6 @@ const stats = Effect.flatMap(Database.Database, (database) => database.stats)
 
 const reasonOf = (error: unknown): string =>
   DatabaseError.is(error) ? error.reason._tag : `not a DatabaseError: ${String(error)}`
-
-const processId = Effect.gen(function* () {
-  const sql = yield* SqlClient.SqlClient
-  const rows = yield* sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`
-  return Number(rows[0]?.pid)
-})
 
 /** What the server says of a backend. */
 const stateOf = (pid: number) =>

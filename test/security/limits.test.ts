@@ -9,7 +9,7 @@ import * as Database from "../../src/Database.js"
 import * as DatabaseError from "../../src/DatabaseError.js"
 import * as Transaction from "../../src/Transaction.js"
 import * as Proxy from "../support/Proxy.js"
-import { databaseLayer, TestServer } from "../support/database.js"
+import { databaseLayer, TestServer, processId } from "../support/database.js"
 
 const check = (name: string, test: Effect.Effect<unknown, unknown, TestServer | Scope.Scope>) =>
   it.scopedLive(name, () => Effect.provide(Effect.scoped(test), TestServer.layer))
@@ -46,12 +46,6 @@ const login = (password: string, rights: ReadonlyArray<string> = []) =>
     own.password = encodeURIComponent(password)
     return { name, url: Redacted.make(own.toString()) }
   })
-
-const processId = Effect.gen(function* () {
-  const sql = yield* PgClient.PgClient
-  const [row] = yield* sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`
-  return row?.pid
-})
 
 const gibibyte = 2 ** 30
 

@@ -1,3 +1,4 @@
+import * as SqlClient from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -33,3 +34,18 @@ export const databaseLayer = (settings: Partial<Settings> = {}) =>
 /** Our Layer on an empty database of its own. */
 export const testLayer = (settings: Partial<Settings> = {}) =>
   Layer.provideMerge(databaseLayer(settings), TestServer.layer)
+
+/** The value of a setting on the connection that is lent. */
+export const show = (setting: string) =>
+  Effect.gen(function* () {
+    const sql = yield* SqlClient.SqlClient
+    const rows = yield* sql<{ value: string }>`SELECT current_setting(${setting}) AS value`
+    return rows[0]?.value
+  })
+
+/** The backend of the connection that is lent. */
+export const processId = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  const rows = yield* sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`
+  return Number(rows[0]?.pid)
+})

@@ -7,7 +7,7 @@ import * as Redacted from "effect/Redacted"
 import type * as Database from "../../src/Database.js"
 import * as DatabaseError from "../../src/DatabaseError.js"
 import * as Transaction from "../../src/Transaction.js"
-import { testLayer } from "../support/database.js"
+import { testLayer, processId } from "../support/database.js"
 import { type LogRecord, recordLogs } from "../support/logs.js"
 import { eventually } from "../support/eventually.js"
 
@@ -15,10 +15,6 @@ const raise = (code: string, message = "raised") =>
   Effect.flatMap(SqlClient.SqlClient, (sql) =>
     sql.unsafe(`DO $$ BEGIN RAISE EXCEPTION '${message}' USING ERRCODE = '${code}'; END $$`)
   )
-
-const processId = Effect.flatMap(SqlClient.SqlClient, (sql) =>
-  Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, ([row]) => row?.pid)
-)
 
 /** How often a body runs that fails in this way each time, and how it ends. */
 const tries = <E, R>(failure: Effect.Effect<unknown, E, R>) =>

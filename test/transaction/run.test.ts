@@ -19,7 +19,7 @@ import * as Stream from "effect/Stream"
 import * as Database from "../../src/Database.js"
 import { DatabaseError } from "../../src/DatabaseError.js"
 import * as Transaction from "../../src/Transaction.js"
-import { TestServer, databaseLayer, testLayer } from "../support/database.js"
+import { TestServer, databaseLayer, testLayer, processId, show } from "../support/database.js"
 import { type LogRecord, recordLogs } from "../support/logs.js"
 import { within } from "../support/within.js"
 import { eventually } from "../support/eventually.js"
@@ -40,19 +40,6 @@ const makeTable = Effect.gen(function* () {
       rows.map(({ id }) => id)
     )
   }
-})
-
-const show = (setting: string) =>
-  Effect.gen(function* () {
-    const sql = yield* SqlClient.SqlClient
-    const rows = yield* sql<{ value: string }>`SELECT current_setting(${setting}) AS value`
-    return rows[0]?.value
-  })
-
-const processId = Effect.gen(function* () {
-  const sql = yield* SqlClient.SqlClient
-  const rows = yield* sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`
-  return Number(rows[0]?.pid)
 })
 
 const terminate = (pid: number) =>
