@@ -1,6 +1,6 @@
 /**
- * Runs a PostgreSQL server on the cluster in `.data` until it is interrupted, for tests whose databases
- * are kept, and for psql: `npm run postgres`.
+ * Runs a PostgreSQL server on the cluster in `.data` until it is interrupted, for tests whose
+ * databases are kept, and for psql: `npm run postgres`.
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as Console from "effect/Console"

@@ -325,9 +325,11 @@ export const shownOf = (error: unknown): Shown => {
 }
 
 /**
- * Reads PostgreSQL's ErrorResponse, as `pg` gives it, into a {@link Reason}. `statement` is the text that it answers, if
- * that is known. `isOverdue` says that it had run for as long as its `statement_timeout` allows: a timeout and a request to cancel come from one
- * routine with one code (ProcessInterrupts, postgres.c), and no field tells them apart. Whoever did not measure the statement, or does not know its limit, leaves it out.
+ * Reads PostgreSQL's ErrorResponse, as `pg` gives it, into a {@link Reason}. `statement` is the
+ * text that it answers, if that is known. `isOverdue` says that it had run for as long as its
+ * `statement_timeout` allows: a timeout and a request to cancel come from one routine with one code
+ * (ProcessInterrupts, postgres.c), and no field tells them apart. Whoever did not measure the
+ * statement, or does not know its limit, leaves it out.
  */
 export const classify = (error: ServerErrorLike, statement?: string, isOverdue?: boolean): Reason => {
   const tag = byCode.get(error.code) ?? byClass.get(error.code.slice(0, 2)) ?? "ServerError"

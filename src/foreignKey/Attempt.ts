@@ -449,7 +449,8 @@ const attempt = (
         watched(bench, blockers, "5 millis", bench.patient.query(body.join(";\n")))
       ).pipe(
         Effect.as(won),
-        // The locks have an error of their own, so it was the statements, unless somebody cancelled one before its time.
+        // The locks have an error of their own, so it was the statements, unless somebody cancelled
+        // one before its time.
         Effect.catchIf(
           ({ reason }) => "code" in reason && reason.code === "57014" && isLocked,
           (error) =>

@@ -487,7 +487,8 @@ const behind = (change: Change, original: Tree.Place, place: Tree.Place, late: L
                   )
                 ]),
             Tree.requireOrder(original, place),
-            // Where its triggers keep their names, they must come where the original's are by themselves.
+            // Where its triggers keep their names, they must come where the original's are by
+            // themselves.
             ...(change.key.referenced.owned ? [] : [Tree.requirePlace(placeOf(change.key), place)])
           )
         ]

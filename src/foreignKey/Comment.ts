@@ -1,11 +1,14 @@
 /**
- * The comment on a constraint. A database of encoding SQL_ASCII takes any bytes as a comment, so that it can be no text in UTF-8. It is kept byte for byte all the same.
+ * The comment on a constraint. A database of encoding SQL_ASCII takes any bytes as a comment,
+ * valid UTF-8 or not. A change keeps them byte for byte.
  */
 import { Buffer } from "node:buffer"
 import * as Encoding from "./Encoding.js"
 import { literal } from "./Sql.js"
 
-/** A comment; the bytes of one that is not valid UTF-8, in hexadecimal; null where there is none. */
+/**
+ * A comment; the bytes of one that is not valid UTF-8, in hexadecimal; null where there is none.
+ */
 export type Comment = string | { readonly bytes: string } | null
 
 /** As far as it is text: what is not valid UTF-8 is replaced by U+FFFD. */
@@ -28,6 +31,9 @@ export const sql = (comment: Comment): string =>
       ? literal(comment)
       : `E'${comment.bytes.replaceAll(/../g, "\\x$&")}'`
 
-/** As a value of a JSON document, `value` an SQL expression of type jsonb that has what {@link read} gave; its type is text. */
+/**
+ * As a value of a JSON document, `value` an SQL expression of type jsonb that has what {@link read}
+ * gave; its type is text.
+ */
 export const fromJson = (value: string): string =>
   `coalesce(convert_from(decode(${value} ->> 'bytes', 'hex'), 'SQL_ASCII'), ${value} #>> '{}')`

@@ -1,14 +1,18 @@
 /**
- * Names and comments in a database of encoding SQL_ASCII are the bytes that somebody gave, in whatever encoding, and the server neither checks nor converts them
- * (documentation, chapter "Character Set Support"). Our sessions take them for UTF-8: what is none reads as U+FFFD instead of failing the statement, and no
- * statement can name it.
+ * Names and comments in a database of encoding SQL_ASCII are the bytes that somebody gave, in
+ * whatever encoding, and the server neither checks nor converts them (documentation, chapter
+ * "Character Set Support"). Our sessions take them for UTF-8. What is not valid reads as U+FFFD
+ * and fails no statement, and no statement can name it.
  */
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import { label } from "./Sql.js"
 
-/** The `client_encoding` of our sessions, as an SQL expression: where the server cannot convert it shall not check either. */
+/**
+ * The `client_encoding` of our sessions, as an SQL expression. Where the server cannot convert, it
+ * is not to check either.
+ */
 export const ofClient = `CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END`
 
 /** Whether the server does not know the encoding of names and comments. */
@@ -26,7 +30,10 @@ export const unreadable = (value: unknown): ReadonlyArray<string> => [
 export const problem = (names: ReadonlyArray<string>): string =>
   `${names.map((name) => label(name)).join(", ")} is not valid UTF-8, and no statement in UTF-8 can name it: rename it first`
 
-/** Whether a text can be read, as an SQL expression that is null for null. A byte is a character of SQL_ASCII. */
+/**
+ * Whether a text can be read, as an SQL expression that is null for null. A byte is a character of
+ * SQL_ASCII.
+ */
 export const isReadable = (text: string): string =>
   `CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN ${text} ~ '${validUtf8}' ELSE true END`
 

@@ -327,9 +327,8 @@ export const decide = (
     const standing = temporaries.length === 0 ? undefined : yield* look(session, key, leafwise)
     const isLate = !key.referenced.owned && standing?.late.some(({ role }) => isOfReferenced(role)) === true
     if (isLate && (yield* haveExchanged(session, original, temporaries[0]))) return yield* ownerNeeded(key)
-    // Only a superuser can enable the triggers that a superuser disabled, and only the owner of
-    // their
-    // table rename those that are late.
+    // Only a superuser can enable the triggers that a superuser disabled. Only the owner of their
+    // table can rename those that are late.
     const isBeyond = (standing?.muted === true && !superuser) || isLate
     const wrong = temporaries.filter(
       (temporary) =>

@@ -7,8 +7,10 @@ import * as Encoding from "./Encoding.js"
 import { block, literal } from "./Sql.js"
 
 /**
- * Makes a session ours. Names resolve in pg_catalog only. Texts are in UTF-8, as far as the server knows. The roles', database's and server's own limits are lifted where a change has to
- * outlive them (validation can take hours, and the session with the advisory lock is idle meanwhile); a backend whose client is gone gives up within 10 s (14 and later).
+ * Makes a session ours. Names resolve in pg_catalog only. Texts are in UTF-8, as far as the server
+ * knows. The roles', database's and server's own limits are lifted where a change has to outlive
+ * them (validation can take hours, and the session with the advisory lock is idle meanwhile); a
+ * backend whose client is gone gives up within 10 s (14 and later).
  */
 export const prepare = (session: Session, purpose: string): Effect.Effect<void, DatabaseError> =>
   session
@@ -42,8 +44,9 @@ export const prepared = (
   Effect.tap(open, (session) => prepare(session, purpose))
 
 /**
- * The same session, which fails when a statement gets no answer: the server ends one after 30 s and says so, unless the network
- * swallows it. For statements that may take longer another session asks whether the server still answers.
+ * The same session, which fails when a statement gets no answer: the server ends one after 30 s and
+ * says so, unless the network swallows it. For statements that may take longer another session asks
+ * whether the server still answers.
  */
 export const answering = (session: Session): Session => ({
   ...session,
@@ -53,7 +56,10 @@ export const answering = (session: Session): Session => ({
       .pipe(Effect.timeoutFail({ duration: "40 seconds", onTimeout: () => unanswered }))
 })
 
-/** If one connection gets no answer, so does no other, also one that may have nothing to say for hours. */
+/**
+ * If one connection gets no answer, so does no other, also one that may have nothing to say for
+ * hours.
+ */
 export const unanswered = new DatabaseError({
   operation: "execute",
   reason: { _tag: "ConnectionLost", phase: "sent", systemCode: undefined }

@@ -145,7 +145,8 @@ export const run = (
       const { plan, task } = yield* prepare(session, options)
       if (plan.refused.length > 0 || task === undefined) return yield* new Refused({ refusals: plan.refused })
       yield* report({ _tag: "Planned", plan })
-      // Triggers of the user's run as they do in any other session. A key's value that cannot be read must fail: another row could be meant.
+      // Triggers of the user's run as they do in any other session. A key's value that cannot be
+      // read must fail: another row could be meant.
       yield* session.query(
         `RESET search_path; RESET client_encoding; SET lock_timeout = ${millis(options.lockTimeout ?? "250 millis")};
         SET statement_timeout = ${millis(options.statementTimeout ?? "30 seconds")}`

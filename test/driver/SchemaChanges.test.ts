@@ -39,7 +39,10 @@ const migrations = (count: number) =>
     )
   )
 
-/** What a program does again and again, on connections of its own: no other program lets them prepare anew. */
+/**
+ * What a program does again and again, on connections of its own: no other program lets them
+ * prepare anew.
+ */
 const programs: Readonly<Record<string, Effect.Effect<unknown, unknown, Database.Provided>>> = {
   "statements outside transactions": Effect.flatMap(SqlClient.SqlClient, (sql) =>
     Effect.zipRight(sql`SELECT * FROM parent WHERE id = ${1}`, sql`SELECT * FROM child WHERE id = ${1}`)

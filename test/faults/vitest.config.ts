@@ -2,8 +2,8 @@ import { defineConfig } from "vitest/config"
 import { suite } from "../support/suite.js"
 
 /**
- * `npm run test:faults`, on the major version POSTGRES_VERSION. One file at a time: several of them measure time. With `--mode telling`
- * what goes on for long does so for less.
+ * `npm run test:faults`, on the major version POSTGRES_VERSION. One file at a time: several of them
+ * measure time. With `--mode telling` the long runs are shorter.
  */
 export default defineConfig(({ mode }) =>
   suite({

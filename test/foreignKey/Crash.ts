@@ -85,7 +85,10 @@ const prepared = Effect.fnUntraced(function* (tables: string, swapTries: number)
   return { session, reference, reset }
 })
 
-/** The tests of one kind of tables, whose only key has no action. `fewest`: the server ends the session more killed. */
+/**
+ * The tests of one kind of tables, whose only key has no action. The server ends the session more
+ * than `fewest` times.
+ */
 export const stopped = (of: string, tables: string, fewest: number): void => {
   for (const [way, swapTries] of ways) {
     // In `npm test` the one transaction is killed, and what locks table by table is interrupted.

@@ -26,7 +26,10 @@ const inDatabase = <A, E>(
     }).pipe(Effect.scoped, Effect.provide(Database.layer({ url, minConnections: 0 })))
   })
 
-/** The bytes of all comments on foreign keys, whose names are given in hexadecimal where they cannot be read. */
+/**
+ * The bytes of all comments on foreign keys, whose names are given in hexadecimal where they cannot
+ * be read.
+ */
 const comments = (session: Session) =>
   session.query(
     `SELECT k.conrelid::int8::int AS relation, encode(convert_to(k.conname::text, e.name), 'escape') AS name,

@@ -75,7 +75,9 @@ const moveLast = `DO $$ DECLARE name text := (
   );
   BEGIN IF name <> 'zz' THEN EXECUTE format('ALTER TRIGGER %I ON auth.users RENAME TO %I', name, 'zz'); END IF; END $$`
 
-/** Creates a trigger between those of the key and of any new one, and leaves the transaction open. */
+/**
+ * Creates a trigger between those of the key and of any new one, and leaves the transaction open.
+ */
 const comeBetween = `BEGIN;
   CREATE FUNCTION auth.nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
   DO $$ DECLARE name text := (

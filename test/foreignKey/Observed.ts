@@ -86,7 +86,9 @@ export const areThose = (
   )
 }
 
-/** The engine sends it beforehand, or asks for the same locks in other ways and for another time. */
+/**
+ * The engine sends it beforehand, or asks for the same locks in other ways and for another time.
+ */
 const isFrame = (statement: string) =>
   /^(BEGIN|SET LOCAL (lock|statement)_timeout|LOCK TABLE )/.test(statement) ||
   statement.includes("the locks were not to be had") ||

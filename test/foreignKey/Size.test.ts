@@ -29,7 +29,9 @@ const keys = (count: number) => `
     END LOOP;
   END $$`
 
-/** What the change of one key asks again and again, and the pages that the server looks at for it. */
+/**
+ * What the change of one key asks again and again, and the pages that the server looks at for it.
+ */
 const cost = (count: number) =>
   Effect.gen(function* () {
     const session = yield* application

@@ -6,7 +6,10 @@ import { application, comparable, database, vectors } from "./support.js"
 import * as Traffic from "./Traffic.js"
 import { cases, isFull } from "../support/length.js"
 
-/** Nobody waits for a scan, or for a lost try of our cap: for no longer than that, beyond what this machine makes everything wait. */
+/**
+ * Nobody waits for a scan, or for a lost try of our cap: for no longer than that, beyond what this
+ * machine makes everything wait.
+ */
 const bearable = ({ longestPingMillis }: Traffic.Report) => 1_000 + 20 * longestPingMillis
 
 const ways = [

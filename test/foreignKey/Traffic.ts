@@ -257,7 +257,9 @@ export interface Report {
   readonly longestMillis: number
   /** The longest time that one of them waited for a lock on a table, by the clock of the server. */
   readonly longestWaitMillis: number
-  /** The longest time that a statement took which waits for nobody, by the clock of the application. */
+  /**
+   * The longest time that a statement took which waits for nobody, by the clock of the application.
+   */
   readonly longestPingMillis: number
   readonly errors: ReadonlyArray<string>
 }

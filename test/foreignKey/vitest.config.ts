@@ -2,8 +2,8 @@ import { defineConfig } from "vitest/config"
 import { suite } from "../support/suite.js"
 
 /**
- * `npm run test:fk`, on the major version POSTGRES_VERSION: all that changes foreign keys, in every case. With `--mode telling` the
- * cases that tell most.
+ * `npm run test:fk`, on the major version POSTGRES_VERSION: all that changes foreign keys, in every
+ * case. With `--mode telling` only the cases that tell most.
  */
 export default defineConfig(({ mode }) =>
   suite({

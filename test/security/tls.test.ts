@@ -197,7 +197,8 @@ describe("TLS", () => {
             assert.deepStrictEqual(after, before)
           })
         )
-        // The pool may have opened another connection meanwhile; none of them said anything in the clear.
+        // The pool may have opened another connection meanwhile; none of them said anything in the
+        // clear.
         assert.isAtLeast(yield* proxy.count("SSLRequest"), 2)
         assert.strictEqual(yield* proxy.count("CancelRequest"), 0)
         assert.strictEqual((yield* proxy.connections).dialed, 0)

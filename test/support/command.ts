@@ -46,7 +46,10 @@ export const fromSources = ["--import", tsx, `${repository}/src/cli/main.ts`]
 /** Whose commands these are: nobody has told them of a database. */
 const strangers = { DATABASE_URL: undefined, DATABASE_DIRECT_URL: undefined }
 
-/** Runs this repository's command in this process; with a working directory of its own, in another one. */
+/**
+ * Runs this repository's command in this process; with a working directory of its own, in another
+ * one.
+ */
 export const promptgrimoireDb = (
   args: ReadonlyArray<string>,
   options: { readonly cwd?: string; readonly env?: Record<string, string | undefined> } = {}

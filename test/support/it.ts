@@ -1,4 +1,6 @@
-/** What tests are written with: `@effect/vitest`, whose tests under a test clock show their log too. */
+/**
+ * What tests are written with: `@effect/vitest`, whose tests under a test clock show their log too.
+ */
 import * as Vitest from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -29,5 +31,8 @@ export const layer: typeof Vitest.layer = (shared, options) => Vitest.layer(Laye
 
 const nothing: unknown = new Proxy(() => nothing, { get: () => nothing })
 
-/** Declares tests that are run at full length only: they are long, and others test the same with less. */
+/**
+ * Declares tests that are run at full length only: they are long, and others test the same with
+ * less.
+ */
 export const inFull = <I>(it: I): I => (isFull ? it : (nothing as I))

@@ -10,5 +10,8 @@ export const isFull = process.env[lengthVariable] !== "telling"
 export const cases = <A>(all: ReadonlyArray<A>, isTelling: (one: A) => boolean): ReadonlyArray<A> =>
   isFull ? all : all.filter(isTelling)
 
-/** The next of the points 1, 2, 3... at which something is stopped: all of a full run, else ever fewer. */
+/**
+ * The next of the points 1, 2, 3... at which something is stopped: all of a full run, else ever
+ * fewer.
+ */
 export const next = (at: number): number => (isFull ? at + 1 : at * 2)

@@ -14,7 +14,10 @@ export interface LogRecord {
   readonly annotations: Readonly<Record<string, unknown>>
 }
 
-/** A Layer that keeps log records instead of printing them; `onRecord` is called in the moment of each. */
+/**
+ * A Layer that keeps log records instead of printing them; `onRecord` is called in the moment of
+ * each.
+ */
 export const recordLogs = (records: Array<LogRecord>, onRecord: (record: LogRecord) => void = () => {}) =>
   Layer.merge(
     Logger.replace(

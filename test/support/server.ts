@@ -54,7 +54,9 @@ export const emptyDatabase: Effect.Effect<
   url
 }))
 
-/** The same, with another encoding than the server's databases have; always dropped with the scope. */
+/**
+ * The same, with another encoding than the server's databases have; always dropped with the scope.
+ */
 export const emptyDatabaseOf = (
   encoding: string
 ): Effect.Effect<{ readonly url: Redacted.Redacted }, never, Scope.Scope> =>

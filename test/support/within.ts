@@ -3,8 +3,8 @@ import * as Fiber from "effect/Fiber"
 import { assert } from "./it.js"
 
 /**
- * Fails unless an effect ends within so many milliseconds, and what this machine makes everything wait
- * then: twenty times the longest that `ping` takes, which is run before and beside it.
+ * Fails unless an effect ends within so many milliseconds, and what this machine makes everything
+ * wait then: twenty times the longest that `ping` takes, which is run before and beside it.
  */
 export const within =
   <R2>(millis: number, ping: Effect.Effect<unknown, unknown, R2>) =>
