@@ -391,13 +391,15 @@ const actions: ReadonlyArray<
     "SET NULL of one column of a composite key",
     `ALTER TABLE course ADD term int NOT NULL DEFAULT 7, ADD UNIQUE (id, term); ALTER TABLE note ADD term int NOT NULL DEFAULT 7, DROP CONSTRAINT note_course,
       ADD CONSTRAINT note_course FOREIGN KEY (course_id, term) REFERENCES course (id, term) ON DELETE SET NULL (course_id)`,
-    30
+    30,
+    150_000
   ],
   [
     "SET DEFAULT of one column of a composite key",
     `ALTER TABLE course ADD term int NOT NULL DEFAULT 7, ADD UNIQUE (id, term); ALTER TABLE note ADD term int NOT NULL DEFAULT 7, ALTER course_id SET DEFAULT 2, DROP CONSTRAINT note_course,
       ADD CONSTRAINT note_course FOREIGN KEY (course_id, term) REFERENCES course (id, term) ON DELETE SET DEFAULT (course_id)`,
-    30
+    30,
+    150_000
   ],
   [
     "SET NULL with MATCH FULL",
@@ -465,7 +467,8 @@ const refusals: ReadonlyArray<
     "blocked",
     `ALTER TABLE course ADD term int NOT NULL DEFAULT 7, ADD UNIQUE (id, term); ALTER TABLE note ADD term int DEFAULT 7, DROP CONSTRAINT note_course,
       ADD CONSTRAINT note_course FOREIGN KEY (course_id, term) REFERENCES course (id, term) MATCH FULL ON DELETE SET NULL (course_id)`,
-    /^30 rows refer by public\.note\.note_course \(SET NULL of some columns of a MATCH FULL key\)/
+    /^30 rows refer by public\.note\.note_course \(SET NULL of some columns of a MATCH FULL key\)/,
+    150_000
   ],
   [
     "rows would get a default that refers to a row that goes",
