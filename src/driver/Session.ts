@@ -43,6 +43,11 @@ export interface QueryOptions {
    * with 0A000. Default false.
    */
   readonly prepare?: boolean
+  /**
+   * The connection is given up, and the statement fails with `ConnectionLost`, when the server has
+   * not answered it within so many milliseconds. Default: as long as the session's limits allow.
+   */
+  readonly answerMillis?: number
 }
 
 /** A message of NOTIFY. */
@@ -72,14 +77,14 @@ export const open = (options: DialOptions): Effect.Effect<Session, DatabaseError
       query: <Row extends object>(
         text: string,
         values: ReadonlyArray<unknown> = [],
-        { prepare = false }: QueryOptions = {}
+        { answerMillis, prepare = false }: QueryOptions = {}
       ) =>
         turns.run(
           Effect.suspend(() =>
             ended
               ? Effect.fail(endedError)
               : Effect.map(
-                  backend.run({ text, values, prepare }),
+                  backend.run({ text, values, prepare, timeoutMillis: answerMillis }),
                   (response) => lastRows(response) as ReadonlyArray<Row>
                 )
           )

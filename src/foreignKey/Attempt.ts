@@ -9,7 +9,6 @@
  */
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
-import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -24,7 +23,6 @@ import * as Courtesy from "./Courtesy.js"
 import type { Step, StepName } from "./Change.js"
 import * as Fidelity from "./Fidelity.js"
 import * as Lock from "./Lock.js"
-import * as Settings from "./Settings.js"
 import * as Tree from "./Tree.js"
 import * as Try from "./Try.js"
 
@@ -184,15 +182,17 @@ export const run = (
 > =>
   Effect.gen(function* () {
     if (bench.onCopies === true) return yield* rehearse(bench, step, options)
-    yield* bench.stillAlone
     const courtesy = yield* Ref.make(Courtesy.none)
     const sightings = yield* Ref.make<Blocker.Sightings>(new Map())
+    const look = Blocker.holders(bench.watcher, step.locks, [
+      bench.session.processId,
+      bench.watcher.processId
+    ])
     yield* repeatedly(bench, step, options, (tries, slow) =>
       Effect.gen(function* () {
-        const present = yield* Blocker.holders(bench.watcher, step.locks, [
-          bench.session.processId,
-          bench.watcher.processId
-        ])
+        // Two sessions, which need not wait for each other.
+        const present =
+          tries === 0 ? yield* Effect.zipRight(bench.stillAlone, look, { concurrent: true }) : yield* look
         const holders = yield* Blocker.old(present, 2 * bench.limits.wait, sightings)
         const seen = yield* Ref.updateAndGet(courtesy, (seen) => Courtesy.look(seen, holders))
         if (holders.length === 0)
@@ -219,9 +219,8 @@ export const runBesideWrites = (
 > =>
   Effect.gen(function* () {
     if (bench.onCopies === true) return yield* Effect.asVoid(bench.session.query(step.statements.join(";\n")))
-    yield* bench.stillAlone
     const statements = Try.besideWrites(step, bench.limits)
-    yield* repeatedly(bench, step, {}, () =>
+    const checked = repeatedly(bench, step, {}, () =>
       Effect.gen(function* () {
         const blockers = yield* Ref.make<Seen>([])
         const look = watched(bench, blockers, "500 millis", bench.patient.query(statements.join(";\n")))
@@ -235,6 +234,8 @@ export const runBesideWrites = (
         )
       })
     )
+    // Two sessions. To check rows twice harms nobody, should another process have taken over.
+    yield* Effect.zipRight(bench.stillAlone, checked, { concurrent: true })
   })
 
 /**
@@ -489,9 +490,6 @@ const timed = <A, E>(bench: Bench, effect: Effect.Effect<A, E>): Effect.Effect<A
     )
   })
 
-/** How long the watcher's question may go unanswered. */
-const answerLimit = "10 seconds"
-
 /**
  * Runs a statement under the eyes of the watcher. The watcher's last look is awaited before anything else is sent: its cancel could
  * hit the next statement otherwise. A watcher that gets no answer ends the statement too.
@@ -504,27 +502,14 @@ const watched = <A, E>(
 ): Effect.Effect<A, E | DatabaseError> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function* () {
-      const over = yield* Deferred.make<void>()
-      const look = Blocker.watch(bench.watcher, bench.session.processId).pipe(
-        Effect.timeoutFail({ duration: answerLimit, onTimeout: () => Settings.unanswered }),
-        Effect.flatMap((seen) => (seen.length === 0 ? Effect.void : Ref.set(blockers, seen)))
+      const look = Effect.flatMap(Blocker.watch(bench.watcher, bench.session.processId), (seen) =>
+        seen.length === 0 ? Effect.void : Ref.set(blockers, seen)
       )
-      const watching = Effect.iterate(false, {
-        while: (isOver) => !isOver,
-        body: () =>
-          Effect.raceFirst(
-            Effect.as(Deferred.await(over), true),
-            Effect.as(Effect.sleep(interval), false)
-          ).pipe(Effect.tap((isOver) => (isOver ? Effect.void : look)))
-      })
-      const fiber = yield* Effect.fork(Effect.interruptible(watching).pipe(Effect.exit))
-      const blind = Effect.flatMap(Fiber.join(fiber), (end) =>
-        Exit.isFailure(end) ? Effect.failCause(end.cause) : Effect.never
-      )
-      const exit = yield* Effect.exit(restore(Effect.raceFirst(statement, blind)))
-      yield* Deferred.succeed(over, undefined)
-      const seen = yield* Fiber.join(fiber)
-      return yield* Exit.zipLeft(exit, seen)
+      const watching = Effect.forever(Effect.zipRight(Effect.interruptible(Effect.sleep(interval)), look))
+      const watcher = yield* Effect.fork(watching)
+      const exit = yield* Effect.exit(restore(Effect.raceFirst(statement, Fiber.join(watcher))))
+      const end = yield* Fiber.interrupt(watcher)
+      return yield* Exit.isInterrupted(end) ? exit : Exit.zipLeft(exit, end)
     })
   )
 

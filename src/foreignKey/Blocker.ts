@@ -69,7 +69,8 @@ export const watch = (
       WHERE w.pid = $1::int4 AND NOT w.granted
     )`,
     [processId],
-    { prepare: true }
+    // Where one connection gets no answer, the other one gets none either.
+    { prepare: true, answerMillis: 10_000 }
   )
 
 /** Ends what a backend of ours does now, by another session. */

@@ -106,6 +106,45 @@ export const read = (
     )
     .pipe(Effect.map((rows) => rows.map((row) => decode(JSON.parse(row.key) as Document))))
 
+/** A key's names: what it is chosen by. */
+export interface Named {
+  readonly name: string
+  readonly referencing: Pick<Table, "oid" | "schema" | "name">
+  readonly referenced: Pick<Table, "schema" | "name">
+}
+
+/**
+ * Reads the names of the keys that {@link read} reads, which costs little where these are
+ * thousands.
+ */
+export const names = (session: Session): Effect.Effect<ReadonlyArray<Named>, DatabaseError> =>
+  session
+    .query<{ readonly key: string }>(
+      `SELECT json_build_object(
+        'name', k.conname,
+        'referencing', json_build_object('oid', c.oid::int8, 'schema', n.nspname, 'name', c.relname),
+        'referenced', json_build_object('schema', m.nspname, 'name', p.relname)
+      )::text AS key
+      FROM ${everywhere} k
+      JOIN pg_catalog.pg_class c ON c.oid = k.conrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+      JOIN pg_catalog.pg_class p ON p.oid = k.confrelid JOIN pg_catalog.pg_namespace m ON m.oid = p.relnamespace
+      WHERE ${isRead("false")}`
+    )
+    .pipe(Effect.map((rows) => rows.map((row) => JSON.parse(row.key) as Named)))
+
+/** The OIDs of tables and of all their partitions. */
+export const withPartitions = (
+  session: Session,
+  tables: ReadonlyArray<number>
+): Effect.Effect<ReadonlyArray<number>, DatabaseError> =>
+  session
+    .query<{ readonly oid: string }>(
+      `SELECT DISTINCT q.relid::oid::text AS oid
+      FROM unnest($1::int8[]) AS w (oid) CROSS JOIN LATERAL pg_catalog.pg_partition_tree(w.oid::oid::regclass) q`,
+      [tables]
+    )
+    .pipe(Effect.map((rows) => [...new Set([...tables, ...rows.map(({ oid }) => Number(oid))])]))
+
 /** `server_version_num`: 130023 is 13.23. */
 export const serverVersion = (session: Session): Effect.Effect<number, DatabaseError> =>
   session
@@ -190,13 +229,16 @@ const supporting = (relation: string) => `(
       LIMIT 1
     )`
 
+/** Whether a constraint `k` is a key that is read; `inherited` says whether those of partitions are that belong to one. */
+const isRead = (inherited: string) => `k.contype = 'f' AND (${inherited} OR k.conparentid = 0)
+    AND k.connamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+    AND NOT pg_catalog.pg_is_other_temp_schema(k.connamespace)`
+
 /** An index is a candidate as in transformFkeyCheckAttrs (tablecmds.c): unique, immediate, whole, exactly the key's columns. */
 const select = (constraints: string) => `
 WITH chosen AS MATERIALIZED (
   SELECT k.oid FROM ${constraints} k
-  WHERE k.contype = 'f' AND ($1::boolean OR k.conparentid = 0)
-    AND k.connamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
-    AND NOT pg_catalog.pg_is_other_temp_schema(k.connamespace)
+  WHERE ${isRead("$1::boolean")}
 )
 SELECT jsonb_build_object(
   'oid', k.oid::int8,

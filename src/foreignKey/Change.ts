@@ -572,12 +572,12 @@ const partMarker = ({ key, original, target }: Change) =>
 
 /** The locks were asked for by name: another table can have come to have it while they were waited for, to which the key would be added. */
 const requireNames = (relations: ReadonlyArray<Relation>) =>
-  `IF EXISTS (
-    SELECT FROM jsonb_to_recordset(${literal(
-      JSON.stringify(relations.map((relation) => ({ relation: relation.oid, name: qualified(relation) })))
-    )}::jsonb) AS w (relation oid, name text)
-    WHERE pg_catalog.to_regclass(w.name) IS DISTINCT FROM w.relation
-  ) THEN
+  `IF ${relations
+    .map(
+      (relation) =>
+        `pg_catalog.to_regclass(${literal(qualified(relation))}) IS DISTINCT FROM ${relation.oid}::oid::regclass`
+    )
+    .join(" OR ")} THEN
     RAISE EXCEPTION USING ERRCODE = ${literal(Fidelity.changedCode)}, MESSAGE = 'a table was renamed meanwhile';
   END IF;`
 
@@ -601,11 +601,10 @@ const finish = (change: Change): ReadonlyArray<string> => {
   const place = placeOf(key)
   return [
     ...Tree.restoreRows(place, original),
-    Tree.guard(
-      Tree.restoreEnabled(place, original),
-      Tree.restoreTriggerNames(place, Fidelity.withoutNamesOn(original, foreign(key)))
-    ),
     comment(key.referencing, key.name, almost(change)[0].comment),
-    Tree.guard(Fidelity.requireEqual(place, almost(change), foreign(key)))
+    Tree.guard(
+      Tree.restoreTriggers(place, Fidelity.withoutNamesOn(original, foreign(key))),
+      Fidelity.requireEqual(place, almost(change), foreign(key))
+    )
   ]
 }

@@ -5,6 +5,7 @@
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
+import * as Lookup from "./Lookup.js"
 
 /** One way in which a key and its triggers disagree. */
 export interface Problem {
@@ -15,18 +16,27 @@ export interface Problem {
   readonly problem: string
 }
 
-/** Examines every enforced foreign key of the database. Locks nothing but catalogs, with ACCESS SHARE. */
-export const read = (session: Session): Effect.Effect<ReadonlyArray<Problem>, DatabaseError> =>
+/**
+ * Examines the enforced ones of these foreign keys, by their OIDs, or of all in the database.
+ * Locks nothing but catalogs, with ACCESS SHARE.
+ */
+export const read = (
+  session: Session,
+  keys?: ReadonlyArray<number>
+): Effect.Effect<ReadonlyArray<Problem>, DatabaseError> =>
   session
-    .query<Omit<Problem, "constraint"> & { readonly constraint: string }>(select)
+    .query<Omit<Problem, "constraint"> & { readonly constraint: string }>(select, [keys ?? null])
     .pipe(Effect.map((rows) => rows.map((row) => ({ ...row, constraint: Number(row.constraint) }))))
 
-/** Verified on 13 to 18 against healthy catalogs and four kinds of damage. Triggers are looked up by index: read once for all keys they would be searched for each. */
+const triggers = Lookup.triggersOf("fk.oid")
+
+/** Verified on 13 to 18 against healthy catalogs and four kinds of damage. */
 const select = String.raw`
 WITH RECURSIVE root AS (
   SELECT k.oid, k.oid AS root FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' AND k.conparentid = 0
+    AND ($1::int8[] IS NULL OR k.oid = ANY (($1::int8[])::oid[]))
   UNION ALL
-  SELECT k.oid, r.root FROM root r JOIN pg_catalog.pg_constraint k ON k.conparentid = r.oid
+  SELECT k.oid, r.root FROM root r CROSS JOIN LATERAL ${Lookup.childrenOf("r.oid")} k
 ),
 fk AS (
   SELECT k.oid, r.root, k.conrelid, k.confrelid, k.confdeltype, k.confupdtype, k.condeferrable, k.condeferred,
@@ -37,8 +47,8 @@ fk AS (
     k.conparentid <> 0 AND EXISTS (
       SELECT FROM pg_catalog.pg_constraint q WHERE q.oid = k.conparentid AND q.conrelid <> k.conrelid
     ) AS on_partition
-  FROM pg_catalog.pg_constraint k
-  JOIN root r ON r.oid = k.oid
+  FROM root r
+  CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint k WHERE k.oid = r.oid OFFSET 0) k
   JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
   JOIN pg_catalog.pg_class p ON p.oid = k.confrelid
   WHERE k.contype = 'f' AND coalesce((to_jsonb(k) ->> 'conenforced')::boolean, true)
@@ -49,11 +59,6 @@ want (code, deletes, updates) AS (
     ('c', 'RI_FKey_cascade_del', 'RI_FKey_cascade_upd'),
     ('n', 'RI_FKey_setnull_del', 'RI_FKey_setnull_upd'),
     ('d', 'RI_FKey_setdefault_del', 'RI_FKey_setdefault_upd')
-),
-t AS NOT MATERIALIZED (
-  SELECT g.tgconstraint AS oid, p.proname, g.tgrelid, g.tgdeferrable, g.tginitdeferred, g.tgenabled
-  FROM pg_catalog.pg_trigger g JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
-  WHERE g.tgconstraint <> 0
 )
 SELECT fk.root::int8::text AS "constraint", x.kind,
   x.problem || CASE WHEN fk.oid = fk.root THEN '' ELSE ' (partition ' || fk.relation || ', ' || fk.conname || ')' END AS problem
@@ -62,29 +67,29 @@ JOIN want d ON d.code = fk.confdeltype
 JOIN want u ON u.code = fk.confupdtype
 CROSS JOIN LATERAL (
   SELECT 'trigger' AS kind, 'ON DELETE trigger of the referenced table should be ' || d.deletes || ', is ' || coalesce(
-    (SELECT string_agg(t.proname, ', ' ORDER BY t.proname) FROM t WHERE t.oid = fk.oid AND t.tgrelid = fk.confrelid AND t.proname LIKE '%\_del'),
+    (SELECT string_agg(t.proname, ', ' ORDER BY t.proname) FROM ${triggers} t WHERE t.tgrelid = fk.confrelid AND t.proname LIKE '%\_del'),
     'missing') AS problem
   WHERE NOT fk.on_partition AND (fk.referenced_kind = 'r' OR current_setting('server_version_num')::int >= 150000)
-    AND NOT EXISTS (SELECT FROM t WHERE t.oid = fk.oid AND t.tgrelid = fk.confrelid AND t.proname = d.deletes)
+    AND NOT EXISTS (SELECT FROM ${triggers} t WHERE t.tgrelid = fk.confrelid AND t.proname = d.deletes)
   UNION ALL
   SELECT 'trigger', 'ON UPDATE trigger of the referenced table should be ' || u.updates || ', is ' || coalesce(
-    (SELECT string_agg(t.proname, ', ' ORDER BY t.proname) FROM t WHERE t.oid = fk.oid AND t.tgrelid = fk.confrelid
+    (SELECT string_agg(t.proname, ', ' ORDER BY t.proname) FROM ${triggers} t WHERE t.tgrelid = fk.confrelid
       AND t.proname ~ '(action|restrict|cascade|null|default)_upd$'),
     'missing')
   WHERE NOT fk.on_partition AND (fk.referenced_kind = 'r' OR current_setting('server_version_num')::int >= 150000)
-    AND NOT EXISTS (SELECT FROM t WHERE t.oid = fk.oid AND t.tgrelid = fk.confrelid AND t.proname = u.updates)
+    AND NOT EXISTS (SELECT FROM ${triggers} t WHERE t.tgrelid = fk.confrelid AND t.proname = u.updates)
   UNION ALL
   SELECT 'trigger', 'the referencing table should have 2 check triggers, has ' || n.have
   FROM (
-    SELECT count(*) AS have FROM t WHERE t.oid = fk.oid AND t.tgrelid = fk.conrelid AND t.proname LIKE 'RI\_FKey\_check\_%'
+    SELECT count(*) AS have FROM ${triggers} t WHERE t.tgrelid = fk.conrelid AND t.proname LIKE 'RI\_FKey\_check\_%'
   ) n
   WHERE NOT fk.for_partition_of_referenced
     AND (fk.referencing_kind = 'r' OR current_setting('server_version_num')::int >= 150000) AND n.have <> 2
   UNION ALL
   SELECT 'deferrability', 'the constraint is ' || ${mode("fk.condeferrable", "fk.condeferred")} || ', its trigger ' || t.proname
     || ' is ' || ${mode("t.tgdeferrable", "t.tginitdeferred")}
-  FROM t
-  WHERE t.oid = fk.oid AND (t.proname LIKE 'RI\_FKey\_check%' OR t.proname LIKE 'RI\_FKey\_noaction%')
+  FROM ${triggers} t
+  WHERE (t.proname LIKE 'RI\_FKey\_check%' OR t.proname LIKE 'RI\_FKey\_noaction%')
     AND (t.tgdeferrable, t.tginitdeferred) <> (fk.condeferrable, fk.condeferred)
   UNION ALL
   SELECT 'partitions', 'the referenced table has ' || n.want || ' partitions, the key is enforced on ' || n.have
@@ -96,7 +101,7 @@ CROSS JOIN LATERAL (
   UNION ALL
   SELECT 'trigger state', 'its trigger ' || t.proname || ' on ' || t.tgrelid::regclass || CASE t.tgenabled
     WHEN 'D' THEN ' is disabled' WHEN 'R' THEN ' fires on replicas only' ELSE ' always fires' END
-  FROM t WHERE t.oid = fk.oid AND t.tgenabled <> 'O'
+  FROM ${triggers} t WHERE t.tgenabled <> 'O'
 ) x
 ORDER BY fk.root, x.kind, 3`
 

@@ -8,7 +8,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
-import type { Key } from "./Catalog.js"
+import type { Key, Named } from "./Catalog.js"
 import type { TableSelector } from "./Selectors.js"
 import { label, literal, qualified } from "./Sql.js"
 import * as Target from "./Target.js"
@@ -133,7 +133,7 @@ export const history = ({
 export const name = ({ table }: Ledger): string => label(table.schema, table.name)
 
 /** The changes of a key, the latest last. */
-export const of = (ledger: Ledger, key: Key): ReadonlyArray<Entry> =>
+export const of = (ledger: Ledger, key: Named): ReadonlyArray<Entry> =>
   ledger.byKey.get(label(key.referencing.schema, key.referencing.name, key.name)) ?? []
 
 /** The change of a key that was not closed: it goes on, or was interrupted. */
@@ -160,8 +160,8 @@ export interface Beginning {
   readonly undoes: number | undefined
 }
 
-/** Writes down a change that is about to begin. */
-export const begin = (ledger: Ledger, { from, key, to, undoes }: Beginning): string => {
+/** The statements that write down a change that is about to begin, in a transaction of their own. */
+export const begin = (ledger: Ledger, { from, key, to, undoes }: Beginning): ReadonlyArray<string> => {
   const values = [
     ["schema_name", literal(key.referencing.schema)],
     ["table_name", literal(key.referencing.name)],
@@ -174,16 +174,15 @@ export const begin = (ledger: Ledger, { from, key, to, undoes }: Beginning): str
     ["to_columns", texts(to.columns)],
     ["definition", "pg_catalog.pg_get_constraintdef(k.oid)"],
     ["undoes", undoes === undefined ? "NULL" : String(undoes)],
-    [
-      "application",
-      "(SELECT coalesce(s.reset_val, '') FROM pg_catalog.pg_settings s WHERE s.name = 'application_name')"
-    ]
+    // What a program calls itself, and not what our session is called while it works.
+    ["application", "pg_catalog.current_setting('application_name')"]
   ]
-  return `INSERT INTO ${qualified(ledger.table)} (${values.map(([column]) => column).join(", ")}) SELECT ${values
+  const insert = `INSERT INTO ${qualified(ledger.table)} (${values.map(([column]) => column).join(", ")}) SELECT ${values
     .map(([, value]) => value)
     .join(
       ", "
     )} FROM pg_catalog.pg_constraint k WHERE k.conrelid = ${key.referencing.oid}::oid AND k.conname = ${literal(key.name)} AND k.contype = 'f'`
+  return ["SET LOCAL application_name TO DEFAULT", insert]
 }
 
 /** Closes the change of a key that is open. */
@@ -228,7 +227,7 @@ export const record = (ledger: Ledger, situation: Situation): Record => {
   const begins = (from: Target.Target, before: ReadonlyArray<string>): Record =>
     Target.equals(from, target)
       ? { from, before, after: undefined }
-      : { from, before: [...before, begin(ledger, { key, from, to: target, undoes })], after: "changed" }
+      : { from, before: [...before, ...begin(ledger, { key, from, to: target, undoes })], after: "changed" }
   if (unfinished === undefined) return begins(recorded, [])
   const known = halfway || Target.equals(now, unfinished.from) || Target.equals(now, unfinished.to)
   if (known && Target.equals(target, unfinished.to)) {

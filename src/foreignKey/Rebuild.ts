@@ -532,6 +532,16 @@ const perform = (
         ? Effect.ignore(GiveUp.temporaries(bench.session, proving, change))
         : Effect.void
     )
+  const swap = () =>
+    (Change.canStepAside(change.key)
+      ? proving(Change.swap(change, current), { maxTries: task.swapTries }).pipe(
+          Effect.as(swapped),
+          Effect.catchTag("TriesExhausted", () =>
+            Effect.as(stepAside(bench, proving, change, current), "done" as const)
+          )
+        )
+      : Effect.as(proving(Change.swap(change, current)), swapped)
+    ).pipe(givingUp)
   const ways: { readonly [Does in Next["does"]]: () => Effect.Effect<Ended | void, Failure | Lost> } = {
     reindex: () => {
       const step = Change.reindex(change, todo.reindex)
@@ -546,26 +556,17 @@ const perform = (
     },
     order: () => (todo.order === undefined ? Effect.void : putInOrder(task, proving, change, todo.order)),
     // What was added is as it should be: its transaction saw to that, so it is validated without
-    // another look.
+    // another look, and swapped, which proves the outcome. Only partitions can have come meanwhile.
     add: () =>
-      Effect.zipRight(
-        each(todo.add, (at) =>
-          Effect.zipRight(add(bench, task, change, at).pipe(givingUp), overlap(task, change))
-        ),
-        validate()
+      each(todo.add, (at) =>
+        Effect.zipRight(add(bench, task, change, at).pipe(givingUp), overlap(task, change))
+      ).pipe(
+        Effect.zipRight(validate()),
+        Effect.zipRight(Change.placeOf(change.key).partitioned ? Effect.void : swap())
       ),
     validate,
     attach: () => Effect.zipRight(proving(Change.attach(change)).pipe(givingUp), overlap(task, change)),
-    swap: () =>
-      (Change.canStepAside(change.key)
-        ? proving(Change.swap(change, current), { maxTries: task.swapTries }).pipe(
-            Effect.as(swapped),
-            Effect.catchTag("TriesExhausted", () =>
-              Effect.as(stepAside(bench, proving, change, current), "done" as const)
-            )
-          )
-        : Effect.as(proving(Change.swap(change, current)), swapped)
-      ).pipe(givingUp),
+    swap,
     finish: () => finish(proving, change, current),
     settle: () => Effect.zipRight(oldTransactions(bench, task), proving(Change.settle(change, current))),
     "drop-temporary": () => each(todo.drop, ({ at, name }) => proving(Change.dropTemporary(change, at, name)))

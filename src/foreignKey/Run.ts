@@ -243,7 +243,9 @@ export const plan = (
       const ledger = yield* ledgerOf(session, options)
       const rehearse =
         options.rehearse === false ? Rehearsal.none : yield* Rehearsal.make((use) => use(session))
-      const { keys, selected } = yield* Selection.select(session, options, ledger, aimOf(options))
+      const { keys, selected } = yield* Selection.select(session, options, ledger, aimOf(options), {
+        whole: true
+      })
       const tasks = yield* Effect.forEach(selected, (task) =>
         Selection.isDone(task) || task.refusals.length > 0
           ? Effect.succeed(task)

@@ -12,6 +12,7 @@ import * as Halfway from "./Halfway.js"
 import * as Index from "./Index.js"
 import * as Ledger from "./Ledger.js"
 import * as Marker from "./Marker.js"
+import * as Name from "./Name.js"
 import * as Privileges from "./Privileges.js"
 import * as Refusal from "./Refusal.js"
 import * as Selectors from "./Selectors.js"
@@ -96,40 +97,60 @@ export const among = (
       : Effect.succeed(chosen)
   })
 
-/** The keys that were chosen, and all keys of the database as they were read for that. */
+/** The keys that were chosen, and those that were read for that. */
 export interface Selection {
   readonly selected: ReadonlyArray<Selected>
   readonly keys: ReadonlyArray<Catalog.Key>
 }
 
-/** The keys that are meant, each with its aim. What is asked of the server is asked for all of them at once. */
+/**
+ * The keys that are meant, each with its aim. What is asked of the server is asked for all of them
+ * at once, and of the other keys of the database nothing but their names, unless a change of one of
+ * them was interrupted. `whole`: all keys of the database are read.
+ */
 export const select = (
   session: Session,
   choice: Choice,
   ledger: Ledger.Ledger | undefined,
-  aim: (candidate: Candidate) => Aim
+  aim: (candidate: Candidate) => Aim,
+  { whole = false }: { readonly whole?: boolean } = {}
 ): Effect.Effect<Selection, DatabaseError | NoMatch> =>
   Effect.gen(function* () {
     const { allowRowMovement, changes, createIndexes, selectors } = choice
     const version = yield* Catalog.serverVersion(session)
-    const keys = yield* Catalog.read(session)
-    const problems = yield* Detector.read(session)
     const rights = yield* Refusal.rights(session)
+    const entriesOf = (key: Catalog.Named) => (ledger === undefined ? [] : Ledger.of(ledger, key))
+    const has = (change: number) => (key: Catalog.Named) => entriesOf(key).some(({ id }) => id === change)
+    const isChosen = (key: Catalog.Named) =>
+      Selectors.matches(selectors, key) &&
+      (changes === undefined || changes.some((change) => has(change)(key)))
+    const all = Selectors.isAll(selectors) && changes === undefined
+    const named = whole || all ? undefined : yield* Catalog.names(session)
+    const isNarrow = named?.every(({ name }) => !Name.isOurs(name)) === true
+    const keys = yield* Catalog.read(
+      session,
+      isNarrow
+        ? {
+            tables: yield* Catalog.withPartitions(
+              session,
+              named.filter(isChosen).map(({ referencing }) => referencing.oid)
+            )
+          }
+        : {}
+    )
     const originalOf = Halfway.originals(keys)
     const originals = keys.filter((key) => Halfway.isOriginal(key, originalOf))
-    const entriesOf = (key: Catalog.Key) => (ledger === undefined ? [] : Ledger.of(ledger, key))
-    const has = (change: number) => (key: Catalog.Key) => entriesOf(key).some(({ id }) => id === change)
-    const chosen = originals.filter(
-      (key) =>
-        Selectors.matches(selectors, key) &&
-        (changes === undefined || changes.some((change) => has(change)(key)))
-    )
+    const chosen = originals.filter(isChosen)
+    const choices = isNarrow ? named : originals
     const unmatched = [
-      ...Selectors.unmatched(selectors, originals),
-      ...(changes ?? []).filter((change) => !originals.some(has(change))).map((change) => `change ${change}`)
+      ...Selectors.unmatched(selectors, choices),
+      ...(changes ?? []).filter((change) => !choices.some(has(change))).map((change) => `change ${change}`)
     ]
-    const all = Selectors.isAll(selectors) && changes === undefined
     if (unmatched.length > 0 || (chosen.length === 0 && !all)) return yield* new NoMatch({ unmatched })
+    const problems = yield* Detector.read(
+      session,
+      chosen.map(({ oid }) => oid)
+    )
     const kinds = yield* TableKinds.read(
       session,
       chosen.map(({ oid }) => oid)

@@ -1,5 +1,5 @@
 /** Which foreign keys are meant. */
-import type { Key, Table } from "./Catalog.js"
+import type { Table } from "./Catalog.js"
 import { label } from "./Sql.js"
 
 /** A table; without a schema, the table of this name in every schema. */
@@ -44,10 +44,10 @@ export const matches = (selectors: Selectors, key: Named): boolean =>
   )
 
 /** The entries that no key of these fits, in words: probably misspelled. */
-export const unmatched = (selectors: Selectors, keys: ReadonlyArray<Key>): ReadonlyArray<string> => {
+export const unmatched = (selectors: Selectors, keys: ReadonlyArray<Named>): ReadonlyArray<string> => {
   const without = <A>(
     entries: ReadonlyArray<A> | undefined,
-    matches: (entry: A, key: Key) => boolean,
+    matches: (entry: A, key: Named) => boolean,
     describe: (entry: A) => string
   ) => (entries ?? []).filter((entry) => !keys.some((key) => matches(entry, key))).map(describe)
   const tableName = ({ schema, table }: TableSelector) =>

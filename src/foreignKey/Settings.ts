@@ -1,7 +1,7 @@
 /** What the sessions of a change run with. */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { DatabaseError } from "../DatabaseError.js"
+import type { DatabaseError } from "../DatabaseError.js"
 import type { QueryOptions, Session } from "../driver/Session.js"
 import * as Encoding from "./Encoding.js"
 import { block, literal } from "./Sql.js"
@@ -51,18 +51,7 @@ export const prepared = (
 export const answering = (session: Session): Session => ({
   ...session,
   query: <Row extends object>(sql: string, params?: ReadonlyArray<unknown>, options?: QueryOptions) =>
-    session
-      .query<Row>(sql, params, options)
-      .pipe(Effect.timeoutFail({ duration: "40 seconds", onTimeout: () => unanswered }))
-})
-
-/**
- * If one connection gets no answer, so does no other, also one that may have nothing to say for
- * hours.
- */
-export const unanswered = new DatabaseError({
-  operation: "execute",
-  reason: { _tag: "ConnectionLost", phase: "sent", systemCode: undefined }
+    session.query<Row>(sql, params, { answerMillis: 40_000, ...options })
 })
 
 /** The server's deadlock_timeout in milliseconds: after it, a waiting application's transaction can become a deadlock victim. */

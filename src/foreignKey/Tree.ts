@@ -106,6 +106,29 @@ export const restoreTriggerNames = (place: Place, vector: Fidelity.Vector): stri
   END LOOP;`
 
 /**
+ * A fragment that gives the triggers of a key the states and the names that a vector has; a name
+ * that is null there is left as it is. Those of one table are read once.
+ */
+export const restoreTriggers = (place: Place, vector: Fidelity.Vector): string =>
+  isOneRow(place)
+    ? `FOR r IN
+    SELECT g.tgrelid::regclass AS relation,
+      string_agg(${enabling}, ', ') FILTER (WHERE g.tgenabled::text <> w.enabled) AS clauses,
+      string_agg(format('ALTER TRIGGER %I ON %s RENAME TO %I', g.tgname, g.tgrelid::regclass, w.name), '; ')
+        FILTER (WHERE g.tgname <> w.name) AS renames
+    FROM ${triggersOf(place)} g
+    JOIN ${recordset(
+      triggers(vector).map(({ enabled, name, role, table }) => ({ relation: table, role, enabled, name })),
+      "relation oid, role text, enabled text, name text"
+    )} ON w.relation = g.tgrelid AND w.role = g.role
+    GROUP BY g.tgrelid
+  LOOP
+    IF r.clauses IS NOT NULL THEN EXECUTE format('ALTER TABLE ONLY %s %s', r.relation, r.clauses); END IF;
+    IF r.renames IS NOT NULL THEN EXECUTE r.renames; END IF;
+  END LOOP;`
+    : `${restoreEnabled(place, vector)}\n  ${restoreTriggerNames(place, vector)}`
+
+/**
  * A fragment that exchanges the names of two keys' triggers where the second key's would fire
  * before the first's. From 15 on the triggers of partitions follow that of their partitioned table
  * when it is renamed, and have had names of their own until then: where one of them is late
@@ -269,8 +292,7 @@ export const restoreEnabled = (
  */
 const enable = (place: Place | Parts, wanted: string) => {
   const loop = (where: string, only: string) => `FOR r IN
-    SELECT g.tgrelid::regclass AS relation, string_agg(format('%s TRIGGER %I',
-      CASE w.enabled WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END, g.tgname), ', ') AS clauses
+    SELECT g.tgrelid::regclass AS relation, string_agg(${enabling}, ', ') AS clauses
     FROM ${wanted}
     WHERE ${where}g.tgenabled::text <> w.enabled
     GROUP BY g.tgrelid
@@ -281,6 +303,10 @@ const enable = (place: Place | Parts, wanted: string) => {
     ? loop("", "ONLY ")
     : [loop("g.kind = 'p' AND g.tgparentid = 0 AND ", ""), loop("", "ONLY ")].join("\n  ")
 }
+
+/** The clause of ALTER TABLE that brings a trigger `g` into the state `w.enabled`. */
+const enabling = `format('%s TRIGGER %I',
+      CASE w.enabled WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END, g.tgname)`
 
 /** Whether it is one constraint, because none of its tables is partitioned. */
 const isOneRow = (place: Place | Parts) => "table" in place && !place.partitioned
