@@ -90,8 +90,8 @@ export interface Request {
   readonly text: string
   readonly values?: ReadonlyArray<unknown>
   readonly rowMode?: "array"
-  /** Whether it may be prepared on the server. */
-  readonly prepare?: boolean
+  /** Whether it may be prepared on the server: when it comes again, or at once. */
+  readonly prepare?: boolean | "at once"
   /** What a lost connection means while it runs. */
   readonly phase?: Phase
   /** The connection is closed when the server has not answered within so many milliseconds; infinity is no limit. */
@@ -263,8 +263,8 @@ export class Backend {
       if (typeof values === "string") return invalidRequest("execute", values)
       this.watchLimit(request)
       const name =
-        this.options.prepare && request.prepare === true && isPreparable(request)
-          ? this.statements.use(request.text)
+        this.options.prepare && (request.prepare ?? false) !== false && isPreparable(request)
+          ? this.statements.use(request.text, request.prepare === "at once")
           : undefined
       const wasPrepared = name !== undefined && this.client.connection.parsedStatements[name] !== undefined
       const run = this.exchange<Response>(

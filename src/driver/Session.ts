@@ -38,11 +38,11 @@ export interface Session {
 /** How {@link Session.query} runs a statement. */
 export interface QueryOptions {
   /**
-   * Whether the server prepares the statement when its text comes for the second time. Only for
-   * texts whose columns never change: after an ALTER TABLE that changes them the statement fails
-   * with 0A000. Default false.
+   * Whether the server prepares the statement: when its text comes for the second time, or at once.
+   * Only for texts whose columns never change: after an ALTER TABLE that changes them the statement
+   * fails with 0A000. Default false.
    */
-  readonly prepare?: boolean
+  readonly prepare?: boolean | "at once"
   /**
    * The connection is given up, and the statement fails with `ConnectionLost`, when the server has
    * not answered it within so many milliseconds. Default: as long as the session's limits allow.

@@ -24,10 +24,10 @@ export class StatementCache {
     this.known = generation.current
   }
 
-  /** The name to run a statement under, or `undefined` to run it unprepared. */
-  use(text: string): string | undefined {
+  /** The name to run a statement under, or `undefined` to run it unprepared; `atOnce` if it will come again. */
+  use(text: string, atOnce = false): string | undefined {
     if (this.known !== this.generation.current) this.prepareAnew()
-    const seen = this.names.has(text)
+    const seen = atOnce || this.names.has(text)
     const name = seen ? (this.names.get(text) ?? `s${this.next++}`) : undefined
     this.names.delete(text)
     this.names.set(text, name)

@@ -70,7 +70,7 @@ export const watch = (
     )`,
     [processId],
     // Where one connection gets no answer, the other one gets none either.
-    { prepare: true, answerMillis: 10_000 }
+    { prepare: "at once", answerMillis: 10_000 }
   )
 
 /** Ends what a backend of ours does now, by another session. */
@@ -124,7 +124,7 @@ export const holders = (
       ),
       processIds
     ],
-    { prepare: true }
+    { prepare: "at once" }
   )
 
 /** Whether it is autovacuum, which gives way to a lock request, and to nothing else. */

@@ -100,7 +100,7 @@ export const read = (
 ): Effect.Effect<ReadonlyArray<Key>, DatabaseError> =>
   session
     .query<{ readonly key: string }>(
-      tables === undefined ? select(everywhere) : select(ofTables),
+      tables === undefined ? select(everywhere) : selectOfTables,
       tables === undefined ? [inherited] : [inherited, tables, names ?? null],
       { prepare: tables !== undefined }
     )
@@ -316,3 +316,10 @@ const ofTables = `(
     CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint c WHERE c.conrelid = t.oid::oid OFFSET 0) c
     WHERE $3::name[] IS NULL OR c.conname = ANY ($3::name[])
   )`
+
+/** The query of {@link read}, for the parameters `inherited`, `tables` and `names`; {@link parse} reads its rows. */
+export const selectOfTables = select(ofTables)
+
+/** Reads keys back from a JSON array of the rows of {@link selectOfTables}. */
+export const parse = (text: string | null): ReadonlyArray<Key> =>
+  ((JSON.parse(text ?? "null") as ReadonlyArray<Document> | null) ?? []).map(decode)

@@ -439,8 +439,10 @@ interface Shown {
 const ofPlace = ({ name, partitioned, table }: Place, shown: Shown = {}) =>
   (partitioned ? expression : single)(`${table}::oid`, literal(name), shown)
 
-/** The vector of a key by the OID of its table and its name. */
-const one = `SELECT (${expression("$1::int8::oid", "$2::name")})::text AS vector`
+/** The vector of a key by the OID of its table and its name, as an SQL expression of type jsonb. */
+export const ofNamed = (table: string, name: string): string => expression(table, name)
+
+const one = `SELECT (${ofNamed("$1::int8::oid", "$2::name")})::text AS vector`
 
 /** So many vectors are read by one statement, which is to end before its timeout. */
 const most = 200

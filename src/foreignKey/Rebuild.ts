@@ -33,6 +33,7 @@ import * as Name from "./Name.js"
 import * as Orphan from "./Orphan.js"
 import * as Overlap from "./Overlap.js"
 import * as Rival from "./Rival.js"
+import * as Seen from "./Seen.js"
 import { label } from "./Sql.js"
 import * as Target from "./Target.js"
 import * as Tree from "./Tree.js"
@@ -154,8 +155,12 @@ export interface Task extends Aim {
   readonly onOverlap: (overlap: Overlap.Overlap) => Effect.Effect<void>
 }
 
-/** Brings a key to its target. True if anything was done. */
-export const converge = (bench: Attempt.Bench, task: Task): Effect.Effect<boolean, Failure> =>
+/** Brings a key to its target, beginning with what was read of it just now, if it was. True if anything was done. */
+export const converge = (
+  bench: Attempt.Bench,
+  task: Task,
+  first?: Seen.Seen
+): Effect.Effect<boolean, Failure> =>
   Effect.gen(function* () {
     let changed = false
     let remembered: Fidelity.Vector | undefined
@@ -163,7 +168,7 @@ export const converge = (bench: Attempt.Bench, task: Task): Effect.Effect<boolea
     // Each round makes progress or finds that somebody else did; the limit only ends a quarrel with another program.
     const rounds = 100 + 10 * task.key.referencing.partitions.length
     for (let round = 0; round < rounds; round++) {
-      const next = yield* decide(bench.session, task, remembered).pipe(
+      const next = yield* decide(bench.session, task, remembered, round === 0 ? first : undefined).pipe(
         Effect.tapErrorTag("Disappeared", () =>
           Effect.ignore(GiveUp.gone(bench.session, (step) => run(bench, task, step), task, remembered))
         )
@@ -236,12 +241,6 @@ export interface Part {
   readonly name: string
 }
 
-/** The keys of a key's table, and its vector. */
-export interface Seen {
-  readonly keys: ReadonlyArray<Catalog.Key>
-  readonly current: Fidelity.Vector | undefined
-}
-
 /**
  * What to do next, read from the catalogs: undefined if the key is what it is to be. Locks nothing. `remembered` is the original as this run has seen it, in case
  * that somebody removes the comment that records it. `seen` is what was read of the key just now, for all keys of a plan at once.
@@ -250,18 +249,15 @@ export const decide = (
   session: Session,
   task: Aim,
   remembered?: Fidelity.Vector,
-  seen?: Seen
+  seen?: Seen.Seen
 ): Effect.Effect<
   Next | undefined,
   DatabaseError | Disappeared | RecordLost | RecordUnreadable | OwnerNeeded
 > =>
   Effect.gen(function* () {
     const { key: was, superuser, target, version } = task
-    const names = [was.name, Name.temporary(was.name), Name.aside(was.name)]
-    const found = seen?.keys ?? (yield* Catalog.read(session, { tables: [was.referencing.oid], names }))
+    const { current, keys: found } = seen ?? (yield* Seen.read(session, was))
     const key = found.find(({ name }) => name === was.name)
-    const current =
-      seen === undefined ? yield* Fidelity.read(session, was.referencing.oid, was.name) : seen.current
     if (key === undefined || current === undefined) {
       return yield* new Disappeared({ constraint: Catalog.nameOf(was) })
     }

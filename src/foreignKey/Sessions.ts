@@ -83,10 +83,17 @@ export const make = (
     /** The sessions are in `kept` only while nobody uses them. */
     const workers = (scope: Scope.CloseableScope) =>
       Effect.gen(function* () {
-        const { patient, session } = yield* enlisted("change foreign keys")
-        const watcher = (yield* enlisted("change foreign keys (watcher)")).session
-        yield* Settings.asLoginRole(watcher)
-        const deadlockTimeout = yield* Settings.deadlockTimeout(session)
+        const [{ deadlockTimeout, patient, session }, { session: watcher }] = yield* Effect.all(
+          [
+            Effect.bind(enlisted("change foreign keys"), "deadlockTimeout", ({ session }) =>
+              Settings.deadlockTimeout(session)
+            ),
+            Effect.tap(enlisted("change foreign keys (watcher)"), ({ session }) =>
+              Settings.asLoginRole(session)
+            )
+          ],
+          { concurrency: "unbounded" }
+        )
         return { workers: { session, patient, watcher, deadlockTimeout }, scope }
       }).pipe(Scope.extend(scope))
     return {

@@ -17,6 +17,7 @@ import * as Rebuild from "./Rebuild.js"
 import type * as Rehearsal from "./Rehearsal.js"
 import * as Result from "./Result.js"
 import type { Effort, PlanOptions, Progress } from "./Run.js"
+import * as Seen from "./Seen.js"
 import * as Selection from "./Selection.js"
 import type * as Selectors from "./Selectors.js"
 import * as Sessions from "./Sessions.js"
@@ -100,11 +101,21 @@ const change = (
         const verdict = yield* run.rehearse(task)
         yield* Ref.set(unrehearsed, verdict.warnings)
         if (verdict.refusals.length > 0) return yield* new Refused({ refusals: verdict.refusals })
-        yield* begin(run, ledger, hasLedger, task)
-        if (record?.after !== undefined && ledger !== undefined) {
-          yield* emit({ _tag: "Recorded", constraint, ledger: Ledger.name(ledger) })
-        }
-        const changed = yield* run.sessions.working((workers) => converge(run, workers, task, bench, emit))
+        const recorded = Effect.gen(function* () {
+          yield* begin(run, ledger, hasLedger, task)
+          if (record?.after !== undefined && ledger !== undefined) {
+            yield* emit({ _tag: "Recorded", constraint, ledger: Ledger.name(ledger) })
+          }
+        })
+        const changed = yield* run.sessions.working((workers) =>
+          Effect.gen(function* () {
+            // Two sessions, and what is read changes nothing.
+            const seen = yield* Effect.zipRight(recorded, Seen.read(workers.session, task.key), {
+              concurrent: true
+            })
+            return yield* converge(run, workers, task, bench, emit, seen)
+          })
+        )
         yield* end(run, ledger, task, record?.after)
         return changed || record?.after === "changed"
       }).pipe(
@@ -256,7 +267,8 @@ const converge = (
   { deadlockTimeout, patient, session, watcher }: Sessions.Workers,
   task: Selection.Selected,
   kept: Pick<Attempt.Bench, "budget" | "longestLock">,
-  emit: (event: Progress) => Effect.Effect<void>
+  emit: (event: Progress) => Effect.Effect<void>,
+  seen: Seen.Seen
 ) =>
   Effect.gen(function* () {
     const { key } = task
@@ -303,7 +315,7 @@ const converge = (
     if (effort.createIndexes === true) {
       yield* Index.build(bench, key, telling, (index) => emit({ _tag: "IndexBuilt", constraint, index }))
     }
-    return yield* Rebuild.converge(bench, {
+    const change: Rebuild.Task = {
       ...task,
       swapTries: effort.swapTries ?? 60,
       settlePatience: Duration.toMillis(Duration.decode(effort.settlePatience ?? "1 minute")),
@@ -313,7 +325,9 @@ const converge = (
         Effect.flatMap(Ref.getAndSet(told, JSON.stringify(overlap)), (before) =>
           before === JSON.stringify(overlap) ? Effect.void : emit({ _tag: "Overlap", constraint, ...overlap })
         )
-    })
+    }
+    // Its own index is one of the things that were read.
+    return yield* Rebuild.converge(bench, change, effort.createIndexes === true ? undefined : seen)
   })
 
 /** Statements as one transaction of the session that holds the advisory lock: whoever writes the ledger is alone. */

@@ -1,6 +1,6 @@
 import * as Effect from "effect/Effect"
 import * as Database from "../../src/Database.js"
-import type { Session } from "../../src/driver/Session.js"
+import type { QueryOptions, Session } from "../../src/driver/Session.js"
 import * as Catalog from "../../src/foreignKey/Catalog.js"
 import * as Fidelity from "../../src/foreignKey/Fidelity.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
@@ -44,11 +44,11 @@ const cost = (count: number) =>
       query: <Row extends object>(
         sql: string,
         params?: ReadonlyArray<unknown>,
-        options?: { readonly prepare?: boolean }
+        options?: QueryOptions
       ) =>
         Effect.gen(function* () {
           // What watches a step asks as often as the step takes time.
-          if (options?.prepare === true && !sql.includes("pg_blocking_pids")) {
+          if ((options?.prepare ?? false) !== false && !sql.includes("pg_blocking_pids")) {
             asked.push(sql)
             const [row] = yield* session.query<{ readonly "QUERY PLAN": ReadonlyArray<Explained> }>(
               `EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ${sql}`,
