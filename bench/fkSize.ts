@@ -92,9 +92,7 @@ const bare = (steps: ForeignKey.PlanResult["steps"]) =>
     .filter(({ when }) => when === "always")
     .flatMap(({ sql }) =>
       sql.filter((statement) =>
-        /^(BEGIN|COMMIT|LOCK|ALTER|COMMENT|CREATE|INSERT|UPDATE)\b|^DO\b.*\b(LOCK|EXECUTE)\b/s.test(
-          statement
-        )
+        /^(BEGIN|COMMIT|LOCK|ALTER|COMMENT|CREATE|INSERT|UPDATE)\b|^DO\b.*\b(LOCK|EXECUTE)\b/s.test(statement)
       )
     )
     .map((statement) => `${statement};\n`)
@@ -164,7 +162,8 @@ const measure = (
     if (result.failed.length + result.refused.length > 0) {
       return yield* Effect.dieMessage(JSON.stringify({ failed: result.failed, refused: result.refused }))
     }
-    const after = half === steps.length ? undefined : yield* timed(psql(made(theirs), bare(steps.slice(half))))
+    const after =
+      half === steps.length ? undefined : yield* timed(psql(made(theirs), bare(steps.slice(half))))
     yield* query(Redacted.value(server.url), `DROP DATABASE ${mine}`)
     yield* query(Redacted.value(server.url), `DROP DATABASE ${theirs}`)
     const locks = result.rebuilt

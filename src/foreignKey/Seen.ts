@@ -13,7 +13,10 @@ export interface Seen {
 }
 
 /** Reads a key and what a change of it added to its table, by one statement: as they were at one time. */
-export const read = (session: Session, { name, referencing }: Catalog.Named): Effect.Effect<Seen, DatabaseError> =>
+export const read = (
+  session: Session,
+  { name, referencing }: Catalog.Named
+): Effect.Effect<Seen, DatabaseError> =>
   session
     .query<{ readonly keys: string | null; readonly vector: string | null }>(
       `SELECT (SELECT json_agg(s.key::json)::text FROM (${Catalog.selectOfTables}) s) AS keys,

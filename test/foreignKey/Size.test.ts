@@ -41,11 +41,7 @@ const cost = (count: number) =>
     let pages = 0
     const counting = (session: Session): Session => ({
       ...session,
-      query: <Row extends object>(
-        sql: string,
-        params?: ReadonlyArray<unknown>,
-        options?: QueryOptions
-      ) =>
+      query: <Row extends object>(sql: string, params?: ReadonlyArray<unknown>, options?: QueryOptions) =>
         Effect.gen(function* () {
           // What watches a step asks as often as the step takes time.
           if ((options?.prepare ?? false) !== false && !sql.includes("pg_blocking_pids")) {
