@@ -1,6 +1,6 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as SqlClient from "@effect/sql/SqlClient"
-import { assert, describe, it, layer } from "./support/it.js"
+import { assert, describe, inFull, it, layer } from "./support/it.js"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
@@ -232,7 +232,7 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
       )
     )
 
-    it.effect("none that does not answer: it is asked before it is lent", () =>
+    inFull(it).effect("none that does not answer: it is asked before it is lent", () =>
       Effect.scoped(
         Effect.gen(function* () {
           const { admin, url } = yield* TestServer

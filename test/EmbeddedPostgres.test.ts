@@ -61,29 +61,31 @@ describe("a temporary cluster", () => {
     })
   )
 
-  it.scopedLive("is stopped and removed when an interrupt or the end of the terminal ends the program", () =>
-    Effect.forEach(
-      cases(
-        [
-          ["main", "SIGINT"],
-          ["main", "SIGTERM"],
-          ["main", "SIGHUP"],
-          ["plain", "SIGINT"],
-          ["plain", "SIGTERM"],
-          ["plain", "SIGHUP"]
-        ] as const,
-        ([how, signal]) => (how === "main") === (signal === "SIGINT") && signal !== "SIGHUP"
-      ),
-      ([how, signal]) =>
-        Effect.gen(function* () {
-          const program = yield* startProgram(how)
-          const { dataDirectory, processId } = yield* program.report
-          yield* program.signal(signal)
-          expect([how, signal, runs(processId)]).toEqual([how, signal, false])
-          expect(fs.existsSync(path.dirname(path.dirname(dataDirectory)))).toBe(false)
-        }),
-      { concurrency: 2, discard: true }
-    )
+  inFull(it).scopedLive(
+    "is stopped and removed when an interrupt or the end of the terminal ends the program",
+    () =>
+      Effect.forEach(
+        cases(
+          [
+            ["main", "SIGINT"],
+            ["main", "SIGTERM"],
+            ["main", "SIGHUP"],
+            ["plain", "SIGINT"],
+            ["plain", "SIGTERM"],
+            ["plain", "SIGHUP"]
+          ] as const,
+          ([how, signal]) => (how === "main") === (signal === "SIGINT") && signal !== "SIGHUP"
+        ),
+        ([how, signal]) =>
+          Effect.gen(function* () {
+            const program = yield* startProgram(how)
+            const { dataDirectory, processId } = yield* program.report
+            yield* program.signal(signal)
+            expect([how, signal, runs(processId)]).toEqual([how, signal, false])
+            expect(fs.existsSync(path.dirname(path.dirname(dataDirectory)))).toBe(false)
+          }),
+        { concurrency: 2, discard: true }
+      )
   )
 })
 

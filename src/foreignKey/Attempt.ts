@@ -234,7 +234,8 @@ export const runBesideWrites = (
         )
       })
     )
-    // Two sessions. To check rows twice harms nobody, should another process have taken over.
+    // Two sessions. Should another process have taken over, it harms nobody to check rows twice, and
+    // that process waits for as long as it takes to find out.
     yield* Effect.zipRight(bench.stillAlone, checked, { concurrent: true })
   })
 

@@ -25,16 +25,26 @@ export const read = (
   keys?: ReadonlyArray<number>
 ): Effect.Effect<ReadonlyArray<Problem>, DatabaseError> =>
   session
-    .query<Omit<Problem, "constraint"> & { readonly constraint: string }>(select, [keys ?? null])
+    .query<Omit<Problem, "constraint"> & { readonly constraint: string }>(
+      keys === undefined ? select(everyKey) : select(chosenKeys),
+      keys === undefined ? [] : [keys]
+    )
     .pipe(Effect.map((rows) => rows.map((row) => ({ ...row, constraint: Number(row.constraint) }))))
+
+const everyKey = "pg_catalog.pg_constraint"
+
+/** By index, one by one. */
+const chosenKeys = `(
+    SELECT c.* FROM unnest($1::int8[]) AS w (oid)
+    CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint c WHERE c.oid = w.oid::oid OFFSET 0) c
+  )`
 
 const triggers = Lookup.triggersOf("fk.oid")
 
 /** Verified on 13 to 18 against healthy catalogs and four kinds of damage. */
-const select = String.raw`
+const select = (keys: string) => String.raw`
 WITH RECURSIVE root AS (
-  SELECT k.oid, k.oid AS root FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' AND k.conparentid = 0
-    AND ($1::int8[] IS NULL OR k.oid = ANY (($1::int8[])::oid[]))
+  SELECT k.oid, k.oid AS root FROM ${keys} k WHERE k.contype = 'f' AND k.conparentid = 0
   UNION ALL
   SELECT k.oid, r.root FROM root r CROSS JOIN LATERAL ${Lookup.childrenOf("r.oid")} k
 ),

@@ -188,8 +188,10 @@ export const converge = (
       if (ended === "proven") return true
       const lost = ended === "done" ? undefined : ended
       remembered = next.does === "settle" && lost === undefined ? undefined : next.change.original
+      // Of steps in a row the first one was decided from this state only.
+      const isFirst = next.does !== "add" || lost?.step === "add"
       missing =
-        lost?._tag === "ChangedMeanwhile" && lost.cause !== undefined
+        lost?._tag === "ChangedMeanwhile" && lost.cause !== undefined && isFirst
           ? { state, error: lost.cause }
           : undefined
     }

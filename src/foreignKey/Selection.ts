@@ -125,23 +125,12 @@ export const select = (
       Selectors.matches(selectors, key) &&
       (changes === undefined || changes.some((change) => has(change)(key)))
     const all = Selectors.isAll(selectors) && changes === undefined
-    const named = whole || all ? undefined : yield* Catalog.names(session)
-    const isNarrow = named?.every(({ name }) => !Name.isOurs(name)) === true
-    const keys = yield* Catalog.read(
-      session,
-      isNarrow
-        ? {
-            tables: yield* Catalog.withPartitions(
-              session,
-              named.filter(isChosen).map(({ referencing }) => referencing.oid)
-            )
-          }
-        : {}
-    )
+    const narrow = whole || all ? undefined : yield* readChosen(session, isChosen)
+    const keys = narrow?.keys ?? (yield* Catalog.read(session))
     const originalOf = Halfway.originals(keys)
     const originals = keys.filter((key) => Halfway.isOriginal(key, originalOf))
     const chosen = originals.filter(isChosen)
-    const choices = isNarrow ? named : originals
+    const choices = narrow?.named ?? originals
     const unmatched = [
       ...Selectors.unmatched(selectors, choices),
       ...(changes ?? []).filter((change) => !choices.some(has(change))).map((change) => `change ${change}`)
@@ -224,6 +213,25 @@ export const select = (
       }
     })
     return { selected, keys }
+  })
+
+/**
+ * The names of all keys, and the keys of those tables and their partitions that have a chosen one.
+ * Undefined where a change of some key was interrupted, whose original may be on another table,
+ * and where names changed between the two readings.
+ */
+const readChosen = (session: Session, isChosen: (key: Catalog.Named) => boolean) =>
+  Effect.gen(function* () {
+    const named = yield* Catalog.names(session)
+    if (named.some(({ name }) => Name.isOurs(name))) return undefined
+    const chosen = named.filter(isChosen)
+    const tables = chosen.map(({ referencing }) => referencing.oid)
+    const keys = yield* Catalog.read(session, { tables: yield* Catalog.withPartitions(session, tables) })
+    const identity = ({ name, referencing }: Catalog.Named) => `${referencing.oid} ${name}`
+    const found = new Set(keys.filter(isChosen).map(identity))
+    return found.size === chosen.length && chosen.every((key) => found.has(identity(key)))
+      ? { named, keys }
+      : undefined
   })
 
 /** The names in everything that a change of a key names, as far as they cannot be read. */

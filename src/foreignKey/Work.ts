@@ -101,12 +101,15 @@ const change = (
         const verdict = yield* run.rehearse(task)
         yield* Ref.set(unrehearsed, verdict.warnings)
         if (verdict.refusals.length > 0) return yield* new Refused({ refusals: verdict.refusals })
-        const recorded = Effect.gen(function* () {
-          yield* begin(run, ledger, hasLedger, task)
-          if (record?.after !== undefined && ledger !== undefined) {
-            yield* emit({ _tag: "Recorded", constraint, ledger: Ledger.name(ledger) })
-          }
-        })
+        // To its end: half of a transaction on the session with the lock would stay.
+        const recorded = Effect.uninterruptible(
+          Effect.gen(function* () {
+            yield* begin(run, ledger, hasLedger, task)
+            if (record?.after !== undefined && ledger !== undefined) {
+              yield* emit({ _tag: "Recorded", constraint, ledger: Ledger.name(ledger) })
+            }
+          })
+        )
         const changed = yield* run.sessions.working((workers) =>
           Effect.gen(function* () {
             // Two sessions, and what is read changes nothing.
@@ -280,7 +283,8 @@ const converge = (
       watcher,
       limits: Try.limits(effort.lockTimeout, deadlockTimeout),
       ...kept,
-      stillAlone: sessions.confirm,
+      // What runs beside it may fail first, and the session with the lock is not cancelled for that.
+      stillAlone: Effect.uninterruptible(sessions.confirm),
       onWait: (wait) =>
         emit({
           _tag: "Waiting",

@@ -74,5 +74,6 @@ const progress = (session: Session, pid: number): Effect.Effect<ReadonlyArray<Pr
     FROM pg_catalog.pg_stat_activity a
     LEFT JOIN pg_catalog.pg_stat_progress_create_index p ON p.pid = a.pid
     WHERE a.pid = $1`,
-    [pid]
+    [pid],
+    { answerMillis: 10_000 }
   )

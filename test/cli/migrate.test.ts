@@ -221,7 +221,7 @@ describe("promptgrimoire-db migrate", () => {
     })
   )
 
-  it.scopedLive(
+  inFull(it).scopedLive(
     "works on the embedded server in .data without any setting, keeps it, and leaves nothing running",
     () =>
       Effect.gen(function* () {

@@ -5,7 +5,8 @@ import { spawn } from "node:child_process"
 import { PassThrough } from "node:stream"
 import { text } from "node:stream/consumers"
 import { run } from "../../src/cli/run.js"
-import { fromSources, repository, tsx } from "../support/command.js"
+import { bundled } from "../support/bundled.js"
+import { bundledCommand, repository } from "../support/command.js"
 import { adminSession, emptyDatabase } from "../support/server.js"
 
 /** Runs Node in a pipeline of a shell, and answers with what came out of it and Node's exit code. */
@@ -39,14 +40,12 @@ const slowly = `node -e '
 
 /** A program that prints so many bytes, and ends as the command does. */
 const printing = (bytes: number, code: number, stream: "stdout" | "stderr" = "stdout") => [
-  "--import",
-  tsx,
-  "--input-type=module",
-  "-e",
-  `import { exitOf, watch } from ${JSON.stringify(`${repository}/src/cli/output.ts`)}
+  bundled({
+    text: `import { exitOf, watch } from "./src/cli/output.ts"
    const outputs = { stdout: watch(process.stdout), stderr: watch(process.stderr) }
    process.${stream}.write("x".repeat(${bytes - 4}) + "end\\n")
    exitOf(outputs, ${code}, process.exit)`
+  })
 ]
 
 const large = 12 * 1024 * 1024
@@ -106,7 +105,7 @@ describe("the output of the command", () => {
       const admin = yield* adminSession(name)
       yield* admin.query(refused)
       const plan = [
-        ...fromSources,
+        ...bundledCommand(),
         "fk",
         "plan",
         "--on-delete",
@@ -138,7 +137,7 @@ describe("the output of the command", () => {
       yield* admin.query(refused)
       const rebuild = ["fk", "rebuild", "--on-delete", "cascade", "--references", "p"]
       const ended = yield* pipeline(
-        [...fromSources, ...rebuild, "--url", Redacted.value(url)],
+        [...bundledCommand(), ...rebuild, "--url", Redacted.value(url)],
         "2>&1 | head -n 1"
       )
       assert.strictEqual(ended.code, 3)

@@ -8,6 +8,7 @@ import * as path from "node:path"
 import { fileURLToPath } from "node:url"
 import { Client } from "pg"
 import * as Eventually from "../support/eventually.js"
+import { bundled } from "../support/bundled.js"
 
 /** Rows of a query, over a connection of its own. */
 export const query = (url: Redacted.Redacted | string, text: string) =>
@@ -67,7 +68,7 @@ export const startProgram = (how: "plain" | "main", dataDirectory?: string, env:
   Effect.acquireRelease(
     Effect.sync((): Program => {
       const file = fileURLToPath(new URL("program.ts", import.meta.url))
-      const args = ["--import", "tsx", file, how, ...(dataDirectory === undefined ? [] : [dataDirectory])]
+      const args = [bundled({ file }), how, ...(dataDirectory === undefined ? [] : [dataDirectory])]
       const child = spawn(process.execPath, args, {
         stdio: ["pipe", "pipe", "pipe"],
         env: { ...process.env, ...env }

@@ -1,5 +1,6 @@
 /** SET CONSTRAINTS keeps its state by the constraint's OID, so what an application has deferred by name is another constraint after the swap. */
 import { assert, describe, it } from "../support/it.js"
+import { cases } from "../support/length.js"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -41,11 +42,13 @@ const change = (
         : Effect.void
   })
 
+const ways = [
+  ["in one transaction", 60],
+  ["table by table", 0]
+] as const
+
 describe("a transaction that has deferred the key by name before the swap, and touches the tables after it", () => {
-  for (const [way, swapTries] of [
-    ["in one transaction", 60],
-    ["table by table", 0]
-  ] as const) {
+  for (const [way, swapTries] of cases(ways, ([way]) => way === "table by table")) {
     it.scopedLive(`commits within settlePatience, and the key is settled after it, ${way}`, () =>
       Effect.gen(function* () {
         const session = yield* application

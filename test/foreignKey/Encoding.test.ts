@@ -126,7 +126,7 @@ describe("In a database of encoding SQL_ASCII", () => {
     )
   )
 
-  it.scopedLive("the script of a plan keeps the bytes of comments", () =>
+  inFull(it).scopedLive("the script of a plan keeps the bytes of comments", () =>
     inDatabase("SQL_ASCII", unchecked, (session, url) =>
       Effect.gen(function* () {
         const before = yield* comments(session)
@@ -242,7 +242,7 @@ describe("In a database of encoding SQL_ASCII", () => {
 })
 
 describe("In a database of encoding LATIN1", () => {
-  it.scopedLive("keys with umlauts in names and comments change and change back", () =>
+  inFull(it).scopedLive("keys with umlauts in names and comments change and change back", () =>
     inDatabase(
       "LATIN1",
       `CREATE SCHEMA "Übersicht"; CREATE TABLE "Übersicht"."Bücher" ("Schlüssel" int PRIMARY KEY);

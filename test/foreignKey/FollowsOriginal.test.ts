@@ -1,5 +1,5 @@
 /** A key and its successor are both there for as long as rows are checked. Whatever others do meanwhile must come out as if the original were alone. */
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type { Session } from "../../src/driver/Session.js"
@@ -224,7 +224,8 @@ describe("until the swap, a delete, a key update and an insert do what they do w
         )
       }
 
-      it.scopedLive(
+      const reads = kind === "ordinary tables" ? it : inFull(it)
+      reads.scopedLive(
         `while a reader holds its locks, after that, and in the run that goes on, on ${kind}, changed by ${role}`,
         () =>
           as(role, (session, reader) =>
@@ -254,7 +255,7 @@ describe("until the swap, a delete, a key update and an insert do what they do w
           )
       )
 
-      it.scopedLive(
+      inFull(it).scopedLive(
         `from step order on, where triggers were renamed in the middle of a change, on ${kind}, changed by ${role}`,
         () =>
           as(role, (session) =>

@@ -209,7 +209,7 @@ describe("a role that does not own the referenced table", () => {
     )
   )
 
-  it.scopedLive("resumes a change that was interrupted at any step", () =>
+  inFull(it).scopedLive("resumes a change that was interrupted at any step", () =>
     withRole(
       (role) => tables(role, "REFERENCES, SELECT"),
       ({ limited, session }) =>
@@ -337,7 +337,7 @@ describe("a role that does not own the referenced table", () => {
     )
   }
 
-  it.scopedLive("finds a trigger that came between while the swap waited for its lock", () =>
+  inFull(it).scopedLive("finds a trigger that came between while the swap waited for its lock", () =>
     withRole(
       (role) => tables(role, "REFERENCES, SELECT"),
       ({ limited, session }) =>

@@ -225,7 +225,7 @@ describe("an undo", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("goes further back, and undoes an undo, if it is told which change", () =>
+  inFull(it).scopedLive("goes further back, and undoes an undo, if it is told which change", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(
@@ -272,7 +272,7 @@ describe("an undo", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("that was interrupted anywhere is resumed by the next one", () =>
+  inFull(it).scopedLive("that was interrupted anywhere is resumed by the next one", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(pair)
@@ -314,7 +314,7 @@ describe("an undo", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("is refused where the ledger that was named is not there, or cannot be read", () =>
+  inFull(it).scopedLive("is refused where the ledger that was named is not there, or cannot be read", () =>
     withRole(
       (role) => `${pair}; ALTER TABLE child OWNER TO ${role}; ALTER TABLE parent OWNER TO ${role}`,
       ({ limited, session }) =>

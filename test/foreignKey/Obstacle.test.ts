@@ -33,7 +33,7 @@ const server = (settings: Record<string, string>) =>
   Effect.map(EmbeddedPostgres.make({ settings }), ({ url }) => Database.layer({ url, minConnections: 0 }))
 
 describe("a prepared transaction in the way", () => {
-  it.scopedLive("is named by the plan, while the change waits, and when it gives up", () =>
+  inFull(it).scopedLive("is named by the plan, while the change waits, and when it gives up", () =>
     Effect.gen(function* () {
       const layer = yield* server({ max_prepared_transactions: "2" })
       yield* Effect.gen(function* () {

@@ -1,4 +1,4 @@
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Database from "../../src/Database.js"
 import type { Session } from "../../src/driver/Session.js"
@@ -146,7 +146,7 @@ describe("while a key and its successor are both there", () => {
     )
   )
 
-  it.scopedLive(
+  inFull(it).scopedLive(
     "a change by a superuser has no exceptions, because the new key's triggers are disabled",
     () =>
       Effect.gen(function* () {

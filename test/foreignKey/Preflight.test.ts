@@ -1,4 +1,4 @@
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Fs from "node:fs"
@@ -103,7 +103,7 @@ describe("a key is refused, and nothing touched", () => {
     )
   )
 
-  it.scopedLive("when partitions that its steps work on belong to another role", () =>
+  inFull(it).scopedLive("when partitions that its steps work on belong to another role", () =>
     withRole(
       (role) => `${cutPair}; GRANT USAGE, CREATE ON SCHEMA public TO ${role};
         ALTER TABLE parent OWNER TO ${role}; ALTER TABLE child OWNER TO ${role};
@@ -146,7 +146,7 @@ describe("a key is refused, and nothing touched", () => {
     )
   )
 
-  it.scopedLive("when it may not create the index that is to be built", () =>
+  inFull(it).scopedLive("when it may not create the index that is to be built", () =>
     withRole(
       (role) => `${pair}; REVOKE CREATE ON SCHEMA public FROM PUBLIC;
         ALTER TABLE parent OWNER TO ${role}; ALTER TABLE child OWNER TO ${role}`,
@@ -444,10 +444,12 @@ describe("a plan warns", () => {
       }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("of what is in the way in tables further down, but not beside the way of the delete", () =>
-    Effect.gen(function* () {
-      const session = yield* application
-      yield* session.query(`${pair}; CREATE INDEX ON child (parent_id);
+  inFull(it).scopedLive(
+    "of what is in the way in tables further down, but not beside the way of the delete",
+    () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        yield* session.query(`${pair}; CREATE INDEX ON child (parent_id);
         CREATE TABLE grandchild (id int PRIMARY KEY, child_id int REFERENCES child ON DELETE CASCADE);
         CREATE TABLE follower (grandchild_id int NOT NULL REFERENCES grandchild ON DELETE SET NULL);
         CREATE TABLE guard (grandchild_id int REFERENCES grandchild);
@@ -458,23 +460,23 @@ describe("a plan warns", () => {
         ALTER TABLE grandchild REPLICA IDENTITY NOTHING;
         CREATE PUBLICATION deletes FOR TABLE grandchild WITH (publish = 'delete');
         CREATE PUBLICATION updates FOR TABLE follower WITH (publish = 'update')`)
-      const found = yield* warnings("cascade")
-      assert.deepStrictEqual(
-        found.filter((warning) => !warning.startsWith("deleting from")),
-        [
-          "no index on (child_id): every delete in public.child reads all of public.grandchild",
-          "public.grandchild is published (deletes) without a replica identity: deletes in public.parent that reach it will fail with 55000",
-          "public.grandchild has row security, which the cascade does not ask: it runs as the owner of public.grandchild",
-          "trigger keep on public.grandchild can keep rows from being deleted: they would be left without a referenced row",
-          "no index on (grandchild_id): every delete in public.grandchild reads all of public.follower",
-          "public.follower is published (updates) without a replica identity: deletes in public.parent that reach it will fail with 55000",
-          "grandchild_id is NOT NULL: deletes in public.parent that reach it will fail with 23502",
-          "no index on (grandchild_id): every delete in public.grandchild reads all of public.guard"
-        ]
-      )
-      // Without a cascade nothing further down is reached.
-      assert.deepStrictEqual(yield* warnings("restrict"), [])
-    }).pipe(Effect.provide(database))
+        const found = yield* warnings("cascade")
+        assert.deepStrictEqual(
+          found.filter((warning) => !warning.startsWith("deleting from")),
+          [
+            "no index on (child_id): every delete in public.child reads all of public.grandchild",
+            "public.grandchild is published (deletes) without a replica identity: deletes in public.parent that reach it will fail with 55000",
+            "public.grandchild has row security, which the cascade does not ask: it runs as the owner of public.grandchild",
+            "trigger keep on public.grandchild can keep rows from being deleted: they would be left without a referenced row",
+            "no index on (grandchild_id): every delete in public.grandchild reads all of public.follower",
+            "public.follower is published (updates) without a replica identity: deletes in public.parent that reach it will fail with 55000",
+            "grandchild_id is NOT NULL: deletes in public.parent that reach it will fail with 23502",
+            "no index on (grandchild_id): every delete in public.grandchild reads all of public.guard"
+          ]
+        )
+        // Without a cascade nothing further down is reached.
+        assert.deepStrictEqual(yield* warnings("restrict"), [])
+      }).pipe(Effect.provide(database))
   )
 
   it.scopedLive("of deletes whose outcome depends on the order in which triggers fire", () =>
@@ -633,7 +635,7 @@ describe("a partitioned table", () => {
       }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("is refused while a DETACH CONCURRENTLY is not finished (14 and later)", () =>
+  inFull(it).scopedLive("is refused while a DETACH CONCURRENTLY is not finished (14 and later)", () =>
     Effect.gen(function* () {
       const session = yield* application
       if ((yield* Catalog.serverVersion(session)) < 140_000) return

@@ -1,6 +1,7 @@
 import * as Effect from "effect/Effect"
 import { spawn } from "node:child_process"
 import { fileURLToPath } from "node:url"
+import { bundled } from "../support/bundled.js"
 
 /** Starts a process of its own that changes every key to CASCADE, with the arguments of `changeAll.ts`; it ends with the scope, at the latest. */
 export const start = (args: ReadonlyArray<string>) =>
@@ -8,7 +9,7 @@ export const start = (args: ReadonlyArray<string>) =>
     Effect.sync(() => {
       const child = spawn(
         process.execPath,
-        ["--import", "tsx", fileURLToPath(new URL("changeAll.ts", import.meta.url)), ...args],
+        [bundled({ file: fileURLToPath(new URL("changeAll.ts", import.meta.url)) }), ...args],
         { stdio: "ignore" }
       )
       return {

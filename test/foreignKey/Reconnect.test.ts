@@ -247,7 +247,7 @@ describe("a change whose connections are lost ends", () => {
     )
   }
 
-  it.scopedLive("when the key can no longer be changed", () =>
+  inFull(it).scopedLive("when the key can no longer be changed", () =>
     Effect.gen(function* () {
       const { name, url } = yield* emptyDatabase
       const session = yield* adminSession(name)

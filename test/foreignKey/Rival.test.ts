@@ -67,41 +67,43 @@ describe("a key that is bound to one of several equal unique indexes", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("is changed beside writers: the step waits for old transactions, nobody waits for it", () =>
-    Effect.gen(function* () {
-      const session = yield* application
-      const writer = yield* application
-      yield* tables(session)
-      const { steps } = yield* ForeignKey.plan({ selectors: child, onDelete: "cascade" })
-      const planned = steps.find(({ step }) => step === "reindex")?.locks ?? []
-      yield* session.query("BEGIN; INSERT INTO parent VALUES (11)")
-      const waits: Array<ForeignKey.Blocker> = []
-      const fiber = yield* Effect.fork(
-        change("cascade", {
-          onProgress: (event) =>
-            Effect.sync(() => {
-              if (event._tag === "Waiting" && event.step === "reindex") waits.push(...event.blockers)
-            })
-        })
-      )
-      yield* eventually(
-        "the step waits, and says for whom",
-        Effect.sync(() => waits.some(({ pid }) => pid === session.processId))
-      )
-      const [ours] = yield* writer.query<{ pid: number }>(
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'REINDEX%' AND pid <> pg_backend_pid()"
-      )
-      assert.deepStrictEqual(
-        yield* heldBy(writer, ours?.pid ?? 0),
-        Object.fromEntries(planned.map(({ mode, relation }) => [relation.replace(/^public\./, ""), mode]))
-      )
-      yield* writer.query(`SET lock_timeout = '1s'; INSERT INTO parent VALUES (12); INSERT INTO child VALUES (12);
+  inFull(it).scopedLive(
+    "is changed beside writers: the step waits for old transactions, nobody waits for it",
+    () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        const writer = yield* application
+        yield* tables(session)
+        const { steps } = yield* ForeignKey.plan({ selectors: child, onDelete: "cascade" })
+        const planned = steps.find(({ step }) => step === "reindex")?.locks ?? []
+        yield* session.query("BEGIN; INSERT INTO parent VALUES (11)")
+        const waits: Array<ForeignKey.Blocker> = []
+        const fiber = yield* Effect.fork(
+          change("cascade", {
+            onProgress: (event) =>
+              Effect.sync(() => {
+                if (event._tag === "Waiting" && event.step === "reindex") waits.push(...event.blockers)
+              })
+          })
+        )
+        yield* eventually(
+          "the step waits, and says for whom",
+          Effect.sync(() => waits.some(({ pid }) => pid === session.processId))
+        )
+        const [ours] = yield* writer.query<{ pid: number }>(
+          "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'REINDEX%' AND pid <> pg_backend_pid()"
+        )
+        assert.deepStrictEqual(
+          yield* heldBy(writer, ours?.pid ?? 0),
+          Object.fromEntries(planned.map(({ mode, relation }) => [relation.replace(/^public\./, ""), mode]))
+        )
+        yield* writer.query(`SET lock_timeout = '1s'; INSERT INTO parent VALUES (12); INSERT INTO child VALUES (12);
         UPDATE parent SET id = 13 WHERE id = 10 AND false; DELETE FROM parent WHERE id = 99`)
-      yield* session.query("COMMIT")
-      const { failed, rebuilt, refused } = yield* Fiber.join(fiber)
-      assert.deepStrictEqual([failed, refused, rebuilt.length], [[], [], 1])
-      assert.deepStrictEqual(yield* bound(session), wasBound)
-    }).pipe(Effect.provide(database))
+        yield* session.query("COMMIT")
+        const { failed, rebuilt, refused } = yield* Fiber.join(fiber)
+        assert.deepStrictEqual([failed, refused, rebuilt.length], [[], [], 1])
+        assert.deepStrictEqual(yield* bound(session), wasBound)
+      }).pipe(Effect.provide(database))
   )
 
   inFull(it).scopedLive("is given up when the budget is used up, and what was begun is dropped", () =>

@@ -1,4 +1,4 @@
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Catalog from "../../src/foreignKey/Catalog.js"
@@ -166,7 +166,7 @@ describe("a script for psql", () => {
     )
   )
 
-  it.scopedLive("waits before it settles a DEFERRABLE key for transactions of before", () =>
+  inFull(it).scopedLive("waits before it settles a DEFERRABLE key for transactions of before", () =>
     inDatabase((session, run) =>
       Effect.gen(function* () {
         yield* session.query(`${pair}; ALTER TABLE child ALTER CONSTRAINT fk DEFERRABLE INITIALLY IMMEDIATE`)

@@ -4,7 +4,7 @@ import type { QueryOptions, Session } from "../../src/driver/Session.js"
 import * as Catalog from "../../src/foreignKey/Catalog.js"
 import * as Fidelity from "../../src/foreignKey/Fidelity.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import { application, database } from "./support.js"
 
 /** Keys of one name on many tables, each with something of its own. */
@@ -95,7 +95,7 @@ describe("many keys", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("are planned together as each of them is planned alone", () =>
+  inFull(it).scopedLive("are planned together as each of them is planned alone", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(various)
@@ -117,6 +117,41 @@ describe("many keys", () => {
         )
       }
     }).pipe(Effect.provide(database))
+  )
+
+  it.scopedLive(
+    "are chosen by the names that they have at one time, also where a table gets another one",
+    () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        yield* session.query(keys(3))
+        const known = yield* Database.Database
+        let renamed = 0
+        const renaming = (session: Session): Session => ({
+          ...session,
+          query: <Row extends object>(sql: string, params?: ReadonlyArray<unknown>, options?: QueryOptions) =>
+            session
+              .query<Row>(sql, params, options)
+              .pipe(
+                Effect.tap(() =>
+                  sql.includes("pg_partition_tree(w.oid") && renamed++ === 0
+                    ? other.query("ALTER TABLE t2 RENAME TO t9")
+                    : Effect.void
+                )
+              )
+        })
+        const error = yield* Effect.flip(
+          Effect.provideService(
+            ForeignKey.rebuild({
+              selectors: { tables: [{ table: "t1" }, { table: "t2" }] },
+              onDelete: "cascade"
+            }),
+            Database.Database,
+            { ...known, session: Effect.map(known.session, renaming) }
+          )
+        )
+        assert.deepStrictEqual([renamed, error.message], [1, "no foreign key fits table t2"])
+      }).pipe(Effect.scoped, Effect.provide(database))
   )
 
   it.scopedLive("make the change of one of them cost no more", () =>

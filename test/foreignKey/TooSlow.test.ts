@@ -1,4 +1,4 @@
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { application, comparable, database, leftovers, vectors } from "./support.js"
@@ -50,7 +50,7 @@ describe("a step that is not done soon after it got its locks", () => {
     ] as const,
     ([what]) => what.includes("all")
   )) {
-    it.scopedLive(`is rolled back, ${what}, and done when it is given more time`, () =>
+    inFull(it).scopedLive(`is rolled back, ${what}, and done when it is given more time`, () =>
       Effect.gen(function* () {
         const session = yield* application
         yield* session.query(tables)

@@ -7,7 +7,7 @@ import * as Database from "../../src/Database.js"
 import type { Session } from "../../src/driver/Session.js"
 import * as Catalog from "../../src/foreignKey/Catalog.js"
 import * as Purge from "../../src/Purge.js"
-import { repository } from "../support/command.js"
+import { bundled } from "../support/bundled.js"
 import { eventually } from "../support/eventually.js"
 import { adminSession, emptyDatabase } from "../support/server.js"
 import { disable } from "./Graphs.js"
@@ -511,15 +511,14 @@ describe("a purge is refused as", () => {
 const start = (url: string) =>
   Effect.acquireRelease(
     Effect.sync(() => {
-      const program = `
+      const text = `
         import * as Effect from "effect/Effect"
         import * as Database from "./src/Database.ts"
         import * as Purge from "./src/Purge.ts"
         await Effect.runPromise(Purge.run({ ...${JSON.stringify(course)}, batch: 3 }).pipe(
           Effect.provide(Database.layer({ url: process.env.PURGE_URL, minConnections: 0 }))
         ))`
-      const child = spawn(process.execPath, ["--import", "tsx", "--input-type=module", "--eval", program], {
-        cwd: repository,
+      const child = spawn(process.execPath, [bundled({ text })], {
         env: { ...process.env, PURGE_URL: url },
         stdio: "ignore"
       })

@@ -5,6 +5,7 @@ import { PassThrough } from "node:stream"
 import { text } from "node:stream/consumers"
 import { fileURLToPath, pathToFileURL } from "node:url"
 import { run } from "../../src/cli/run.js"
+import { bundled } from "./bundled.js"
 
 /** How a program ended. */
 export interface Ended {
@@ -47,6 +48,12 @@ export const fromSources = ["--import", tsx, `${repository}/src/cli/main.ts`]
 const strangers = { DATABASE_URL: undefined, DATABASE_DIRECT_URL: undefined }
 
 /**
+ * What Node needs to run this repository's command in one file; it cannot load migrations that are
+ * TypeScript.
+ */
+export const bundledCommand = () => [bundled({ file: `${repository}/src/cli/main.ts` })]
+
+/**
  * Runs this repository's command in this process; with a working directory of its own, in another
  * one.
  */
@@ -83,7 +90,8 @@ export const whenItSays = (
   act: (signal: (name: NodeJS.Signals) => void) => void
 ): Effect.Effect<Ended> =>
   Effect.async((resume) => {
-    const child = spawn(process.execPath, [...fromSources, ...args], {
+    const command = args[0] === "migrate" ? fromSources : bundledCommand()
+    const child = spawn(process.execPath, [...command, ...args], {
       env: { ...process.env, ...strangers },
       stdio: ["ignore", "pipe", "pipe"]
     })

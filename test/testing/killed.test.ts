@@ -2,9 +2,8 @@ import { assert, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import { spawn } from "node:child_process"
 import * as Crypto from "node:crypto"
-import { createRequire } from "node:module"
-import { pathToFileURL } from "node:url"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
+import { bundled } from "../support/bundled.js"
 import { repository } from "../support/command.js"
 import { eventually } from "../support/eventually.js"
 import { adminSession } from "../support/server.js"
@@ -13,7 +12,7 @@ import { adminSession } from "../support/server.js"
 const program = `
   import * as Effect from "effect/Effect"
   import * as Redacted from "effect/Redacted"
-  import * as TestDatabase from "${pathToFileURL(`${repository}/src/testing/TestDatabase.ts`).href}"
+  import * as TestDatabase from "./src/testing/TestDatabase.ts"
   await Effect.runPromise(Effect.scoped(Effect.flatMap(TestDatabase.make(), (url) => {
     console.log(new URL(Redacted.value(url)).pathname.slice(1))
     return Effect.never
@@ -23,8 +22,7 @@ const program = `
 /** The program, and the name of its database. */
 const running = Effect.acquireRelease(
   Effect.async<{ readonly name: string; readonly kill: () => void }>((resume) => {
-    const tsx = pathToFileURL(createRequire(import.meta.url).resolve("tsx")).href
-    const child = spawn(process.execPath, ["--import", tsx, "--input-type=module", "-e", program], {
+    const child = spawn(process.execPath, [bundled({ text: program })], {
       cwd: repository,
       stdio: ["ignore", "pipe", "inherit"]
     })

@@ -431,7 +431,7 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
         })
       )
 
-      it.scoped("and does not wait for a server that does not answer ROLLBACK", () =>
+      inFull(it).scoped("and does not wait for a server that does not answer ROLLBACK", () =>
         Effect.gen(function* () {
           const { url } = yield* TestServer
           const proxy = yield* Proxy.make(url)
