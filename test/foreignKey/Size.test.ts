@@ -126,6 +126,7 @@ describe("many keys", () => {
         const session = yield* application
         yield* session.query(keys(3))
         const known = yield* Database.Database
+        const other = yield* application
         let renamed = 0
         const renaming = (session: Session): Session => ({
           ...session,
