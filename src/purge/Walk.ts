@@ -141,9 +141,9 @@ const pass = (
       ),
       ([row]) => row
     )
-    const found = yield* findRoot
-    if (found === undefined) return { deleted, rootIsLeft: false }
-    const root = newRow(graph.root, found.identity)
+    const start = yield* findRoot
+    if (start === undefined) return { deleted, rootIsLeft: false }
+    const root = newRow(graph.root, start.identity)
     const stack: Array<Frame> = [newFrame(0, graph.root, [root])]
     known.set(nameOfRow(root), root)
 
@@ -184,7 +184,7 @@ const pass = (
       const isLeaf = edge.kind === "cascade" && !Graph.isInner(graph, edge.child)
       const limit = isLeaf ? batch * batchesOfLeaves : batch
       const children = yield* childrenOf(task, edge, rows, frame.skip, limit)
-      const fresh: Array<Row> = []
+      const found: Array<Row> = []
       const leaves: Array<Row> = []
       for (const { identity, ord } of children) {
         const parent = rows[ord - 1]
@@ -195,7 +195,7 @@ const pass = (
         if (isLeaf) leaves.push(child)
         else if (same === undefined) {
           known.set(name, child)
-          fresh.push(child)
+          found.push(child)
         } else {
           const row = same
           if (row.frame !== undefined && row.low >= row.frame.depth && !isAbove(row, parent)) {
@@ -204,7 +204,7 @@ const pass = (
             row.via = parent
             row.parents.push(parent)
             row.frame = undefined
-            fresh.push(row)
+            found.push(row)
           } else {
             if (row.frame !== undefined || row.low < Number.POSITIVE_INFINITY) {
               lower(parent, Math.min(row.low, row.frame?.depth ?? row.low))
@@ -217,9 +217,18 @@ const pass = (
       yield* inSlices(leaves, batch, emit)
       if (children.length >= limit) frame.more = true
       else nextEdge(frame)
-      if (fresh.length > 0) {
-        yield* edge.kind === "block" ? confirmGoing(task, edge, fresh) : Effect.void
-        stack.push(newFrame(stack.length, edge.child, fresh))
+      if (found.length > 0) {
+        const going = edge.kind === "cascade" ? found : yield* goingOf(task, edge, found)
+        if (edge.kind === "block" && going.length < found.length) {
+          return yield* new Blocked({ constraint: nameOf(edge.key) })
+        }
+        // Rows that stay get their default when the row goes that they refer to.
+        for (const row of found) {
+          if (going.includes(row)) continue
+          known.delete(nameOfRow(row))
+          frame.skip.push(row)
+        }
+        if (going.length > 0) stack.push(newFrame(stack.length, edge.child, going))
       }
     }
     yield* flush
@@ -266,14 +275,19 @@ const nextEdge = (frame: Frame) => {
   frame.standstills = 0
 }
 
-/** Keys that forbid the delete come first: rows that refer by them and go anyway must go before what they refer to. */
+/**
+ * Keys that forbid the delete come first, and those that set defaults, which may refer to no row:
+ * rows that refer by them and go anyway must go before what they refer to.
+ */
 const edgesBelow = (graph: Graph.Graph, node: Graph.Node) => {
   const of = (kind: Graph.Edge["kind"]) =>
     graph.edges.filter(
       (edge) =>
-        edge.parent === node && edge.kind === kind && (kind !== "block" || Graph.isReached(graph, edge.child))
+        edge.parent === node &&
+        edge.kind === kind &&
+        (kind === "cascade" || kind === "set-null" || Graph.isReached(graph, edge.child))
     )
-  return [...of("block"), ...of("cascade"), ...of("set-null")]
+  return [...of("block"), ...of("set-default"), ...of("cascade"), ...of("set-null")]
 }
 
 const isAbove = (row: Row, below: Row) => {
@@ -330,15 +344,14 @@ const childrenOf = (
   )
 }
 
-/** Rows that refer to a row by a key that forbids its delete are deleted only if the same delete reaches them by cascades. */
-const confirmGoing = ({ from, graph, key, run, values }: Task, edge: Graph.Edge, rows: ReadonlyArray<Row>) =>
-  Effect.flatMap(
+/** Those of the rows that the same delete reaches by cascades: these go anyway. */
+const goingOf = ({ from, graph, key, run, values }: Task, edge: Graph.Edge, rows: ReadonlyArray<Row>) =>
+  Effect.map(
     run<{ readonly ord: number }>(Closure.going(graph, from, key, edge.child), [
       ...values,
       ...columnsOf(edge.child, rows)
     ]),
-    (going): Effect.Effect<void, Blocked> =>
-      going.length === rows.length ? Effect.void : new Blocked({ constraint: nameOf(edge.key) })
+    (going) => going.flatMap(({ ord }) => rows[ord - 1] ?? [])
   )
 
 /** What SET NULL would do when the rows are deleted, in statements of one batch each. */

@@ -120,6 +120,28 @@ describe("a purge", () => {
     }).pipe(Effect.provide(database))
   )
 
+  it.scopedLive("deletes a row that goes before the one whose delete would give it a default", () =>
+    Effect.gen(function* () {
+      const session = yield* application
+      // Row 99 is not there, so that no row can get its default. All but two refer to the one before.
+      yield* session.query(`
+        CREATE TABLE item (
+          id int PRIMARY KEY,
+          above int CONSTRAINT item_above REFERENCES item ON DELETE CASCADE,
+          other int DEFAULT 99 CONSTRAINT item_other REFERENCES item ON DELETE SET DEFAULT
+        );
+        INSERT INTO item SELECT n, nullif(1, n), CASE WHEN n > 2 THEN n - 1 END FROM generate_series(1, 30) n`)
+      const target = { from: { table: "item" }, where: [{ column: "id", value: "1" }] }
+      assert.deepStrictEqual((yield* Purge.plan(target)).refused, [])
+      const { rows, transactions } = yield* Purge.run({ ...target, batch: 4 })
+      assert.deepStrictEqual(
+        rows.map(({ rows }) => rows),
+        [30]
+      )
+      assert.isAbove(transactions, 1)
+    }).pipe(Effect.provide(database))
+  )
+
   it.scopedLive("finishes when it is run again after kill -9 at any moment", () =>
     Effect.gen(function* () {
       const { url } = yield* emptyDatabase
