@@ -22,5 +22,8 @@ const onlyInFull = [
   "test/foreignKey/Kill.test.ts",
   "test/foreignKey/CrashPartitioned.test.ts",
   "test/foreignKey/ManyPartitions.test.ts",
-  "test/foreignKey/Stall.test.ts"
+  "test/foreignKey/OtherWays.test.ts",
+  "test/foreignKey/PartitionsMeanwhile.test.ts",
+  "test/foreignKey/Stall.test.ts",
+  "test/foreignKey/Validation.test.ts"
 ]

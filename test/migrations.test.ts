@@ -1,4 +1,4 @@
-import { assert, describe, it } from "./support/it.js"
+import { assert, describe, inFull, it } from "./support/it.js"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
 import * as Crypto from "node:crypto"
@@ -82,7 +82,7 @@ describe("migrations", () => {
     })
   )
 
-  it.live("go back to where migration 1 was, and forward again", () =>
+  inFull(it).live("go back to where migration 1 was, and forward again", () =>
     Effect.gen(function* () {
       yield* Migrator.run({ loader })
       const cascading = yield* snapshot

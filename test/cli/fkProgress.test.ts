@@ -63,7 +63,7 @@ describe("the progress of fk rebuild", () => {
       })
   )
 
-  it.scopedLive("has in its document what was done before it was stopped, with the error", () =>
+  inFull(it).scopedLive("has in its document what was done before it was stopped, with the error", () =>
     Effect.gen(function* () {
       const { name, url } = yield* emptyDatabase
       const admin = yield* adminSession(name)

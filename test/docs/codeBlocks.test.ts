@@ -204,7 +204,7 @@ layer(Project.layer(files), { excludeTestServices: true })("the code of the docu
     })
   )
 
-  it.effect(
+  inFull(it).effect(
     "has the types that it says",
     () =>
       Effect.gen(function* () {
@@ -239,7 +239,7 @@ layer(Project.layer(files), { excludeTestServices: true })("the code of the docu
     )
   }
 
-  it.scoped(
+  inFull(it).scoped(
     "transcript is what the command prints",
     () =>
       Effect.gen(function* () {

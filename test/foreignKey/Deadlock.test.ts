@@ -81,7 +81,7 @@ describe.concurrent("an application that closes a circle with a change that wait
     ] as const,
     ([step]) => step === "swap"
   )) {
-    it.scopedLive(`goes on at once: ${step}`, () =>
+    inFull(it).scopedLive(`goes on at once: ${step}`, () =>
       Effect.gen(function* () {
         const observer = yield* application
         const app = yield* application

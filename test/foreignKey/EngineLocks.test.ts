@@ -68,7 +68,7 @@ const lateTriggers = (session: Session) =>
     END $$`)
 
 describe("a change takes the planned steps with the planned locks, and no others,", () => {
-  for (const [what, shape] of cases(Shape.kinds, ([what]) => what === "a partitioned referencing table")) {
+  for (const [what, shape] of cases(Shape.kinds, ([what]) => what === "ordinary tables")) {
     it.scopedLive(`on ${what}`, () =>
       Effect.gen(function* () {
         const session = yield* application

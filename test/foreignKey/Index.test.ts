@@ -220,7 +220,7 @@ describe("the index of a partitioned referencing table", () => {
     ["a lock on the partition", "BEGIN; INSERT INTO low VALUES (1, 1)", ["low: ours invalid"]]
   ] as const
   for (const [who, statement, left] of cases(old, ([who]) => who.startsWith("a lock"))) {
-    it.scopedLive(`waits within the budget only for an old transaction that has ${who}`, () =>
+    inFull(it).scopedLive(`waits within the budget only for an old transaction that has ${who}`, () =>
       Effect.gen(function* () {
         const session = yield* application
         const other = yield* application

@@ -369,7 +369,7 @@ describe("an undo", () => {
 })
 
 describe("a change is refused before anything is touched", () => {
-  it.scopedLive("if its ledger cannot be kept, and says what would help", () =>
+  inFull(it).scopedLive("if its ledger cannot be kept, and says what would help", () =>
     Effect.gen(function* () {
       const { name, url } = yield* emptyDatabase
       const role = `r${name}`

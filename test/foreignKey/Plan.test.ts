@@ -1,4 +1,4 @@
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Ref from "effect/Ref"
@@ -57,8 +57,8 @@ describe("a plan", () => {
     }
   }
 
-  for (const [what, shape] of cases(Shape.kinds, ([what]) => what === "ordinary tables")) {
-    it.scopedLive(
+  for (const [what, shape] of Shape.kinds) {
+    inFull(it).scopedLive(
       `of an interrupted change has the steps that are left, and they finish it, on ${what}`,
       () =>
         Effect.gen(function* () {

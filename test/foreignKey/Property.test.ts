@@ -15,8 +15,8 @@ import { application, database, definitions, vectors, withNamedIndexes, withRole
 import { isFull } from "../support/length.js"
 
 /** How many keys are generated, in databases of up to so many each. */
-const keys = Number(process.env["FK_PROPERTY_KEYS"] ?? (isFull ? 500 : 6))
-const largest = isFull ? 24 : 3
+const keys = Number(process.env["FK_PROPERTY_KEYS"] ?? (isFull ? 500 : 4))
+const largest = isFull ? 24 : 2
 
 /** `PROPERTY_SEED` makes the keys the same in every run, as where a change is to be judged and not the luck of the draw. */
 const seed = process.env["PROPERTY_SEED"]

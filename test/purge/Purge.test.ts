@@ -142,7 +142,7 @@ describe("a purge", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("finishes when it is run again after kill -9 at any moment", () =>
+  inFull(it).scopedLive("finishes when it is run again after kill -9 at any moment", () =>
     Effect.gen(function* () {
       const { url } = yield* emptyDatabase
       yield* Effect.gen(function* () {

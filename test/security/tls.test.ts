@@ -141,7 +141,8 @@ describe("TLS", () => {
         assert.isTrue(yield* on(urlWith(other.url, "verify-full", authority), isEncrypted))
         yield* refused(bound(other.url), "no channel binding")
       }
-    })
+    }),
+    inFull(it)
   )
 
   check(
