@@ -2,7 +2,8 @@
  * What a change of one key costs in databases of many keys, and with many partitions: `npm run bench:fk -- size`, or some of it only,
  * `npm run bench:fk -- size keys=100 keys=5000 partitions=100`. {@link ForeignKey.rebuild} runs beside psql, which gets the bare
  * statements of the same plan: no guards, no limits, nothing that is read. Both change the same keys, each in a database of its own,
- * of which {@link sample} at most. POSTGRES_VERSION chooses the server. It exits with 1 where ours takes more than {@link limits}.
+ * of which {@link sample} at most, in {@link rounds} that alternate between the sizes; the medians count. POSTGRES_VERSION chooses the server. It exits with 1
+ * where ours takes more than {@link limits}.
  */
 import * as Clock from "effect/Clock"
 import * as Console from "effect/Console"
@@ -17,6 +18,8 @@ import * as ForeignKey from "../src/ForeignKey.js"
 
 /** How many keys are changed at most; of partitioned tables at least two, and as many as have so many partitions. */
 const sample = 100
+
+const rounds = 3
 
 /** How many times longer than psql, and how many times longer a key in the largest database than in the smallest one. */
 const limits = { ratio: 3, growth: 1.2 }
@@ -166,9 +169,7 @@ const measure = (
       half === steps.length ? undefined : yield* timed(psql(made(theirs), bare(steps.slice(half))))
     yield* query(Redacted.value(server.url), `DROP DATABASE ${mine}`)
     yield* query(Redacted.value(server.url), `DROP DATABASE ${theirs}`)
-    const locks = result.rebuilt
-      .map(({ longestLockMs }) => longestLockMs)
-      .toSorted((one, other) => one - other)
+    const locks = result.rebuilt.map(({ longestLockMs }) => longestLockMs)
     const measured: Measured = {
       kind,
       size,
@@ -176,10 +177,25 @@ const measure = (
       planMillis: planned.millis,
       millis,
       psqlMillis: before.millis + (after?.millis ?? 0),
-      lockMillis: [locks[locks.length >> 1] ?? 0, locks.at(-1) ?? 0]
+      lockMillis: [median(locks), Math.max(...locks)]
     }
     return measured
   })
+
+const median = (numbers: ReadonlyArray<number>) =>
+  numbers.toSorted((one, other) => one - other)[numbers.length >> 1] ?? Number.NaN
+
+/** What the rounds of one size say together. */
+const together = (one: Measured, all: ReadonlyArray<Measured>): Measured => ({
+  ...one,
+  planMillis: median(all.map(({ planMillis }) => planMillis)),
+  millis: median(all.map(({ millis }) => millis)),
+  psqlMillis: median(all.map(({ psqlMillis }) => psqlMillis)),
+  lockMillis: [
+    median(all.map(({ lockMillis: [usual] }) => usual)),
+    Math.max(...all.map(({ lockMillis: [, longest] }) => longest))
+  ]
+})
 
 const line = (measured: Measured) =>
   [
@@ -220,9 +236,19 @@ export const run = (chosen: ReadonlyArray<string>) =>
     )
     // Not counted: it has Node compile what all others run.
     yield* measure(server, "keys", sample / 4)
-    const all = yield* Effect.forEach(sizes, ({ kind, size }) =>
-      Effect.tap(measure(server, kind, size), (measured) => Console.log(line(measured)))
+    const measured: Array<ReadonlyArray<Measured>> = []
+    for (let round = 1; round <= rounds; round++) {
+      yield* Console.error(`round ${round} of ${rounds}`)
+      measured.push(yield* Effect.forEach(sizes, ({ kind, size }) => measure(server, kind, size)))
+    }
+    const [one = []] = measured
+    const all = one.map((first, index) =>
+      together(
+        first,
+        measured.flatMap((round) => round[index] ?? [])
+      )
     )
+    yield* Effect.forEach(all, (size) => Console.log(line(size)), { discard: true })
     for (const kind of ["keys", "partitions"] as const) {
       const found = growth(all, kind)
       if (found !== undefined) {
