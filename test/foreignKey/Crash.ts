@@ -47,7 +47,15 @@ const rebuild = (
   onDelete: ForeignKey.Action,
   swapTries: number,
   onProgress?: ForeignKey.RebuildOptions["onProgress"]
-) => ForeignKey.rebuild({ selectors: {}, onDelete, swapTries, onProgress, rehearse: false })
+) =>
+  ForeignKey.rebuild({
+    selectors: {},
+    onDelete,
+    swapTries,
+    onProgress,
+    rehearse: false,
+    allowRowMovement: true
+  })
 
 /** The change is done, nothing of ours is left, the key is what an uninterrupted change makes of it, and the ledger says how it was before. */
 const converges = Effect.fnUntraced(function* (session: Session, swapTries: number, reference: unknown) {
