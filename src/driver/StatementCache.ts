@@ -24,7 +24,10 @@ export class StatementCache {
     this.known = generation.current
   }
 
-  /** The name to run a statement under, or `undefined` to run it unprepared; `atOnce` if it will come again. */
+  /**
+   * The name to run a statement under, or `undefined` to run it unprepared. `atOnce`: it is
+   * prepared although it comes for the first time.
+   */
   use(text: string, atOnce = false): string | undefined {
     if (this.known !== this.generation.current) this.prepareAnew()
     const seen = atOnce || this.names.has(text)

@@ -234,8 +234,7 @@ export const runBesideWrites = (
         )
       })
     )
-    // Two sessions. Should another process have taken over, it harms nobody to check rows twice, and
-    // that process waits for as long as it takes to find out.
+    // On two sessions. To check rows harms nobody, also if another process has taken over.
     yield* Effect.zipRight(bench.stillAlone, checked, { concurrent: true })
   })
 

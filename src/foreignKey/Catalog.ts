@@ -229,7 +229,10 @@ const supporting = (relation: string) => `(
       LIMIT 1
     )`
 
-/** Whether a constraint `k` is a key that is read; `inherited` says whether those of partitions are that belong to one. */
+/**
+ * Whether a constraint `k` is a key that is read. `inherited`: whether parts of a partitioned
+ * table's key are read too.
+ */
 const isRead = (inherited: string) => `k.contype = 'f' AND (${inherited} OR k.conparentid = 0)
     AND k.connamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
     AND NOT pg_catalog.pg_is_other_temp_schema(k.connamespace)`
@@ -317,7 +320,10 @@ const ofTables = `(
     WHERE $3::name[] IS NULL OR c.conname = ANY ($3::name[])
   )`
 
-/** The query of {@link read}, for the parameters `inherited`, `tables` and `names`; {@link parse} reads its rows. */
+/**
+ * The query of {@link read}, for the parameters `inherited`, `tables` and `names`. {@link parse}
+ * reads its rows.
+ */
 export const selectOfTables = select(ofTables)
 
 /** Reads keys back from a JSON array of the rows of {@link selectOfTables}. */

@@ -360,7 +360,7 @@ const isRecord = (value: unknown): value is Record<string, unknown> =>
  * partitioned table's schema or the partition's own, depending on which of the two was there first; names of triggers that are renamed together with the one
  * of their partitioned table (15 and later).
  */
-const expression = (table: string, name: string, shown: Shown = {}) => `
+export const expression = (table: string, name: string, shown: Shown = {}): string => `
 SELECT json_agg(v.entry ORDER BY v.depth, v.conrelid, v.confrelid)::jsonb
 FROM (
   WITH RECURSIVE tree (oid, conrelid, confrelid, depth, parent, referenced) AS (
@@ -439,10 +439,8 @@ interface Shown {
 const ofPlace = ({ name, partitioned, table }: Place, shown: Shown = {}) =>
   (partitioned ? expression : single)(`${table}::oid`, literal(name), shown)
 
-/** The vector of a key by the OID of its table and its name, as an SQL expression of type jsonb. */
-export const ofNamed = (table: string, name: string): string => expression(table, name)
-
-const one = `SELECT (${ofNamed("$1::int8::oid", "$2::name")})::text AS vector`
+/** The vector of a key by the OID of its table and its name. */
+const one = `SELECT (${expression("$1::int8::oid", "$2::name")})::text AS vector`
 
 /** So many vectors are read by one statement, which is to end before its timeout. */
 const most = 200

@@ -155,7 +155,10 @@ export interface Task extends Aim {
   readonly onOverlap: (overlap: Overlap.Overlap) => Effect.Effect<void>
 }
 
-/** Brings a key to its target, beginning with what was read of it just now, if it was. True if anything was done. */
+/**
+ * Brings a key to its target. True if anything was done. `first`: what was read of it just now,
+ * for the first decision.
+ */
 export const converge = (
   bench: Attempt.Bench,
   task: Task,
@@ -188,7 +191,7 @@ export const converge = (
       if (ended === "proven") return true
       const lost = ended === "done" ? undefined : ended
       remembered = next.does === "settle" && lost === undefined ? undefined : next.change.original
-      // Of steps in a row the first one was decided from this state only.
+      // Only the first of several steps in a row was decided from this state.
       const isFirst = next.does !== "add" || lost?.step === "add"
       missing =
         lost?._tag === "ChangedMeanwhile" && lost.cause !== undefined && isFirst

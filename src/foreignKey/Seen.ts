@@ -12,7 +12,10 @@ export interface Seen {
   readonly current: Fidelity.Vector | undefined
 }
 
-/** Reads a key and what a change of it added to its table, by one statement: as they were at one time. */
+/**
+ * Reads a key and what a change of it added to its table, by one statement: as they were at one
+ * time.
+ */
 export const read = (
   session: Session,
   { name, referencing }: Catalog.Named
@@ -20,7 +23,7 @@ export const read = (
   session
     .query<{ readonly keys: string | null; readonly vector: string | null }>(
       `SELECT (SELECT json_agg(s.key::json)::text FROM (${Catalog.selectOfTables}) s) AS keys,
-        (${Fidelity.ofNamed("$4::int8::oid", "$5::name")})::text AS vector`,
+        (${Fidelity.expression("$4::int8::oid", "$5::name")})::text AS vector`,
       [false, [referencing.oid], [name, Name.temporary(name), Name.aside(name)], referencing.oid, name],
       { prepare: "at once" }
     )

@@ -101,7 +101,7 @@ const change = (
         const verdict = yield* run.rehearse(task)
         yield* Ref.set(unrehearsed, verdict.warnings)
         if (verdict.refusals.length > 0) return yield* new Refused({ refusals: verdict.refusals })
-        // To its end: half of a transaction on the session with the lock would stay.
+        // An interruption would leave a transaction open on the session with the lock.
         const recorded = Effect.uninterruptible(
           Effect.gen(function* () {
             yield* begin(run, ledger, hasLedger, task)
@@ -283,7 +283,7 @@ const converge = (
       watcher,
       limits: Try.limits(effort.lockTimeout, deadlockTimeout),
       ...kept,
-      // What runs beside it may fail first, and the session with the lock is not cancelled for that.
+      // What runs beside it may fail first. The session with the lock is not cancelled for that.
       stillAlone: Effect.uninterruptible(sessions.confirm),
       onWait: (wait) =>
         emit({
@@ -330,7 +330,7 @@ const converge = (
           before === JSON.stringify(overlap) ? Effect.void : emit({ _tag: "Overlap", constraint, ...overlap })
         )
     }
-    // Its own index is one of the things that were read.
+    // What was read does not know an index that was built just now.
     return yield* Rebuild.converge(bench, change, effort.createIndexes === true ? undefined : seen)
   })
 

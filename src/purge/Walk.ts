@@ -222,11 +222,13 @@ const pass = (
         if (edge.kind === "block" && going.length < found.length) {
           return yield* new Blocked({ constraint: nameOf(edge.key) })
         }
-        // Rows that stay get their default when the row goes that they refer to.
-        for (const row of found) {
-          if (going.includes(row)) continue
-          known.delete(nameOfRow(row))
-          frame.skip.push(row)
+        if (going.length < found.length) {
+          // A row that stays gets its default when the row goes that it refers to.
+          const goes = new Set(going)
+          for (const row of found.filter((row) => !goes.has(row))) {
+            known.delete(nameOfRow(row))
+            frame.skip.push(row)
+          }
         }
         if (going.length > 0) stack.push(newFrame(stack.length, edge.child, going))
       }

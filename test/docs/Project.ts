@@ -5,6 +5,7 @@ import * as Esbuild from "esbuild"
 import * as Fs from "node:fs"
 import * as Os from "node:os"
 import * as Path from "node:path"
+import { linkPackages } from "../support/bundled.js"
 import { type Ended, program, repository } from "../support/command.js"
 
 /** A file of a page. */
@@ -96,10 +97,7 @@ const bundled = `${installed}/bundle`
 
 /** The dependencies of the repository, and the package with the exports of its own package.json. */
 const install = (root: string) => {
-  for (const name of Fs.readdirSync(Path.join(repository, "node_modules"))) {
-    if (name.startsWith(".") || name === "promptgrimoire-db") continue
-    link(Path.join(repository, "node_modules", name), Path.join(root, "node_modules", name))
-  }
+  linkPackages(root)
   for (const name of ["src", "migrations"])
     link(Path.join(repository, name), Path.join(root, installed, name))
   const manifest = JSON.parse(Fs.readFileSync(Path.join(repository, "package.json"), "utf8")) as {

@@ -123,7 +123,8 @@ describe("a purge", () => {
   it.scopedLive("deletes a row that goes before the one whose delete would give it a default", () =>
     Effect.gen(function* () {
       const session = yield* application
-      // Row 99 is not there, so that no row can get its default. All but two refer to the one before.
+      // No row can get its default, because row 99 is not there. From the third on, each refers to
+      // the one before.
       yield* session.query(`
         CREATE TABLE item (
           id int PRIMARY KEY,

@@ -136,7 +136,7 @@ describe("TLS", () => {
         Redacted.make(`${Redacted.value(urlWith(url, "verify-full", authority))}&channel_binding=require`)
       const server = yield* makeServer(authority, { names })
       assert.isTrue(yield* on(bound(server.url), isEncrypted))
-      for (const method of cases(["password", "trust"] as const, (method) => method === "password")) {
+      for (const method of ["password", "trust"]) {
         const other = yield* makeServer(authority, { names, method })
         assert.isTrue(yield* on(urlWith(other.url, "verify-full", authority), isEncrypted))
         yield* refused(bound(other.url), "no channel binding")

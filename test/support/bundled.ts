@@ -40,6 +40,16 @@ export const bundled = (program: { readonly file: string } | { readonly text: st
   return outfile
 }
 
+/** Lets a directory find the packages that the repository depends on. */
+export const linkPackages = (root: string): void => {
+  const packages = Path.join(repository, "node_modules")
+  Fs.mkdirSync(Path.join(root, "node_modules"))
+  for (const name of Fs.readdirSync(packages)) {
+    if (name.startsWith(".") || name === "promptgrimoire-db") continue
+    Fs.symlinkSync(Path.join(packages, name), Path.join(root, "node_modules", name))
+  }
+}
+
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
@@ -54,12 +64,7 @@ const installed = () => {
   process.once("exit", () => {
     Fs.rmSync(made, { recursive: true, force: true })
   })
-  const packages = Path.join(repository, "node_modules")
-  Fs.mkdirSync(Path.join(made, "node_modules"))
-  for (const name of Fs.readdirSync(packages)) {
-    if (name.startsWith(".") || name === "promptgrimoire-db") continue
-    Fs.symlinkSync(Path.join(packages, name), Path.join(made, "node_modules", name))
-  }
+  linkPackages(made)
   Fs.symlinkSync(repository, Path.join(made, "node_modules/promptgrimoire-db"))
   return made
 }
