@@ -3,6 +3,7 @@
  * pg_index). Reading takes ACCESS SHARE on catalogs only, never a lock on a user's table.
  */
 import * as Effect from "effect/Effect"
+import * as Struct from "effect/Struct"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import * as Action from "./Action.js"
@@ -17,6 +18,8 @@ export interface Table extends Relation {
   readonly extension: string | null
   /** Whether the current role has the rights of its owner. */
   readonly owned: boolean
+  /** Whether row security hides rows of it from the current role: from its owner's only where it is forced. */
+  readonly filtered: boolean
   /** Whether the current role may LOCK it in every mode, for which it need not own it. */
   readonly lockable: boolean
   /** Its partitions, those of partitions too, in the order in which PostgreSQL locks them; empty if it is not partitioned. */
@@ -63,7 +66,13 @@ export interface Key {
   readonly readable: boolean
   readonly comment: Comment.Comment
   /** The unique index of the referenced table that it is bound to. */
-  readonly boundIndex: { readonly oid: number; readonly name: string; readonly primary: boolean } | null
+  readonly boundIndex: {
+    readonly oid: number
+    readonly name: string
+    readonly primary: boolean
+    /** Whether the index has the referenced columns in the key's order. */
+    readonly inOrder: boolean
+  } | null
   /** The indexes of the referenced table that an equal key could be bound to, in the order PostgreSQL tries them. */
   readonly candidateIndexes: ReadonlyArray<{
     readonly oid: number
@@ -71,13 +80,6 @@ export interface Key {
     /** Whether it belongs to an exclusion constraint. */
     readonly exclusion: boolean
   }>
-  /** The columns of the referenced table's primary key, in its order. */
-  readonly primaryKeyColumns: ReadonlyArray<string>
-  /**
-   * An index whose leading columns are the referencing columns, in any order, if there is one. If a partitioned table has none but each of its partitions
-   * does, it is that of the first one.
-   */
-  readonly supportingIndex: string | null
 }
 
 /** The name of a key in messages and documents: schema, table and constraint. */
@@ -99,12 +101,12 @@ export const read = (
   { inherited = false, names, tables }: Filter = {}
 ): Effect.Effect<ReadonlyArray<Key>, DatabaseError> =>
   session
-    .query<{ readonly key: string }>(
+    .query<{ readonly keys: string }>(
       tables === undefined ? select(everywhere) : selectOfTables,
       tables === undefined ? [inherited] : [inherited, tables, names ?? null],
       { prepare: tables !== undefined }
     )
-    .pipe(Effect.map((rows) => rows.map((row) => decode(JSON.parse(row.key) as Document))))
+    .pipe(Effect.map(([row]) => parse(row?.keys ?? null)))
 
 /** A key's names: what it is chosen by. */
 export interface Named {
@@ -155,79 +157,117 @@ export const serverVersion = (session: Session): Effect.Effect<number, DatabaseE
 // internal
 // -----------------------------------------------------------------------------
 
-type Document = Omit<Key, "onDelete" | "onUpdate" | "match"> & {
-  readonly onDelete: string
-  readonly onUpdate: string
-  readonly match: string
+/** What the catalogs say, with the rows of each catalog by themselves. */
+interface Document {
+  readonly keys: ReadonlyArray<ConstraintRow> | null
+  readonly tables: ReadonlyArray<TableRow> | null
 }
 
-const decode = (document: Document): Key => ({
-  ...document,
-  onDelete: Action.fromCode(document.onDelete),
-  onUpdate: Action.fromCode(document.onUpdate),
-  match: document.match === "f" ? "full" : document.match === "p" ? "partial" : "simple"
-})
+/** A row of pg_constraint. OIDs are text in JSON. */
+interface ConstraintRow {
+  readonly row: {
+    readonly oid: string
+    readonly conname: string
+    readonly conrelid: string
+    readonly confrelid: string
+    readonly conindid: string
+    readonly conparentid: string
+    readonly conkey: ReadonlyArray<number>
+    readonly confkey: ReadonlyArray<number>
+    readonly confdeltype: string
+    /** 15 and later. */
+    readonly confdelsetcols?: ReadonlyArray<number> | null
+    readonly confupdtype: string
+    readonly confmatchtype: string
+    readonly condeferrable: boolean
+    readonly condeferred: boolean
+    readonly convalidated: boolean
+    /** 18 and later. */
+    readonly conenforced?: boolean
+    /** 18 and later. */
+    readonly conperiod?: boolean
+  }
+  readonly comment: Comment.Comment
+  /** Whether the role may read the referenced columns, row security aside. */
+  readonly mayRead: boolean
+}
 
-const columnNames = (relation: string, numbers: string) => `(
-  SELECT coalesce(jsonb_agg(a.attname ORDER BY u.position), '[]')
-  FROM unnest(${numbers}) WITH ORDINALITY AS u(number, position)
-  JOIN pg_catalog.pg_attribute a ON a.attrelid = ${relation} AND a.attnum = u.number
-)`
+/** A table at one end of a key, with its columns and indexes. */
+interface TableRow extends Table {
+  /** The names of its columns, by their numbers. */
+  readonly columns: { readonly [number: string]: string }
+  readonly indexes: ReadonlyArray<{
+    readonly oid: number
+    readonly name: string
+    readonly primary: boolean
+    readonly exclusion: boolean
+    /** Whether keys can be bound to it: it is unique, immediate, valid and whole. */
+    readonly eligible: boolean
+    /** The numbers of its key columns, 0 for an expression. */
+    readonly columns: ReadonlyArray<number>
+  }>
+}
 
-const table = (alias: string) => `(
-  SELECT jsonb_build_object(
-    'oid', t.oid::int8, 'schema', n.nspname, 'name', t.relname, 'kind', t.relkind, 'partition', t.relispartition,
-    'extension', (
-      SELECT e.extname FROM pg_catalog.pg_depend d
-      JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
-      WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = t.oid AND d.objsubid = 0
-        AND d.refclassid = 'pg_catalog.pg_extension'::regclass AND d.deptype = 'e'
-    ),
-    'owned', pg_catalog.pg_has_role(t.relowner, 'USAGE'),
-    'lockable', CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 170000
-      THEN pg_catalog.has_table_privilege(t.oid, 'UPDATE, DELETE, TRUNCATE, MAINTAIN')
-      ELSE pg_catalog.has_table_privilege(t.oid, 'UPDATE, DELETE, TRUNCATE') END,
-    'partitions', CASE WHEN t.relkind <> 'p' THEN '[]' ELSE (
-      SELECT coalesce(jsonb_agg(jsonb_build_object(
-        'oid', c.oid::int8, 'schema', (SELECT s.nspname FROM pg_catalog.pg_namespace s WHERE s.oid = c.relnamespace), 'name', c.relname, 'kind', c.relkind
-      ) ORDER BY q.level, c.oid), '[]')
-      FROM pg_catalog.pg_partition_tree(t.oid) q
-      CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_class c WHERE c.oid = q.relid OFFSET 0) c
-      WHERE q.level > 0
-    ) END,
-    'detaching', CASE WHEN t.relkind <> 'p' THEN '[]' ELSE (
-      SELECT coalesce(jsonb_agg(c.relname ORDER BY c.relname), '[]')
-      -- By their parents: a partition that is being detached is no longer in the tree.
-      FROM pg_catalog.pg_partition_tree(t.oid) q
-      CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_inherits i WHERE i.inhparent = q.relid OFFSET 0) i
-      JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
-      WHERE NOT q.isleaf AND (to_jsonb(i) ->> 'inhdetachpending')::boolean
-    ) END
-  )
-  FROM pg_catalog.pg_class t JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
-  WHERE t.oid = ${alias}
-)`
+/** Reads keys back from what {@link selectOfTables} answers. */
+export const parse = (text: string | null): ReadonlyArray<Key> => {
+  const { keys, tables } = JSON.parse(text ?? "{}") as Partial<Document>
+  const tableOf = new Map((tables ?? []).map((row) => [row.oid, row]))
+  return (keys ?? []).flatMap((key): ReadonlyArray<Key> => {
+    const referencing = tableOf.get(Number(key.row.conrelid))
+    const referenced = tableOf.get(Number(key.row.confrelid))
+    return referencing === undefined || referenced === undefined ? [] : [decode(key, referencing, referenced)]
+  })
+}
 
-const sorted = (array: string) => `(SELECT array_agg(x ORDER BY x) FROM unnest(${array}) AS x)`
+const decode = (
+  { comment, mayRead, row }: ConstraintRow,
+  referencing: TableRow,
+  referenced: TableRow
+): Key => {
+  const names = (table: TableRow, numbers: ReadonlyArray<number>) =>
+    numbers.flatMap((number) => table.columns[number] ?? [])
+  const bound = referenced.indexes.find(({ oid }) => oid === Number(row.conindid))
+  return {
+    oid: Number(row.oid),
+    name: row.conname,
+    referencing: tableFrom(referencing),
+    referenced: tableFrom(referenced),
+    columns: names(referencing, row.conkey),
+    referencedColumns: names(referenced, row.confkey),
+    onDelete: Action.fromCode(row.confdeltype),
+    onDeleteColumns: names(referencing, row.confdelsetcols ?? []),
+    onUpdate: Action.fromCode(row.confupdtype),
+    match: row.confmatchtype === "f" ? "full" : row.confmatchtype === "p" ? "partial" : "simple",
+    deferrable: row.condeferrable,
+    initiallyDeferred: row.condeferred,
+    validated: row.convalidated,
+    enforced: row.conenforced ?? true,
+    period: row.conperiod ?? false,
+    inherited: Number(row.conparentid) !== 0,
+    // The check of a new key passes by what is forced upon an owner.
+    readable: mayRead && (referenced.owned || !referenced.filtered),
+    comment,
+    boundIndex:
+      bound === undefined
+        ? null
+        : {
+            oid: bound.oid,
+            name: bound.name,
+            primary: bound.primary,
+            inOrder: isSame(bound.columns, row.confkey)
+          },
+    candidateIndexes: referenced.indexes
+      .filter(({ columns, eligible }) => eligible && isSame(sorted(columns), sorted(row.confkey)))
+      .map(({ exclusion, name, oid }) => ({ oid, name, exclusion }))
+  }
+}
 
-/** An index of a relation on the key's columns, which a partition can have in another order than its partitioned table. */
-const supporting = (relation: string) => `(
-      SELECT c.relname
-      FROM pg_catalog.pg_index i
-      JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-      JOIN pg_catalog.pg_am m ON m.oid = c.relam
-      WHERE i.indrelid = ${relation} AND i.indisvalid AND i.indisready AND i.indpred IS NULL
-        AND (m.amname = 'btree' OR (m.amname = 'hash' AND cardinality(k.conkey) = 1))
-        AND i.indnkeyatts >= cardinality(k.conkey)
-        AND ${sorted("(i.indkey::int2[])[0:cardinality(k.conkey) - 1]")} = (
-          SELECT array_agg(here.attnum ORDER BY here.attnum)
-          FROM pg_catalog.pg_attribute a
-          JOIN pg_catalog.pg_attribute here ON here.attrelid = ${relation} AND here.attname = a.attname
-          WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)
-        )
-      ORDER BY i.indnkeyatts, i.indexrelid
-      LIMIT 1
-    )`
+const tableFrom = (row: TableRow): Table => Struct.omit(row, "columns", "indexes")
+
+const sorted = (numbers: ReadonlyArray<number>) => numbers.toSorted((one, other) => one - other)
+
+const isSame = (some: ReadonlyArray<number>, others: ReadonlyArray<number>) =>
+  some.length === others.length && some.every((number, index) => number === others[index])
 
 /**
  * Whether a constraint `k` is a key that is read. `inherited`: whether parts of a partitioned
@@ -237,78 +277,80 @@ const isRead = (inherited: string) => `k.contype = 'f' AND (${inherited} OR k.co
     AND k.connamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
     AND NOT pg_catalog.pg_is_other_temp_schema(k.connamespace)`
 
-/** An index is a candidate as in transformFkeyCheckAttrs (tablecmds.c): unique, immediate, whole, exactly the key's columns. */
-const select = (constraints: string) => `
-WITH chosen AS MATERIALIZED (
-  SELECT k.oid FROM ${constraints} k
-  WHERE ${isRead("$1::boolean")}
-)
-SELECT jsonb_build_object(
-  'oid', k.oid::int8,
-  'name', k.conname,
-  'referencing', ${table("k.conrelid")},
-  'referenced', ${table("k.confrelid")},
-  'columns', ${columnNames("k.conrelid", "k.conkey")},
-  'referencedColumns', ${columnNames("k.confrelid", "k.confkey")},
-  'onDelete', k.confdeltype,
-  'onDeleteColumns', ${columnNames(
-    "k.conrelid",
-    `ARRAY(
-      SELECT c::int2 FROM jsonb_array_elements_text(
-        CASE jsonb_typeof(to_jsonb(k) -> 'confdelsetcols') WHEN 'array' THEN to_jsonb(k) -> 'confdelsetcols' ELSE '[]' END
-      ) AS c
-    )`
-  )},
-  'onUpdate', k.confupdtype,
-  'match', k.confmatchtype,
-  'deferrable', k.condeferrable,
-  'initiallyDeferred', k.condeferred,
-  'validated', k.convalidated,
-  'enforced', coalesce((to_jsonb(k) ->> 'conenforced')::boolean, true),
-  'period', coalesce((to_jsonb(k) ->> 'conperiod')::boolean, false),
-  'inherited', k.conparentid <> 0,
-  'readable', (
-    SELECT (
-      NOT t.relrowsecurity OR pg_catalog.pg_has_role(t.relowner, 'USAGE')
-      OR (SELECT r.rolsuper OR r.rolbypassrls FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
-    ) AND (
-      pg_catalog.has_table_privilege(t.oid, 'SELECT')
-      OR (SELECT bool_and(pg_catalog.has_column_privilege(t.oid, c.number, 'SELECT')) FROM unnest(k.confkey) AS c (number))
+/** A partition tree, as a LATERAL subquery: empty for a table that is not partitioned. */
+const treeOf = (table: string) =>
+  `(SELECT q.* FROM pg_catalog.pg_partition_tree(CASE WHEN ${table}.relkind = 'p' THEN ${table}.oid END) q)`
+
+/** A table `t` of pg_class. An index is eligible as in transformFkeyCheckAttrs (tablecmds.c). */
+const table = `json_build_object(
+    'oid', t.oid::int8, 'schema', (SELECT n.nspname FROM pg_catalog.pg_namespace n WHERE n.oid = t.relnamespace),
+    'name', t.relname, 'kind', t.relkind, 'partition', t.relispartition,
+    'extension', (
+      SELECT (SELECT e.extname FROM pg_catalog.pg_extension e WHERE e.oid = d.refobjid) FROM pg_catalog.pg_depend d
+      WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = t.oid AND d.objsubid = 0
+        AND d.refclassid = 'pg_catalog.pg_extension'::regclass AND d.deptype = 'e'
+    ),
+    'owned', pg_catalog.pg_has_role(t.relowner, 'USAGE'),
+    'lockable', pg_catalog.has_table_privilege(t.oid, CASE
+      WHEN pg_catalog.current_setting('server_version_num')::int >= 170000 THEN 'UPDATE, DELETE, TRUNCATE, MAINTAIN'
+      ELSE 'UPDATE, DELETE, TRUNCATE' END),
+    'filtered', pg_catalog.row_security_active(t.oid),
+    'partitions', (
+      SELECT coalesce(json_agg(json_build_object(
+        'oid', c.oid::int8, 'schema', (SELECT s.nspname FROM pg_catalog.pg_namespace s WHERE s.oid = c.relnamespace),
+        'name', c.relname, 'kind', c.relkind
+      ) ORDER BY q.level, c.oid), '[]')
+      FROM ${treeOf("t")} q
+      CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_class c WHERE c.oid = q.relid OFFSET 0) c
+      WHERE q.level > 0
+    ),
+    'detaching', (
+      SELECT coalesce(json_agg(i.name ORDER BY i.name), '[]')
+      -- By their parents: a partition that is being detached is no longer in the tree.
+      FROM ${treeOf("t")} q
+      CROSS JOIN LATERAL (
+        SELECT (SELECT c.relname FROM pg_catalog.pg_class c WHERE c.oid = i.inhrelid) AS name, to_jsonb(i) ->> 'inhdetachpending' AS pending
+        FROM pg_catalog.pg_inherits i WHERE i.inhparent = q.relid OFFSET 0
+      ) i
+      WHERE NOT q.isleaf AND i.pending::boolean
+    ),
+    'columns', (
+      SELECT json_object_agg(a.attnum, a.attname)
+      FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.oid AND a.attnum > 0
+    ),
+    'indexes', (
+      SELECT coalesce(json_agg(json_build_object(
+        'oid', i.indexrelid::int8, 'name', (SELECT c.relname FROM pg_catalog.pg_class c WHERE c.oid = i.indexrelid),
+        'primary', i.indisprimary, 'exclusion', i.indisexclusion,
+        'eligible', i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL,
+        'columns', (i.indkey::int2[])[0:i.indnkeyatts - 1]
+      ) ORDER BY i.indexrelid), '[]')
+      FROM pg_catalog.pg_index i WHERE i.indrelid = t.oid
     )
-    FROM pg_catalog.pg_class t WHERE t.oid = k.confrelid
-  ),
-  'comment', ${Comment.read("k.oid")},
-  'boundIndex', (
-    SELECT jsonb_build_object('oid', i.indexrelid::int8, 'name', c.relname, 'primary', i.indisprimary)
-    FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-    WHERE i.indexrelid = k.conindid
-  ),
-  'candidateIndexes', (
-    SELECT coalesce(jsonb_agg(jsonb_build_object('oid', i.indexrelid::int8, 'name', c.relname, 'exclusion', i.indisexclusion) ORDER BY i.indexrelid), '[]')
-    FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-    WHERE i.indrelid = k.confrelid AND i.indisunique AND i.indimmediate AND i.indisvalid
-      AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = cardinality(k.confkey)
-      AND ${sorted("(i.indkey::int2[])[0:i.indnkeyatts - 1]")} = ${sorted("k.confkey")}
-  ),
-  'primaryKeyColumns', (
-    SELECT coalesce(jsonb_agg(a.attname ORDER BY u.position), '[]')
-    FROM pg_catalog.pg_index i
-    CROSS JOIN LATERAL unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY AS u(number, position)
-    JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = u.number
-    WHERE i.indrelid = k.confrelid AND i.indisprimary
-  ),
-  'supportingIndex', coalesce(
-    ${supporting("k.conrelid")},
-    CASE WHEN (SELECT t.relkind FROM pg_catalog.pg_class t WHERE t.oid = k.conrelid) = 'p' THEN (
-      SELECT CASE WHEN count(*) = count(s.name) THEN (array_agg(s.name ORDER BY q.relid::oid))[1] END
-      FROM pg_catalog.pg_partition_tree(k.conrelid) q CROSS JOIN LATERAL (SELECT ${supporting("q.relid")} AS name) s
-      WHERE q.isleaf
-    ) END
+  )`
+
+/**
+ * One document with the rows of pg_constraint, and beside them the tables at their ends: each catalog
+ * is named once, because planning a question about catalogs takes longer than answering it.
+ */
+const select = (constraints: string) => `
+WITH keys AS MATERIALIZED (
+  SELECT k.* FROM ${constraints} k
+  WHERE ${isRead("$1::boolean")}
+),
+ends (oid) AS MATERIALIZED (SELECT conrelid FROM keys UNION SELECT confrelid FROM keys)
+SELECT json_build_object(
+  'keys', (SELECT json_agg(json_build_object(
+    'row', row_to_json(k),
+    'comment', ${Comment.read("k.oid")},
+    'mayRead', pg_catalog.has_table_privilege(k.confrelid, 'SELECT')
+      OR (SELECT bool_and(pg_catalog.has_column_privilege(k.confrelid, c.number, 'SELECT')) FROM unnest(k.confkey) AS c (number))
+  ) ORDER BY k.oid) FROM keys k),
+  'tables', (
+    SELECT json_agg(${table})
+    FROM ends CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_class t WHERE t.oid = ends.oid OFFSET 0) t
   )
-)::text AS key
-FROM chosen
-CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint k WHERE k.oid = chosen.oid OFFSET 0) k
-ORDER BY k.oid`
+)::text AS keys`
 
 /** The constraints of all tables. */
 const everywhere = "pg_catalog.pg_constraint"
@@ -320,12 +362,5 @@ const ofTables = `(
     WHERE $3::name[] IS NULL OR c.conname = ANY ($3::name[])
   )`
 
-/**
- * The query of {@link read}, for the parameters `inherited`, `tables` and `names`. {@link parse}
- * reads its rows.
- */
+/** The query of {@link read}, for the parameters `inherited`, `tables` and `names`. {@link parse} reads its answer. */
 export const selectOfTables = select(ofTables)
-
-/** Reads keys back from a JSON array of the rows of {@link selectOfTables}. */
-export const parse = (text: string | null): ReadonlyArray<Key> =>
-  ((JSON.parse(text ?? "null") as ReadonlyArray<Document> | null) ?? []).map(decode)

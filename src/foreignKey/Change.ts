@@ -440,9 +440,7 @@ export const isSelfReference = (key: Key): boolean => key.referencing.oid === ke
 
 /** Whether the list of referenced columns can be left out: the key is bound to the primary key, in the primary key's order. */
 export const bindsPrimaryKeyByDefault = (key: Key): boolean =>
-  key.boundIndex?.primary === true &&
-  key.primaryKeyColumns.length === key.referencedColumns.length &&
-  key.primaryKeyColumns.every((column, index) => column === key.referencedColumns[index])
+  key.boundIndex?.primary === true && key.boundIndex.inOrder
 
 // -----------------------------------------------------------------------------
 // internal

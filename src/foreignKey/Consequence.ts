@@ -41,15 +41,15 @@ export const facts = (
  * What a reader of the plan should know about an enforced key that gets an action.
  *
  * @param keys All keys of the database, with the actions that they will have.
- * @param built The OIDs of the keys that will have got an index.
+ * @param indexed Whether a key has an index on its referencing columns, or will have got one.
  */
 export const warnings = (
   keys: ReadonlyArray<Key>,
   tables: ReadonlyMap<number, Facts>,
-  built: ReadonlySet<number>
+  indexed: (key: Key) => boolean
 ): ((key: Key, target: Target) => ReadonlyArray<Warning>) => {
   const graph = graphOf(keys)
-  const effectsOf = remembering((key: Key) => effects(key, tables, built))
+  const effectsOf = remembering((key: Key) => effects(key, tables, indexed))
   // Those of which there is nothing to say are left out: a cascade can reach most keys of a
   // database, from each of them.
   const telling = graphOf(keys.filter((key) => key.enforced && effectsOf(key).length > 0))
@@ -69,7 +69,7 @@ export const warnings = (
     if (!key.enforced) return []
     const parent = label(key.referenced.schema, key.referenced.name)
     const changed: Key = { ...key, onDelete: target.action, onDeleteColumns: target.columns }
-    const found = effects(changed, tables, built).map((effect) => effect(parent))
+    const found = effects(changed, tables, indexed).map((effect) => effect(parent))
     if (target.action === "cascade") {
       // What the cascade deletes in turn makes other keys act.
       for (const other of acting([key.referencing, ...reached(key.referencing)], telling)) {
@@ -114,7 +114,7 @@ type Effect = (origin: string) => Warning
 const effects = (
   key: Key,
   tables: ReadonlyMap<number, Facts>,
-  built: ReadonlySet<number>
+  indexed: (key: Key) => boolean
 ): ReadonlyArray<Effect> => {
   const facts = tables.get(key.referencing.oid)
   const parts = [key.referencing, ...key.referencing.partitions].flatMap(({ oid }) => tables.get(oid) ?? [])
@@ -124,7 +124,7 @@ const effects = (
   const found: Array<Effect> = []
   const warn = (code: Warning["code"], warning: string | ((origin: string) => string)) =>
     found.push((origin) => ({ code, warning: typeof warning === "string" ? warning : warning(origin) }))
-  if (key.supportingIndex === null && !built.has(key.oid)) {
+  if (!indexed(key)) {
     warn(
       "no-index",
       `no index on (${key.columns.map((column) => label(column)).join(", ")}): every delete in ${label(

@@ -25,7 +25,9 @@ export const count = (
   Effect.gen(function* () {
     const found = new Map<number, Orphans>()
     // Where row security hides referenced rows, all that refer to them would be counted.
-    const keys = wanted.filter(({ readable }) => readable)
+    const keys = wanted.filter(
+      ({ readable, referenced, referencing }) => readable && !referenced.filtered && !referencing.filtered
+    )
     if (keys.length === 0) return found
     const comparisons = yield* session.query<Comparison>(readComparisons, [keys.map(({ oid }) => oid)])
     const ofKey = new Map<number, Array<Comparison>>()

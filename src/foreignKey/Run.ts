@@ -228,7 +228,8 @@ export const list = (
     Effect.gen(function* () {
       const session = yield* Settings.prepared(open, "list foreign keys")
       const { chosen, faultsOf } = yield* examined(session, selectors)
-      return chosen.map((key) => info(key, faultsOf(key)))
+      const indexes = yield* Index.supporting(session, chosen)
+      return chosen.map((key) => info(key, faultsOf(key), indexes.get(key.oid) ?? null))
     })
   )
 
@@ -270,7 +271,12 @@ export const plan = (
         session,
         changed.map(({ oid }) => oid)
       )
-      const consequences = Consequence.warnings(after, tables, built)
+      const indexes = yield* Index.supporting(session, keys)
+      const consequences = Consequence.warnings(
+        after,
+        tables,
+        ({ oid }) => indexes.has(oid) || built.has(oid)
+      )
       const obstacles = yield* Obstacle.warnings(session, changed)
       const orphans = yield* Orphan.count(
         session,
@@ -465,7 +471,7 @@ const faults = (
   ...(Halfway.isHalfway(key, originals) ? ["a change of it was interrupted: run it again to finish it"] : [])
 ]
 
-const info = (key: Catalog.Key, faults: ReadonlyArray<string>): ForeignKeyInfo => ({
+const info = (key: Catalog.Key, faults: ReadonlyArray<string>, index: string | null): ForeignKeyInfo => ({
   schema: key.referencing.schema,
   table: key.referencing.name,
   name: key.name,
@@ -481,11 +487,11 @@ const info = (key: Catalog.Key, faults: ReadonlyArray<string>): ForeignKeyInfo =
   initiallyDeferred: key.initiallyDeferred,
   validated: key.validated,
   enforced: key.enforced,
-  index: key.supportingIndex,
+  index,
   problems: [
     ...faults,
     ...Warning.notEnforced(key).map(({ warning }) => warning),
-    ...(key.enforced && key.supportingIndex === null ? ["no index on the referencing columns"] : [])
+    ...(key.enforced && index === null ? ["no index on the referencing columns"] : [])
   ]
 })
 
@@ -525,6 +531,12 @@ const orphanWarnings = (
     ])
   }
   if (orphans !== undefined && orphans.count === 0) return []
+  const hiding = [key.referenced, key.referencing].find(({ filtered }) => filtered)
+  if (hiding !== undefined) {
+    return Warning.coded("orphans", [
+      `row security hides rows of ${label(hiding.schema, hiding.name)} from the role, so rows without a referenced row were not counted; validation will find them`
+    ])
+  }
   return Warning.coded("orphans", [
     orphans === undefined
       ? "rows without a referenced row were not counted in the time given; validation will find them"

@@ -22,7 +22,7 @@ export const read = (
 ): Effect.Effect<Seen, DatabaseError> =>
   session
     .query<{ readonly keys: string | null; readonly vector: string | null }>(
-      `SELECT (SELECT json_agg(s.key::json)::text FROM (${Catalog.selectOfTables}) s) AS keys,
+      `SELECT (${Catalog.selectOfTables}) AS keys,
         (${Fidelity.expression("$4::int8::oid", "$5::name")})::text AS vector`,
       [false, [referencing.oid], [name, Name.temporary(name), Name.aside(name)], referencing.oid, name],
       { prepare: "at once" }

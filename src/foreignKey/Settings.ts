@@ -91,4 +91,4 @@ const assign = (values: ReadonlyArray<readonly [name: string, value: string]>) =
     ...values.map(([name, value]) => `(${literal(name)}, ${literal(value)})`),
     `('client_encoding', ${Encoding.ofClient})`
   ].join(", ")}) AS s (name, value)
-  JOIN pg_catalog.pg_settings known ON known.name = s.name`
+  WHERE pg_catalog.current_setting(s.name, true) IS NOT NULL`

@@ -9,6 +9,7 @@ import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../driver/Session.js"
 import { nameOf, type Relation } from "../foreignKey/Catalog.js"
 import * as Encoding from "../foreignKey/Encoding.js"
+import * as Index from "../foreignKey/Index.js"
 import * as Closure from "./Closure.js"
 import * as Graph from "./Graph.js"
 import * as Walk from "./Walk.js"
@@ -266,6 +267,7 @@ const prepare = (session: Session, target: Target): Effect.Effect<Prepared, Data
     const graph = yield* Graph.read(session, table.oid)
     const early = [...refusalsOf(graph), ...((yield* Encoding.isUnknown(session)) ? unreadableIn(graph) : [])]
     if (early.length > 0) return refuse(early)
+    const indexes = yield* Index.supporting(session, [...new Set(graph.edges.map(({ key }) => key))])
     const from = rowsOf(table)
     const values = target.where.map(({ value }) => value)
     yield* session.query("SET statement_timeout = 0")
@@ -275,7 +277,7 @@ const prepare = (session: Session, target: Target): Effect.Effect<Prepared, Data
     )
     const counts = JSON.parse(row?.counts ?? "{}") as Closure.Counts
     return {
-      plan: planOf(graph, counts, name, target.trustTriggers === true),
+      plan: planOf(graph, counts, indexes, name, target.trustTriggers === true),
       task: { graph, from, key: columns.parts, values }
     }
   })
@@ -427,7 +429,13 @@ const unreadableIn = ({ edges, nodes }: Graph.Graph): ReadonlyArray<Refusal> => 
   return names.length === 0 ? [] : [{ code: "unreadable-name", reason: Encoding.problem(names) }]
 }
 
-const planOf = (graph: Graph.Graph, counts: Closure.Counts, table: string, trustTriggers: boolean): Plan => {
+const planOf = (
+  graph: Graph.Graph,
+  counts: Closure.Counts,
+  indexes: ReadonlyMap<number, string>,
+  table: string,
+  trustTriggers: boolean
+): Plan => {
   const refused: Array<Refusal> = []
   const warnings: Array<string> = []
   const updates: Array<Plan["updates"][number]> = []
@@ -482,7 +490,7 @@ const planOf = (graph: Graph.Graph, counts: Closure.Counts, table: string, trust
         )
       }
     }
-    if (edge.key.supportingIndex === null && (rowsOf.get(edge.parent) ?? 0) > 0) {
+    if (!indexes.has(edge.key.oid) && (rowsOf.get(edge.parent) ?? 0) > 0) {
       warnings.push(
         `no index on the columns of ${constraint}: every batch, and every deleted row of ${nameOfTable(edge.parent)}, reads all of ${nameOfTable(edge.child)}`
       )
