@@ -17,6 +17,7 @@ import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as Transaction from "../../src/Transaction.js"
 import { isFull } from "../support/length.js"
 import * as Proxy from "../support/Proxy.js"
+import { safetyNet } from "../support/speed.js"
 import { check, report, tagOf, tally } from "./support.js"
 
 const seconds = Number(process.env["BANK_SECONDS"] ?? (isFull ? 60 : 15))
@@ -98,7 +99,14 @@ describe("A bank under faults", () => {
       const transfers: Array<Transfer> = []
       const faults: Array<string> = []
       const end = performance.now() + seconds * 1000
-      const untilEnd = Effect.suspend(() => Effect.succeed(performance.now() < end))
+      const withOutcome = (outcome: Transfer["outcome"]) =>
+        transfers.filter((made) => made.outcome === outcome)
+      // On a slow machine less happens in that time: it goes on until enough has happened to tell.
+      const isTelling = () =>
+        withOutcome("acknowledged").length > 100 &&
+        withOutcome("unknown").length > 0 &&
+        ["backend killed", ...cuts.map(([name]) => name)].every((fault) => faults.includes(fault))
+      const untilEnd = Effect.suspend(() => Effect.succeed(performance.now() < end || !isTelling()))
       const whileOpen = <A, E, R>(step: Effect.Effect<A, E, R>) =>
         Effect.repeat(step, { while: () => untilEnd })
 
@@ -161,11 +169,9 @@ describe("A bank under faults", () => {
           concurrency: "unbounded",
           discard: true
         }
-      ).pipe(Effect.provide(bank), Effect.timeout(Duration.seconds(seconds + 30)))
+      ).pipe(Effect.provide(bank), Effect.timeout(safetyNet(Duration.seconds(seconds + 60))))
       yield* Fiber.join(others)
 
-      const withOutcome = (outcome: Transfer["outcome"]) =>
-        transfers.filter((made) => made.outcome === outcome)
       const unknown = withOutcome("unknown")
       for (const { answer, id, tag } of unknown)
         yield* report(`unknown outcome ${id}`, { tag, answer: String(answer) })
@@ -200,8 +206,6 @@ describe("A bank under faults", () => {
         WHERE balance <> ${initial} + coalesce(change, 0)
       `
       assert.deepStrictEqual(wrong, [])
-      assert.isAbove(withOutcome("acknowledged").length, 100)
-      assert.isAbove(unknown.length, 0)
       assert.sameMembers(Object.keys(tally(faults)), [
         "backend killed",
         "server restarted (fast)",

@@ -1,6 +1,5 @@
 import { SqlError } from "@effect/sql/SqlError"
 import { assert, describe } from "../support/it.js"
-import * as Duration from "effect/Duration"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -11,7 +10,6 @@ import { DatabaseError } from "../../src/DatabaseError.js"
 import * as Transaction from "../../src/Transaction.js"
 import { eventually } from "../support/eventually.js"
 import { textOf } from "../support/logs.js"
-import { safetyNet } from "../support/speed.js"
 import * as Proxy from "../support/Proxy.js"
 import {
   check,
@@ -307,8 +305,10 @@ describe("A transaction", () => {
         runs.reduce((sum, n) => sum + n, 0),
         total + failed.length
       )
-      // Pauses and waits for one of 15 connections together; how long a pause may be is tested with Retry.
-      assert.isBelow(millis[Math.floor(total * 0.99)] ?? 0, Duration.toMillis(safetyNet("20 seconds")))
+      // No transfer starves: the slowest but one in a hundred take as long as some others together do.
+      // How long a pause may be is tested with Retry.
+      const mean = millis.reduce((sum, one) => sum + one, 0) / total
+      assert.isBelow(millis[Math.floor(total * 0.99)] ?? 0, 25 * mean)
     })
   )
 
