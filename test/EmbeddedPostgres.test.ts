@@ -332,7 +332,7 @@ describe("access", () => {
     })
   )
 
-  it.scopedLive("is over the loopback interface only, whatever the settings say", () =>
+  inFull(it).scopedLive("is over the loopback interface only, whatever the settings say", () =>
     Effect.gen(function* () {
       const server = yield* make({ settings: { listen_addresses: "*", unix_socket_directories: "/tmp" } })
       const [row] = yield* query(

@@ -1,4 +1,4 @@
-import { assert, describe, it, layer } from "./support/it.js"
+import { assert, describe, inFull, it, layer } from "./support/it.js"
 import * as StockMigrator from "@effect/sql-pg/PgMigrator"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as NodeContext from "@effect/platform-node/NodeContext"
@@ -251,7 +251,7 @@ describe("Migrator.run", () => {
     })
   )
 
-  migrating(
+  inFull(migrating)(
     "keeps its lock although the server ends sessions that have nothing to do",
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient

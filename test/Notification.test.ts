@@ -1,4 +1,4 @@
-import { assert, describe, it } from "./support/it.js"
+import { assert, describe, inFull, it } from "./support/it.js"
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
@@ -150,7 +150,7 @@ describe("Notification", () => {
     })
   )
 
-  listening(
+  inFull(listening)(
     "comes back after the eighth loss as soon as after the first",
     Effect.gen(function* () {
       const sql = yield* PgClient.PgClient

@@ -28,6 +28,9 @@ export interface Table extends Relation {
   readonly detaching: ReadonlyArray<string>
 }
 
+/** Whether row security hides rows of a table from its owner, also from the check of a new key. */
+export const isForced = ({ filtered, owned }: Table): boolean => owned && filtered
+
 /** A table's name and kind. */
 export interface Relation {
   readonly oid: number

@@ -41,10 +41,16 @@ import * as Tree from "./Tree.js"
 /** Existing rows violate the key: VALIDATE failed. The temporary key was dropped, the original is as it was. */
 export class RowsViolate extends Data.TaggedError("RowsViolate")<{
   readonly constraint: string
-  /** Undefined if they could not be counted within 30 seconds. */
+  /** Undefined if they could not be counted within 30 seconds, or row security is in the way. */
   readonly orphans: Orphan.Orphans | undefined
+  /** The referenced table, if row security hides rows of it from its owner: VALIDATE then misses rows that are there. */
+  readonly hiding?: Catalog.Table | undefined
 }> {
   override get message() {
+    if (this.hiding !== undefined) {
+      const table = label(this.hiding.schema, this.hiding.name)
+      return `row security of ${table} is forced on its owner, and VALIDATE CONSTRAINT as this role did not find all rows of ${table} that ${this.constraint} refers to: run it again as a superuser or a role with BYPASSRLS; the original is as it was`
+    }
     const which =
       this.orphans === undefined ? "some rows have no referenced row" : Orphan.describe(this.orphans)
     return `${which}, although ${this.constraint} should prevent that: they were written while its triggers were off. Repair them and run it again; the original is as it was`
@@ -520,7 +526,8 @@ const perform = (
             (orphans) =>
               new RowsViolate({
                 constraint: Catalog.nameOf(change.key),
-                orphans: orphans.get(change.key.oid)
+                orphans: orphans.get(change.key.oid),
+                hiding: Catalog.isForced(change.key.referenced) ? change.key.referenced : undefined
               })
           )
         )

@@ -533,8 +533,11 @@ const orphanWarnings = (
   if (orphans !== undefined && orphans.count === 0) return []
   const hiding = [key.referenced, key.referencing].find(({ filtered }) => filtered)
   if (hiding !== undefined) {
+    const table = label(hiding.schema, hiding.name)
     return Warning.coded("orphans", [
-      `row security hides rows of ${label(hiding.schema, hiding.name)} from the role, so rows without a referenced row were not counted; validation will find them`
+      `row security hides rows of ${table} from this role: rows without a referenced row were not counted${
+        hiding === key.referenced ? `, and validation fails for rows that refer to hidden ones` : ""
+      }`
     ])
   }
   return Warning.coded("orphans", [

@@ -183,7 +183,7 @@ const identify = (session: Session): Effect.Effect<Backend, DatabaseError> =>
   session
     .query<Backend>(
       `SELECT a.pid, extract(epoch FROM a.backend_start)::text AS start, extract(epoch FROM pg_catalog.pg_postmaster_start_time())::text AS server
-      FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_catalog.pg_backend_pid()`
+      FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()) a`
     )
     .pipe(Effect.map(([backend]) => backend ?? { pid: session.processId, start: "", server: "" }))
 

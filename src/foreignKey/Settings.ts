@@ -58,7 +58,7 @@ export const answering = (session: Session): Session => ({
 export const deadlockTimeout = (session: Session): Effect.Effect<number, DatabaseError> =>
   session
     .query<{ readonly milliseconds: string }>(
-      "SELECT setting AS milliseconds FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout'"
+      `SELECT extract(epoch FROM pg_catalog.current_setting('deadlock_timeout')::pg_catalog.interval) * 1000 AS milliseconds`
     )
     .pipe(Effect.map((rows) => Number(rows[0]?.milliseconds ?? 1000)))
 

@@ -30,7 +30,7 @@ export const acquire = Effect.fn("Migrator.lock")(function* (
   const key = lockKey(table)
   // From 14 on the server may end sessions that have nothing to do, and this one has nothing to do for as long as a migration runs.
   yield* session.query(
-    "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'idle_session_timeout'"
+    "SELECT pg_catalog.set_config('idle_session_timeout', '0', false) WHERE pg_catalog.current_setting('idle_session_timeout', true) IS NOT NULL"
   )
   const attempt = Effect.flatMap(
     session.query<{ locked: boolean }>("SELECT pg_catalog.pg_try_advisory_lock($1) AS locked", [key]),

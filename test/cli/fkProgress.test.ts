@@ -95,33 +95,39 @@ describe("the progress of fk rebuild", () => {
     })
   )
 
-  it.scopedLive("says when it is stopped what state the key is in, and a rerun goes on from there", () =>
-    Effect.gen(function* () {
-      const { name, url } = yield* emptyDatabase
-      const admin = yield* adminSession(name)
-      yield* admin.query(pair)
-      yield* admin.query("BEGIN; SELECT FROM child")
-      const stopped = yield* whenItSays(/fk: swap waits for locks/, change(url), (signal) => signal("SIGINT"))
-      assert.strictEqual(stopped.code, 1)
-      assert.strictEqual(stopped.stdout, "")
-      const lines = stopped.stderr.trimEnd().split("\n")
-      assert.strictEqual(
-        lines.at(-1),
-        "Error: interrupted while public.child.fk was being changed (step swap): its original or the new key has its name, whichever the server has committed, and protects the data; run the same command again to go on from there, or `fk plan` to see what is left"
-      )
-      const asDocument = yield* whenItSays(/fk: swap waits for locks/, [...change(url), "--json"], (signal) =>
-        signal("SIGTERM")
-      )
-      assert.strictEqual(asDocument.code, 1)
-      assert.match(asDocument.stderr, /fk: swap waits for locks[^]*\n  held by client backend \d+/)
-      const { error } = JSON.parse(asDocument.stdout)
-      assert.strictEqual(error.reason, "Interrupted")
-      assert.include(error.message, "public.child.fk")
-      yield* admin.query("COMMIT")
-      const rerun = yield* promptgrimoireDb([...change(url), "--json"])
-      assert.strictEqual(rerun.code, 0, rerun.stderr)
-      assert.notInclude(rerun.stderr, "fk: add")
-      assert.strictEqual(JSON.parse(rerun.stdout).rebuilt.length, 1)
-    })
+  inFull(it).scopedLive(
+    "says when it is stopped what state the key is in, and a rerun goes on from there",
+    () =>
+      Effect.gen(function* () {
+        const { name, url } = yield* emptyDatabase
+        const admin = yield* adminSession(name)
+        yield* admin.query(pair)
+        yield* admin.query("BEGIN; SELECT FROM child")
+        const stopped = yield* whenItSays(/fk: swap waits for locks/, change(url), (signal) =>
+          signal("SIGINT")
+        )
+        assert.strictEqual(stopped.code, 1)
+        assert.strictEqual(stopped.stdout, "")
+        const lines = stopped.stderr.trimEnd().split("\n")
+        assert.strictEqual(
+          lines.at(-1),
+          "Error: interrupted while public.child.fk was being changed (step swap): its original or the new key has its name, whichever the server has committed, and protects the data; run the same command again to go on from there, or `fk plan` to see what is left"
+        )
+        const asDocument = yield* whenItSays(
+          /fk: swap waits for locks/,
+          [...change(url), "--json"],
+          (signal) => signal("SIGTERM")
+        )
+        assert.strictEqual(asDocument.code, 1)
+        assert.match(asDocument.stderr, /fk: swap waits for locks[^]*\n  held by client backend \d+/)
+        const { error } = JSON.parse(asDocument.stdout)
+        assert.strictEqual(error.reason, "Interrupted")
+        assert.include(error.message, "public.child.fk")
+        yield* admin.query("COMMIT")
+        const rerun = yield* promptgrimoireDb([...change(url), "--json"])
+        assert.strictEqual(rerun.code, 0, rerun.stderr)
+        assert.notInclude(rerun.stderr, "fk: add")
+        assert.strictEqual(JSON.parse(rerun.stdout).rebuilt.length, 1)
+      })
   )
 })

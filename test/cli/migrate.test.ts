@@ -81,56 +81,58 @@ describe("promptgrimoire-db migrate", () => {
     })
   )
 
-  it.scopedLive("plans what is pending, and finds where a schema is not what its migrations make", () =>
-    Effect.gen(function* () {
-      const empty = yield* url
-      const migrated = yield* Effect.map(TestDatabase.make({ loader }), Redacted.value)
-      const [planned, checked] = yield* Effect.all(
-        [
-          promptgrimoireDb(["migrate", "plan", "--json", "--url", empty]),
-          promptgrimoireDb(["migrate", "check", "--url", migrated])
-        ],
-        { concurrency: 2 }
-      )
-      assert.strictEqual(planned.code, 0, planned.stderr)
-      const { current, migrations } = JSON.parse(planned.stdout) as Migrator.Plan
-      assert.strictEqual(current, 0)
-      assert.deepStrictEqual(
-        migrations.map((migration) => Object.keys(migration).toSorted()),
-        Array.from({ length: 2 }, () => ["foreignKeys", "id", "locks", "name", "online", "statements"])
-      )
-      assert.strictEqual(checked.code, 0, checked.stderr)
-      assert.strictEqual(checked.stdout, "The schema is what its migrations make.\nCurrent migration: 2.\n")
+  inFull(it).scopedLive(
+    "plans what is pending, and finds where a schema is not what its migrations make",
+    () =>
+      Effect.gen(function* () {
+        const empty = yield* url
+        const migrated = yield* Effect.map(TestDatabase.make({ loader }), Redacted.value)
+        const [planned, checked] = yield* Effect.all(
+          [
+            promptgrimoireDb(["migrate", "plan", "--json", "--url", empty]),
+            promptgrimoireDb(["migrate", "check", "--url", migrated])
+          ],
+          { concurrency: 2 }
+        )
+        assert.strictEqual(planned.code, 0, planned.stderr)
+        const { current, migrations } = JSON.parse(planned.stdout) as Migrator.Plan
+        assert.strictEqual(current, 0)
+        assert.deepStrictEqual(
+          migrations.map((migration) => Object.keys(migration).toSorted()),
+          Array.from({ length: 2 }, () => ["foreignKeys", "id", "locks", "name", "online", "statements"])
+        )
+        assert.strictEqual(checked.code, 0, checked.stderr)
+        assert.strictEqual(checked.stdout, "The schema is what its migrations make.\nCurrent migration: 2.\n")
 
-      yield* Effect.gen(function* () {
-        const { session } = yield* Database.Database
-        const { query } = yield* session
-        yield* query("DROP INDEX ix_class_owner_id; ALTER TABLE class ADD COLUMN extra int")
-      }).pipe(Effect.scoped, Effect.provide(Database.layer({ url: migrated, minConnections: 0 })))
-      const [drifted, document] = yield* Effect.all(
-        [
-          promptgrimoireDb(["migrate", "check", "--url", migrated]),
-          promptgrimoireDb(["migrate", "check", "--json", "--url", migrated])
-        ],
-        { concurrency: 2 }
-      )
-      assert.strictEqual(drifted.code, 3, drifted.stderr)
-      assert.match(drifted.stdout, /^! column public\.class\.extra is there, and no migration makes it$/m)
-      assert.match(drifted.stdout, /^! index public\.ix_class_owner_id is missing: CREATE INDEX /m)
-      assert.strictEqual(document.code, 3)
-      assert.deepStrictEqual(JSON.parse(document.stdout), {
-        current: 2,
-        differences: [
-          { kind: "column", name: "public.class.extra", expected: null, actual: "integer" },
-          {
-            kind: "index",
-            name: "public.ix_class_owner_id",
-            expected: "CREATE INDEX ix_class_owner_id ON public.class USING btree (owner_id)",
-            actual: null
-          }
-        ]
+        yield* Effect.gen(function* () {
+          const { session } = yield* Database.Database
+          const { query } = yield* session
+          yield* query("DROP INDEX ix_class_owner_id; ALTER TABLE class ADD COLUMN extra int")
+        }).pipe(Effect.scoped, Effect.provide(Database.layer({ url: migrated, minConnections: 0 })))
+        const [drifted, document] = yield* Effect.all(
+          [
+            promptgrimoireDb(["migrate", "check", "--url", migrated]),
+            promptgrimoireDb(["migrate", "check", "--json", "--url", migrated])
+          ],
+          { concurrency: 2 }
+        )
+        assert.strictEqual(drifted.code, 3, drifted.stderr)
+        assert.match(drifted.stdout, /^! column public\.class\.extra is there, and no migration makes it$/m)
+        assert.match(drifted.stdout, /^! index public\.ix_class_owner_id is missing: CREATE INDEX /m)
+        assert.strictEqual(document.code, 3)
+        assert.deepStrictEqual(JSON.parse(document.stdout), {
+          current: 2,
+          differences: [
+            { kind: "column", name: "public.class.extra", expected: null, actual: "integer" },
+            {
+              kind: "index",
+              name: "public.ix_class_owner_id",
+              expected: "CREATE INDEX ix_class_owner_id ON public.class USING btree (owner_id)",
+              actual: null
+            }
+          ]
+        })
       })
-    })
   )
 
   it.scopedLive("ends with 3 when it refuses, 2 on bad usage, 1 when it fails, each with a reason", () =>

@@ -1,4 +1,4 @@
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Fs from "node:fs"
@@ -60,7 +60,7 @@ describe("What the server says beside an answer", () => {
     }).pipe(Effect.provide(TestServer.layer))
   )
 
-  it.scopedLive("is printed on standard error by fk rebuild", () =>
+  inFull(it).scopedLive("is printed on standard error by fk rebuild", () =>
     Effect.gen(function* () {
       const { admin, url } = yield* TestServer
       yield* admin.query(`
@@ -85,7 +85,7 @@ describe("What the server says beside an answer", () => {
     }).pipe(Effect.provide(TestServer.layer))
   )
 
-  it.scopedLive("is printed with its detail and hint when a migration or a key fails of it", () =>
+  inFull(it).scopedLive("is printed with its detail and hint when a migration or a key fails of it", () =>
     Effect.gen(function* () {
       const { admin, url } = yield* TestServer
       yield* admin.query(`

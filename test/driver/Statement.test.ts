@@ -186,7 +186,7 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("A s
       )
     )
 
-    it.effect("gives its connection up when the cancellation cannot be delivered", () =>
+    inFull(it).effect("gives its connection up when the cancellation cannot be delivered", () =>
       Effect.scoped(
         Effect.gen(function* () {
           const { url } = yield* TestServer

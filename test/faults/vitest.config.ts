@@ -1,4 +1,5 @@
 import { defineConfig } from "vitest/config"
+import { ofMode } from "../support/length.js"
 import { suite } from "../support/suite.js"
 
 /**
@@ -7,7 +8,7 @@ import { suite } from "../support/suite.js"
  */
 export default defineConfig(({ mode }) =>
   suite({
-    length: mode === "telling" ? "telling" : "full",
+    length: ofMode(mode),
     include: ["test/faults/**/*.test.ts", "test/transaction/faults.test.ts"],
     globalSetup: "test/faults/globalSetup.ts",
     alone: true,

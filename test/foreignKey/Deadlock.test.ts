@@ -2,7 +2,7 @@
  * What keeps an application from becoming the victim of a deadlock with a change: the watcher, which cancels our request as soon as somebody waits for it in a
  * circle, and the cap, which ends it before the server looks for deadlocks. Each is tested where the other one cannot help.
  */
-import { assert, describe, inFull, it } from "../support/it.js"
+import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
@@ -114,19 +114,21 @@ describe.concurrent("an application that closes a circle with a change that wait
   )
 
   // To move autovacuum aside takes longer than a second, so there the cap is above every deadlock_timeout that is shorter.
-  it.scopedLive("is not the victim, where the server looks for deadlocks sooner than our request ends", () =>
-    Effect.gen(function* () {
-      const observer = yield* application
-      const app = yield* application
-      yield* app.query("BEGIN; LOCK TABLE child IN SHARE ROW EXCLUSIVE MODE")
-      yield* isOld(observer, app, 1_000)
-      const fiber = yield* Effect.fork(change(patient))
-      // The change has looked for a deadlock already, and found none, so that the server would end the application's transaction.
-      yield* queued(observer, "child", 600)
-      yield* app.query("LOCK TABLE parent IN SHARE MODE; COMMIT")
-      const { failed, rebuilt } = yield* Fiber.join(fiber)
-      assert.deepStrictEqual([failed, rebuilt.length], [[], 1])
-    }).pipe(Effect.provide(database("500ms")))
+  inMatrix(it).scopedLive(
+    "is not the victim, where the server looks for deadlocks sooner than our request ends",
+    () =>
+      Effect.gen(function* () {
+        const observer = yield* application
+        const app = yield* application
+        yield* app.query("BEGIN; LOCK TABLE child IN SHARE ROW EXCLUSIVE MODE")
+        yield* isOld(observer, app, 1_000)
+        const fiber = yield* Effect.fork(change(patient))
+        // The change has looked for a deadlock already, and found none, so that the server would end the application's transaction.
+        yield* queued(observer, "child", 600)
+        yield* app.query("LOCK TABLE parent IN SHARE MODE; COMMIT")
+        const { failed, rebuilt } = yield* Fiber.join(fiber)
+        assert.deepStrictEqual([failed, rebuilt.length], [[], 1])
+      }).pipe(Effect.provide(database("500ms")))
   )
 })
 

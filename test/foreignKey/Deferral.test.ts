@@ -1,5 +1,5 @@
 /** SET CONSTRAINTS keeps its state by the constraint's OID, so what an application has deferred by name is another constraint after the swap. */
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inMatrix, it } from "../support/it.js"
 import { cases } from "../support/length.js"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -49,7 +49,7 @@ const ways = [
 
 describe("a transaction that has deferred the key by name before the swap, and touches the tables after it", () => {
   for (const [way, swapTries] of cases(ways, ([way]) => way === "table by table")) {
-    it.scopedLive(`commits within settlePatience, and the key is settled after it, ${way}`, () =>
+    inMatrix(it).scopedLive(`commits within settlePatience, and the key is settled after it, ${way}`, () =>
       Effect.gen(function* () {
         const session = yield* application
         const observer = yield* application
@@ -94,7 +94,7 @@ describe("a transaction that has deferred the key by name before the swap, and t
     )
   }
 
-  it.scopedLive("is not affected if it has deferred all keys", () =>
+  inMatrix(it).scopedLive("is not affected if it has deferred all keys", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(tables)

@@ -6,7 +6,7 @@ import * as Database from "../../src/Database.js"
 import type { Session } from "../../src/driver/Session.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import * as Purge from "../../src/Purge.js"
-import { assert, describe, inFull, it } from "../support/it.js"
+import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import { psql } from "../support/psql.js"
 import { emptyDatabaseOf } from "../support/server.js"
 import { application } from "./support.js"
@@ -165,7 +165,7 @@ describe("In a database of encoding SQL_ASCII", () => {
     )
   )
 
-  it.scopedLive(
+  inMatrix(it).scopedLive(
     "a key that cannot be named in UTF-8 is refused before anything is touched, and the others go on",
     () =>
       inDatabase("SQL_ASCII", `${unchecked}; ${unreadable}`, (session) =>

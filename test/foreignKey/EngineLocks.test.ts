@@ -1,5 +1,5 @@
 /** Plan.test.ts shows that planned statements take the planned locks. Here the engine's own sessions are looked at, in every step that there is. */
-import { assert, describe, inFull, it } from "../support/it.js"
+import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type { Session } from "../../src/driver/Session.js"
@@ -122,7 +122,7 @@ describe("a change takes the planned steps with the planned locks, and no others
   )
 
   for (const referencingParts of cases(["none", "two levels"] as const, (parts) => parts === "two levels")) {
-    it.scopedLive(
+    inMatrix(it).scopedLive(
       `while it changes indexes, the referencing table's partitions being: ${referencingParts}`,
       () =>
         Effect.gen(function* () {

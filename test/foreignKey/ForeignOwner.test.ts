@@ -2,7 +2,7 @@
  * A role that owns the referencing table only, as an application's does of the tables that refer to
  * those of its authentication service.
  */
-import { assert, describe, inFull, it } from "../support/it.js"
+import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import { cases } from "../support/length.js"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -125,7 +125,8 @@ describe("a role that does not own the referenced table", () => {
     for (const cut of cases(["", "referenced", "referencing"] as const, (cut) =>
       privileges === "ALL" ? cut === "referencing" : cut === ""
     )) {
-      it.scopedLive(
+      const run = cut === "" ? it : inMatrix(it)
+      run.scopedLive(
         `changes a key and back where it ${what}${cut === "" ? "" : `, the ${cut} table partitioned`}`,
         () =>
           withRole(
@@ -192,7 +193,7 @@ describe("a role that does not own the referenced table", () => {
     }
   }
 
-  it.scopedLive("counts no rows without a referenced row where row security hides these", () =>
+  inMatrix(it).scopedLive("counts no rows without a referenced row where row security hides these", () =>
     withRole(
       (role) => `${tables(role, "REFERENCES, SELECT")}; ALTER TABLE auth.users ENABLE ROW LEVEL SECURITY`,
       ({ limited }) =>
@@ -292,7 +293,8 @@ describe("a role that does not own the referenced table", () => {
   )
 
   for (const step of ["add", "swap"] as const) {
-    it.scopedLive(
+    const run = step === "add" ? it : inMatrix(it)
+    run.scopedLive(
       `leaves the order in which keys act as it is where somebody moves another key before step ${step}`,
       () =>
         withRole(
@@ -368,7 +370,7 @@ describe("a role that does not own the referenced table", () => {
     )
   )
 
-  it.scopedLive("adds no key that would act before the original, whatever was planned", () =>
+  inMatrix(it).scopedLive("adds no key that would act before the original, whatever was planned", () =>
     withRole(
       (role) => tables(role, "REFERENCES, SELECT"),
       ({ limited, session }) =>
@@ -389,7 +391,7 @@ describe("a role that does not own the referenced table", () => {
     )
   )
 
-  it.scopedLive(
+  inMatrix(it).scopedLive(
     "waits for the referenced table no longer than for one that it can LOCK, and names who is in the way",
     () =>
       withRole(

@@ -1,4 +1,4 @@
-import { assert, describe, inFull, it } from "../support/it.js"
+import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -127,7 +127,7 @@ describe("the index of a partitioned referencing table", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("is in the script for psql, outside of transactions where it has to be", () =>
+  inMatrix(it).scopedLive("is in the script for psql, outside of transactions where it has to be", () =>
     Effect.gen(function* () {
       const { url } = yield* emptyDatabase
       yield* Effect.gen(function* () {
@@ -182,7 +182,7 @@ describe("the index of a partitioned referencing table", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("does not keep what a build that was ended in its middle has left", () =>
+  inMatrix(it).scopedLive("does not keep what a build that was ended in its middle has left", () =>
     Effect.gen(function* () {
       const session = yield* application
       const other = yield* application
@@ -241,7 +241,7 @@ describe("the index of a partitioned referencing table", () => {
     )
   }
 
-  it.scopedLive(
+  inMatrix(it).scopedLive(
     "is attached as soon as a transaction that uses a partition has ended, and makes nobody wait for it",
     () =>
       Effect.gen(function* () {

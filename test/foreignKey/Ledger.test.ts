@@ -1,4 +1,4 @@
-import { assert, describe, inFull, it } from "../support/it.js"
+import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
@@ -181,7 +181,7 @@ describe("the ledger", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("is told that a change which failed was taken back", () =>
+  inMatrix(it).scopedLive("is told that a change which failed was taken back", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(pair)
@@ -246,7 +246,7 @@ describe("an undo", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("takes back a change that was interrupted anywhere, and only that one", () =>
+  inMatrix(it).scopedLive("takes back a change that was interrupted anywhere, and only that one", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(`${pair}; ALTER TABLE child ALTER CONSTRAINT fk DEFERRABLE`)
@@ -332,7 +332,7 @@ describe("an undo", () => {
     )
   )
 
-  it.scopedLive("reads the comment of a change that was interrupted without a ledger", () =>
+  inMatrix(it).scopedLive("reads the comment of a change that was interrupted without a ledger", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(pair)

@@ -1,4 +1,4 @@
-import { assert, describe, inFull, it } from "../support/it.js"
+import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import { cases } from "../support/length.js"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -76,7 +76,7 @@ describe("an interrupted change", () => {
     )
   }
 
-  it.scopedLive(
+  inMatrix(it).scopedLive(
     "that is not in force yet and whose record somebody edited is listed, checked and finished",
     () =>
       Effect.gen(function* () {
@@ -159,7 +159,7 @@ describe("an interrupted change", () => {
 })
 
 describe("a change", () => {
-  it.scopedLive("to SET NULL of a column that is named twice is one change", () =>
+  inMatrix(it).scopedLive("to SET NULL of a column that is named twice is one change", () =>
     Effect.gen(function* () {
       const session = yield* application
       if ((yield* Catalog.serverVersion(session)) < 150_000) return
@@ -173,7 +173,7 @@ describe("a change", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("follows its table when another one takes the name while it waits", () =>
+  inMatrix(it).scopedLive("follows its table when another one takes the name while it waits", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(`${pair}; CREATE TABLE child_new (id int, parent_id int)`)
@@ -197,7 +197,7 @@ describe("a change", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive(
+  inMatrix(it).scopedLive(
     "leaves a partition valid whose key is valid although the whole one is not (18 and later)",
     () =>
       Effect.gen(function* () {
@@ -267,50 +267,52 @@ describe("a change", () => {
     })
   )
 
-  it.scopedLive("gives way to an application in a circle, also as a role that takes on another one", () =>
-    Effect.gen(function* () {
-      const { name, url } = yield* emptyDatabase
-      const [login, owner] = [`l${name}`, `o${name}`]
-      yield* Effect.gen(function* () {
-        const session = yield* application
-        yield* session.query(`${pair};
+  inMatrix(it).scopedLive(
+    "gives way to an application in a circle, also as a role that takes on another one",
+    () =>
+      Effect.gen(function* () {
+        const { name, url } = yield* emptyDatabase
+        const [login, owner] = [`l${name}`, `o${name}`]
+        yield* Effect.gen(function* () {
+          const session = yield* application
+          yield* session.query(`${pair};
           CREATE ROLE ${owner}; CREATE ROLE ${login} LOGIN PASSWORD 'x' IN ROLE ${owner};
           ALTER ROLE ${login} SET role = '${owner}';
           ALTER TABLE parent OWNER TO ${owner}; ALTER TABLE child OWNER TO ${owner}`)
-        yield* Effect.addFinalizer(() =>
-          Effect.ignore(
-            session.query(`DROP OWNED BY ${owner}, ${login}; DROP ROLE ${login}; DROP ROLE ${owner}`)
-          )
-        )
-        const own = new URL(Redacted.value(url))
-        own.username = login
-        own.password = "x"
-        yield* Effect.gen(function* () {
-          const { session: open } = yield* Database.Database
-          const change = yield* Settings.prepared(open, "test")
-          const watcher = yield* Settings.prepared(open, "test (watcher)")
-          yield* Settings.asLoginRole(watcher)
-          const writer = yield* application
-          yield* change.query("BEGIN; LOCK public.parent IN ACCESS EXCLUSIVE MODE")
-          yield* writer.query("BEGIN; LOCK public.child IN ROW EXCLUSIVE MODE")
-          const locking = yield* Effect.fork(
-            Effect.flip(change.query("LOCK public.child IN ACCESS EXCLUSIVE MODE"))
-          )
-          const waits = (pid: number) =>
-            Effect.map(
-              session.query("SELECT 1 FROM pg_locks WHERE pid = $1 AND NOT granted", [pid]),
-              (rows) => rows.length === 1
+          yield* Effect.addFinalizer(() =>
+            Effect.ignore(
+              session.query(`DROP OWNED BY ${owner}, ${login}; DROP ROLE ${login}; DROP ROLE ${owner}`)
             )
-          yield* eventually("the change waits", waits(change.processId))
-          const writing = yield* Effect.fork(writer.query("SELECT FROM public.parent"))
-          yield* eventually("the application waits", waits(writer.processId))
-          yield* Blocker.watch(watcher, change.processId)
-          assert.strictEqual((yield* Fiber.join(locking)).reason._tag, "StatementCancelled")
-          yield* change.query("ROLLBACK")
-          yield* Fiber.join(writing)
-        }).pipe(Effect.provide(Database.layer({ url: own.toString(), minConnections: 0 })))
-      }).pipe(Effect.provide(Database.layer({ url, minConnections: 1 })))
-    })
+          )
+          const own = new URL(Redacted.value(url))
+          own.username = login
+          own.password = "x"
+          yield* Effect.gen(function* () {
+            const { session: open } = yield* Database.Database
+            const change = yield* Settings.prepared(open, "test")
+            const watcher = yield* Settings.prepared(open, "test (watcher)")
+            yield* Settings.asLoginRole(watcher)
+            const writer = yield* application
+            yield* change.query("BEGIN; LOCK public.parent IN ACCESS EXCLUSIVE MODE")
+            yield* writer.query("BEGIN; LOCK public.child IN ROW EXCLUSIVE MODE")
+            const locking = yield* Effect.fork(
+              Effect.flip(change.query("LOCK public.child IN ACCESS EXCLUSIVE MODE"))
+            )
+            const waits = (pid: number) =>
+              Effect.map(
+                session.query("SELECT 1 FROM pg_locks WHERE pid = $1 AND NOT granted", [pid]),
+                (rows) => rows.length === 1
+              )
+            yield* eventually("the change waits", waits(change.processId))
+            const writing = yield* Effect.fork(writer.query("SELECT FROM public.parent"))
+            yield* eventually("the application waits", waits(writer.processId))
+            yield* Blocker.watch(watcher, change.processId)
+            assert.strictEqual((yield* Fiber.join(locking)).reason._tag, "StatementCancelled")
+            yield* change.query("ROLLBACK")
+            yield* Fiber.join(writing)
+          }).pipe(Effect.provide(Database.layer({ url: own.toString(), minConnections: 0 })))
+        }).pipe(Effect.provide(Database.layer({ url, minConnections: 1 })))
+      })
   )
 })
 

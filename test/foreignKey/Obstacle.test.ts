@@ -1,4 +1,4 @@
-import { assert, describe, inFull, it } from "../support/it.js"
+import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -243,28 +243,34 @@ describe("a session of another role, whose age the owner of the tables may not s
     )
   )
 
-  it.scopedLive("is as old as the time since it was first seen, and a new transaction is young", () =>
-    withRole(owned, ({ limited, session }) =>
-      Effect.gen(function* () {
-        const owner = yield* application
-        const [key] = yield* Catalog.read(owner)
-        if (key === undefined) return assert.fail("no key")
-        const sightings = yield* Ref.make<Blocker.Sightings>(new Map())
-        const look = (olderThan: number) =>
-          Effect.flatMap(
-            Blocker.holders(owner, [{ table: key.referencing, mode: "ACCESS EXCLUSIVE" }], [owner.processId]),
-            (holders) => Blocker.old(holders, olderThan, sightings)
-          )
-        const isOld = Effect.map(look(50), (old) => old.some(({ pid }) => pid === session.processId))
-        yield* session.query("BEGIN; SELECT count(*) FROM child")
-        assert.isFalse(yield* isOld)
-        yield* eventually("it is old", isOld)
-        assert.deepStrictEqual(yield* look(600_000), [])
-        yield* session.query("COMMIT; BEGIN; SELECT count(*) FROM child")
-        assert.isFalse(yield* isOld)
-        yield* eventually("the next one is old", isOld)
-      }).pipe(Effect.provide(limited))
-    )
+  inMatrix(it).scopedLive(
+    "is as old as the time since it was first seen, and a new transaction is young",
+    () =>
+      withRole(owned, ({ limited, session }) =>
+        Effect.gen(function* () {
+          const owner = yield* application
+          const [key] = yield* Catalog.read(owner)
+          if (key === undefined) return assert.fail("no key")
+          const sightings = yield* Ref.make<Blocker.Sightings>(new Map())
+          const look = (olderThan: number) =>
+            Effect.flatMap(
+              Blocker.holders(
+                owner,
+                [{ table: key.referencing, mode: "ACCESS EXCLUSIVE" }],
+                [owner.processId]
+              ),
+              (holders) => Blocker.old(holders, olderThan, sightings)
+            )
+          const isOld = Effect.map(look(50), (old) => old.some(({ pid }) => pid === session.processId))
+          yield* session.query("BEGIN; SELECT count(*) FROM child")
+          assert.isFalse(yield* isOld)
+          yield* eventually("it is old", isOld)
+          assert.deepStrictEqual(yield* look(600_000), [])
+          yield* session.query("COMMIT; BEGIN; SELECT count(*) FROM child")
+          assert.isFalse(yield* isOld)
+          yield* eventually("the next one is old", isOld)
+        }).pipe(Effect.provide(limited))
+      )
   )
 
   it.scopedLive("is waited for before a key that it deferred by name is settled", () =>

@@ -1,4 +1,4 @@
-import { assert, describe, inFull, it } from "../support/it.js"
+import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Database from "../../src/Database.js"
 import type { Session } from "../../src/driver/Session.js"
@@ -187,29 +187,31 @@ describe("while a key and its successor are both there", () => {
       }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("the one whose trigger has the smaller name decides, unless one of the two waits", () =>
-    Effect.gen(function* () {
-      const session = yield* application
-      for (const target of actions) {
-        for (const first of ["original", "new"] as const) {
-          const schema = `${first}_${target.replace("-", "_")}`
-          // PostgreSQL names triggers by OID, so the key that was added first has the smaller name; renamed, it has not.
-          yield* session.query(
-            [
-              `CREATE SCHEMA ${schema}`,
-              ...originals.map(
-                ({ mode, onDelete, suffix }) =>
-                  tables(schema, suffix) +
-                  addKey(schema, suffix, "original", onDelete, mode) +
-                  addKey(
-                    schema,
-                    suffix,
-                    "new",
-                    target,
-                    mode === "NOT DEFERRABLE" ? mode : "DEFERRABLE INITIALLY DEFERRED"
-                  )
-              ),
-              `DO $$ DECLARE r record; BEGIN
+  inMatrix(it).scopedLive(
+    "the one whose trigger has the smaller name decides, unless one of the two waits",
+    () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        for (const target of actions) {
+          for (const first of ["original", "new"] as const) {
+            const schema = `${first}_${target.replace("-", "_")}`
+            // PostgreSQL names triggers by OID, so the key that was added first has the smaller name; renamed, it has not.
+            yield* session.query(
+              [
+                `CREATE SCHEMA ${schema}`,
+                ...originals.map(
+                  ({ mode, onDelete, suffix }) =>
+                    tables(schema, suffix) +
+                    addKey(schema, suffix, "original", onDelete, mode) +
+                    addKey(
+                      schema,
+                      suffix,
+                      "new",
+                      target,
+                      mode === "NOT DEFERRABLE" ? mode : "DEFERRABLE INITIALLY DEFERRED"
+                    )
+                ),
+                `DO $$ DECLARE r record; BEGIN
                 FOR r IN SELECT g.tgname, g.tgrelid::regclass AS relation, k.conname = '${first}' AS first
                   FROM pg_trigger g JOIN pg_constraint k ON k.oid = g.tgconstraint WHERE k.connamespace = '${schema}'::regnamespace
                 LOOP
@@ -217,32 +219,32 @@ describe("while a key and its successor are both there", () => {
                     CASE WHEN r.first THEN 'a' ELSE 'b' END || r.tgname);
                 END LOOP;
               END $$`
-            ].join(";\n")
-          )
-          for (const { mode, onDelete, suffix } of originals) {
-            const action = Overlap.live(
-              {
-                onDelete,
-                deferrable: mode !== "NOT DEFERRABLE",
-                initiallyDeferred: mode === "DEFERRABLE INITIALLY DEFERRED"
-              },
-              { action: target, columns: [] },
-              first
+              ].join(";\n")
             )
-            const seen = yield* outcome(session, schema, suffix)
-            const what = `${onDelete} ${mode} beside ${target}, ${first} first`
-            if (!Action.raises(action)) assert.strictEqual(seen, action, what)
-            else if (onDelete === target) assert.match(seen, /^error of (original|new)$/, what)
-            else assert.strictEqual(seen, action === target ? "error of new" : "error of original", what)
+            for (const { mode, onDelete, suffix } of originals) {
+              const action = Overlap.live(
+                {
+                  onDelete,
+                  deferrable: mode !== "NOT DEFERRABLE",
+                  initiallyDeferred: mode === "DEFERRABLE INITIALLY DEFERRED"
+                },
+                { action: target, columns: [] },
+                first
+              )
+              const seen = yield* outcome(session, schema, suffix)
+              const what = `${onDelete} ${mode} beside ${target}, ${first} first`
+              if (!Action.raises(action)) assert.strictEqual(seen, action, what)
+              else if (onDelete === target) assert.match(seen, /^error of (original|new)$/, what)
+              else assert.strictEqual(seen, action === target ? "error of new" : "error of original", what)
+            }
           }
         }
-      }
-    }).pipe(Effect.provide(database))
+      }).pipe(Effect.provide(database))
   )
 })
 
 describe("SET CONSTRAINTS before the swap", () => {
-  it.scopedLive(
+  inMatrix(it).scopedLive(
     "is the original's, as the plan says: a transaction that goes on afterwards meets the other mode",
     () =>
       Effect.gen(function* () {

@@ -1,4 +1,4 @@
-import { assert, describe, inFull, it } from "../support/it.js"
+import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Ref from "effect/Ref"
@@ -16,7 +16,8 @@ const isTelling = ([what]: readonly [string, unknown]) =>
 describe("a plan", () => {
   for (const [what, shape] of cases(Shape.kinds, isTelling)) {
     for (const when of ["always", "contended"] as const) {
-      it.scopedLive(`names exactly the locks that its steps take on ${what}, ${when}`, () =>
+      const run = when === "always" ? it : inMatrix(it)
+      run.scopedLive(`names exactly the locks that its steps take on ${what}, ${when}`, () =>
         Effect.gen(function* () {
           const session = yield* application
           const observer = yield* application
@@ -109,7 +110,7 @@ describe("a plan", () => {
     )
   }
 
-  it.scopedLive("of an interrupted change that is taken back drops what it added", () =>
+  inMatrix(it).scopedLive("of an interrupted change that is taken back drops what it added", () =>
     Effect.gen(function* () {
       const session = yield* application
       for (const statement of Shape.create(Shape.numbered(Shape.plain, 1))) yield* session.query(statement)
@@ -161,25 +162,27 @@ describe("a plan", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("does without the rows of tables that somebody has locked in ACCESS EXCLUSIVE mode", () =>
-    Effect.gen(function* () {
-      const session = yield* application
-      for (const statement of Shape.create(Shape.numbered(Shape.plain, 1))) yield* session.query(statement)
-      yield* session.query('BEGIN; LOCK TABLE "pparent_1", child_1 IN ACCESS EXCLUSIVE MODE')
-      const { steps, warnings } = yield* ForeignKey.plan({
-        selectors: {},
-        onDelete: "cascade",
-        orphanTimeout: "50 millis"
-      })
-      assert.includeMembers(
-        steps.map(({ step }) => step),
-        ["add", "swap"]
-      )
-      assert.include(
-        warnings.map(({ warning }) => warning),
-        "rows without a referenced row were not counted in the time given; validation will find them"
-      )
-    }).pipe(Effect.provide(database))
+  inMatrix(it).scopedLive(
+    "does without the rows of tables that somebody has locked in ACCESS EXCLUSIVE mode",
+    () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        for (const statement of Shape.create(Shape.numbered(Shape.plain, 1))) yield* session.query(statement)
+        yield* session.query('BEGIN; LOCK TABLE "pparent_1", child_1 IN ACCESS EXCLUSIVE MODE')
+        const { steps, warnings } = yield* ForeignKey.plan({
+          selectors: {},
+          onDelete: "cascade",
+          orphanTimeout: "50 millis"
+        })
+        assert.includeMembers(
+          steps.map(({ step }) => step),
+          ["add", "swap"]
+        )
+        assert.include(
+          warnings.map(({ warning }) => warning),
+          "rows without a referenced row were not counted in the time given; validation will find them"
+        )
+      }).pipe(Effect.provide(database))
   )
 
   it.scopedLive("makes a script that does the whole change", () =>

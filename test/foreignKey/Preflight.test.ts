@@ -1,4 +1,4 @@
-import { assert, describe, inFull, it } from "../support/it.js"
+import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Fs from "node:fs"
@@ -68,7 +68,7 @@ describe("a key is refused, and nothing touched", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("when one of its tables belongs to an extension", () =>
+  inMatrix(it).scopedLive("when one of its tables belongs to an extension", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(pair)
@@ -330,7 +330,7 @@ describe("a key is refused with a reason, and nothing touched, when", () => {
 })
 
 describe("a role that only owns the tables", () => {
-  it.scopedLive("changes their keys there and back, among sessions of other roles", () =>
+  inMatrix(it).scopedLive("changes their keys there and back, among sessions of other roles", () =>
     withRole(
       (role) => `${pair}; ALTER TABLE child ALTER CONSTRAINT fk DEFERRABLE;
         ALTER TABLE child OWNER TO ${role}; ALTER TABLE parent OWNER TO ${role};
@@ -396,7 +396,7 @@ describe("a plan warns", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive(
+  inMatrix(it).scopedLive(
     "of what a delete reaches by keys to and of partitions, and by keys to the tables above them",
     () =>
       Effect.gen(function* () {
@@ -589,18 +589,20 @@ describe("a NOT ENFORCED key (18 and later)", () => {
 })
 
 describe("a temporary table", () => {
-  it.scopedLive("is nobody's business but its session's: a change of all keys does not see its", () =>
-    Effect.gen(function* () {
-      const session = yield* application
-      yield* session.query(pair)
-      const other = yield* application
-      yield* other.query(pair.replaceAll("CREATE TABLE", "CREATE TEMPORARY TABLE"))
-      const { failed, rebuilt, refused } = yield* ForeignKey.rebuild({ selectors: {}, onDelete: "cascade" })
-      assert.deepStrictEqual(
-        [failed, refused, rebuilt.map(({ constraint }) => constraint)],
-        [[], [], ["public.child.fk"]]
-      )
-    }).pipe(Effect.provide(database))
+  inMatrix(it).scopedLive(
+    "is nobody's business but its session's: a change of all keys does not see its",
+    () =>
+      Effect.gen(function* () {
+        const session = yield* application
+        yield* session.query(pair)
+        const other = yield* application
+        yield* other.query(pair.replaceAll("CREATE TABLE", "CREATE TEMPORARY TABLE"))
+        const { failed, rebuilt, refused } = yield* ForeignKey.rebuild({ selectors: {}, onDelete: "cascade" })
+        assert.deepStrictEqual(
+          [failed, refused, rebuilt.map(({ constraint }) => constraint)],
+          [[], [], ["public.child.fk"]]
+        )
+      }).pipe(Effect.provide(database))
   )
 })
 
@@ -615,7 +617,7 @@ describe("a partitioned table", () => {
     ALTER TABLE child ADD CONSTRAINT fk FOREIGN KEY (parent_id) REFERENCES parent`
   const whole = { selectors: { tables: [{ table: "child" }] } }
 
-  it.scopedLive(
+  inMatrix(it).scopedLive(
     "is refused while a partition has an equal key of its own, and leaves one alone that is not equal",
     () =>
       Effect.gen(function* () {

@@ -1,4 +1,4 @@
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inMatrix, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Ref from "effect/Ref"
@@ -65,7 +65,7 @@ describe("a change whose result would differ from the original", () => {
     )
   }
 
-  it.scopedLive("keeps both keys if the original has stepped aside, until it is run again", () =>
+  inMatrix(it).scopedLive("keeps both keys if the original has stepped aside, until it is run again", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(tables)
@@ -214,7 +214,7 @@ describe("a key that somebody else changes between any two steps", () => {
     }).pipe(Effect.provide(database))
   )
 
-  it.scopedLive("again and again ends the run, and keeps what it was given", () =>
+  inMatrix(it).scopedLive("again and again ends the run, and keeps what it was given", () =>
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(tables)

@@ -12,10 +12,10 @@ import * as ForeignKey from "../../src/ForeignKey.js"
 import * as Following from "./Following.js"
 import * as Shape from "./Shape.js"
 import { application, database, definitions, vectors, withNamedIndexes, withRole } from "./support.js"
-import { isFull } from "../support/length.js"
+import { isFull, isQuick } from "../support/length.js"
 
 /** How many keys are generated, in databases of up to so many each. */
-const keys = Number(process.env["FK_PROPERTY_KEYS"] ?? (isFull ? 500 : 4))
+const keys = Number(process.env["FK_PROPERTY_KEYS"] ?? (isFull ? 500 : isQuick ? 2 : 4))
 const largest = isFull ? 24 : 2
 
 /** `PROPERTY_SEED` makes the keys the same in every run, as where a change is to be judged and not the luck of the draw. */

@@ -1,4 +1,4 @@
-import { assert, describe, inFull, it } from "../support/it.js"
+import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
@@ -69,7 +69,7 @@ const isDone = Effect.gen(function* () {
 
 describe("a change whose connections are lost goes on by itself", () => {
   for (const mode of cases(["immediate", "fast"] as const, (mode) => mode === "immediate")) {
-    it.scopedLive(`when the server restarts (${mode}) between any two steps`, () =>
+    inMatrix(it).scopedLive(`when the server restarts (${mode}) between any two steps`, () =>
       Effect.gen(function* () {
         const server = yield* EmbeddedPostgres.make()
         for (const step of cases(["add", "validate", "swap"], (step) => step === "validate")) {
@@ -161,7 +161,7 @@ describe("a change whose connections are lost goes on by itself", () => {
     )
   )
 
-  it.scopedLive("when the network cuts the connection of its rehearsal", () =>
+  inMatrix(it).scopedLive("when the network cuts the connection of its rehearsal", () =>
     behindProxy((proxy) =>
       Effect.gen(function* () {
         const cut = yield* proxy.when(Proxy.statement(/promptgrimoire_rehearsal/), Proxy.cutAfter("end"))
@@ -177,7 +177,8 @@ describe("a change whose connections are lost goes on by itself", () => {
     (cut) => cut === 'UPDATE "'
   )) {
     for (const seen of ["sees that", "thinks it connected still"] as const) {
-      it.scopedLive(`when the network cuts a connection while ${cut}runs, and the server ${seen}`, () =>
+      const run = seen === "sees that" ? it : inMatrix(it)
+      run.scopedLive(`when the network cuts a connection while ${cut}runs, and the server ${seen}`, () =>
         behindProxy((proxy) =>
           Effect.gen(function* () {
             const isSeen = seen === "sees that"
@@ -272,7 +273,7 @@ describe("a change whose connections are lost ends", () => {
     })
   )
 
-  it.scopedLive("when another process has taken the lock meanwhile", () =>
+  inMatrix(it).scopedLive("when another process has taken the lock meanwhile", () =>
     Effect.gen(function* () {
       const { name, url } = yield* emptyDatabase
       const session = yield* adminSession(name)

@@ -1,4 +1,4 @@
-import { assert, describe, it, layer } from "../support/it.js"
+import { assert, describe, inFull, it, layer } from "../support/it.js"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
 import { readFileSync } from "node:fs"
@@ -255,7 +255,7 @@ describe("Migrator.plan", () => {
     })
   )
 
-  inDatabase(
+  inFull(inDatabase)(
     "has the engine's plan where a migration changes foreign keys: of the keys as they are, or will be",
     Effect.gen(function* () {
       const untouched = yield* Migrator.plan({ loader })

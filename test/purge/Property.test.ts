@@ -7,9 +7,9 @@ import * as Purge from "../../src/Purge.js"
 import { adminSession } from "../support/server.js"
 import * as Graphs from "./Graphs.js"
 import { application, database } from "../foreignKey/support.js"
-import { isFull } from "../support/length.js"
+import { isFull, isQuick } from "../support/length.js"
 
-const databases = Number(process.env["PURGE_PROPERTY_RUNS"] ?? (isFull ? 60 : 8))
+const databases = Number(process.env["PURGE_PROPERTY_RUNS"] ?? (isFull ? 60 : isQuick ? 4 : 8))
 
 const batch = 5
 

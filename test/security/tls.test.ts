@@ -163,7 +163,7 @@ describe("TLS", () => {
   )
 
   for (const mode of cases(["verify-full", "require"] as const, (mode) => mode === "verify-full")) {
-    check(
+    inFull(check)(
       `an interrupted statement is cancelled over TLS, with ${mode}`,
       Effect.gen(function* () {
         const authority = yield* makeAuthority("ours")

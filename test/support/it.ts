@@ -5,7 +5,7 @@ import * as Vitest from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
-import { isFull } from "./length.js"
+import { isFull, isQuick } from "./length.js"
 
 export { assert, describe, expect } from "@effect/vitest"
 
@@ -36,3 +36,6 @@ const nothing: unknown = new Proxy(() => nothing, { get: () => nothing })
  * less.
  */
 export const inFull = <I>(it: I): I => (isFull ? it : (nothing as I))
+
+/** Declares tests that `npm test` leaves out, and that are run on each major version of the server. */
+export const inMatrix = <I>(it: I): I => (isQuick ? (nothing as I) : it)

@@ -1,7 +1,7 @@
 /** What the configurations of the suites have in common. */
 import * as Duration from "effect/Duration"
 import type { ViteUserConfig } from "vitest/config"
-import { lengthVariable } from "./length.js"
+import { type Length, lengthVariable } from "./length.js"
 import { safetyNet, slowness, variable } from "./speed.js"
 
 /** What is a suite's own. */
@@ -10,8 +10,8 @@ export interface Suite {
   readonly exclude?: ReadonlyArray<string>
   /** Starts the server. */
   readonly globalSetup?: string
-  /** All cases of each test, or those that tell most. */
-  readonly length: "full" | "telling"
+  /** How many cases of each test. */
+  readonly length: Length
   /** One file at a time, where tests measure. */
   readonly alone?: boolean
   readonly testNamePattern?: RegExp
@@ -33,7 +33,7 @@ export const suite = (options: Suite): ViteUserConfig => {
       env: { [lengthVariable]: options.length },
       silent: "passed-only",
       // Some groups of tests are run at full length only.
-      passWithNoTests: options.length === "telling",
+      passWithNoTests: options.length !== "full",
       slowTestThreshold: limit,
       testTimeout: limit,
       hookTimeout: limit,

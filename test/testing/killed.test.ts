@@ -1,4 +1,4 @@
-import { assert, it } from "../support/it.js"
+import { assert, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import { spawn } from "node:child_process"
 import * as Crypto from "node:crypto"
@@ -35,25 +35,27 @@ const running = Effect.acquireRelease(
   ({ kill }) => Effect.sync(kill)
 )
 
-it.scopedLive("a run that is killed leaves a database that nobody drops before, and the next run does", () =>
-  Effect.gen(function* () {
-    const { kill, name } = yield* running
-    const admin = yield* adminSession()
-    const exists = (database: string) =>
-      Effect.map(
-        admin.query("SELECT 1 FROM pg_database WHERE datname = $1", [database]),
-        (rows) => rows.length === 1
+inFull(it).scopedLive(
+  "a run that is killed leaves a database that nobody drops before, and the next run does",
+  () =>
+    Effect.gen(function* () {
+      const { kill, name } = yield* running
+      const admin = yield* adminSession()
+      const exists = (database: string) =>
+        Effect.map(
+          admin.query("SELECT 1 FROM pg_database WHERE datname = $1", [database]),
+          (rows) => rows.length === 1
+        )
+      const found = exists(name)
+      const abandoned = `promptgrimoire_test_${Crypto.randomUUID().replaceAll("-", "")}`
+      yield* admin.query(`CREATE DATABASE ${abandoned}`)
+      yield* TestDatabase.make()
+      yield* eventually("the end of what nobody holds", Effect.negate(exists(abandoned)))
+      assert.isTrue(yield* found)
+      kill()
+      yield* eventually(
+        "the end of the leftover",
+        Effect.zipRight(Effect.scoped(TestDatabase.make()), Effect.negate(found))
       )
-    const found = exists(name)
-    const abandoned = `promptgrimoire_test_${Crypto.randomUUID().replaceAll("-", "")}`
-    yield* admin.query(`CREATE DATABASE ${abandoned}`)
-    yield* TestDatabase.make()
-    yield* eventually("the end of what nobody holds", Effect.negate(exists(abandoned)))
-    assert.isTrue(yield* found)
-    kill()
-    yield* eventually(
-      "the end of the leftover",
-      Effect.zipRight(Effect.scoped(TestDatabase.make()), Effect.negate(found))
-    )
-  })
+    })
 )

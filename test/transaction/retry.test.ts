@@ -1,4 +1,4 @@
-import { assert, describe, it } from "../support/it.js"
+import { assert, describe, inFull, it } from "../support/it.js"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
@@ -157,7 +157,7 @@ describe("Transaction.run with retry", () => {
     })
   )
 
-  withAccounts(
+  inFull(withAccounts)(
     "keeps a bank's total under a storm of serializable transfers",
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
