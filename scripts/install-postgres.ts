@@ -10,9 +10,9 @@ import { spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as path from "node:path"
 import { fileURLToPath } from "node:url"
-import * as Binaries from "../src/embeddedPostgres/Binaries.js"
-import { fileSystem } from "../src/embeddedPostgres/EmbeddedPostgresError.js"
-import * as Presence from "../src/embeddedPostgres/Presence.js"
+import * as Binaries from "../src/embedded/binaries.js"
+import { fileSystem } from "../src/embedded/embeddedPostgresError.js"
+import * as Presence from "../src/embedded/processRegistry.js"
 
 class InstallError extends Data.TaggedError("InstallError")<{
   readonly message: string

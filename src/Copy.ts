@@ -8,8 +8,8 @@ import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import { Database } from "./Database.js"
 import { DatabaseError } from "./DatabaseError.js"
-import type { Source } from "./driver/Copy.js"
-import { encodeRow } from "./driver/CopyText.js"
+import type { Source } from "./connection/copyIn.js"
+import { encodeRow } from "./client/copyText.js"
 
 // -----------------------------------------------------------------------------
 // model

@@ -17,22 +17,22 @@ import type * as Stream from "effect/Stream"
 import * as Crypto from "node:crypto"
 import * as DatabaseConfig from "./DatabaseConfig.js"
 import type { DatabaseError, PoolState } from "./DatabaseError.js"
-import { answerMillis, type DialOptions, serverMillis } from "./driver/Backend.js"
-import { Decisions } from "./driver/Decisions.js"
-import { target } from "./driver/Endpoint.js"
-import { makeClient } from "./driver/Client.js"
-import { autocommit } from "./driver/connections.js"
-import type { CopyIn } from "./driver/Copy.js"
-import * as Health from "./driver/Health.js"
-import * as Notice from "./driver/Notice.js"
-import * as NotificationHub from "./driver/NotificationHub.js"
-import * as Pool from "./driver/Pool.js"
-import * as Pooler from "./driver/Pooler.js"
-import { traceAs } from "./driver/Traced.js"
-import * as Session from "./driver/Session.js"
-import { operationOf } from "./driver/Summaries.js"
-import * as Telemetry from "./driver/Telemetry.js"
-import * as Transact from "./driver/Transact.js"
+import { answerMillis, type DialOptions, serverMillis } from "./connection/connection.js"
+import { Decisions } from "./errors/errorPolicy.js"
+import { target } from "./connection/endpoint.js"
+import { makeClient } from "./client/client.js"
+import { autocommit } from "./pool/sqlConnection.js"
+import type { CopyIn } from "./connection/copyIn.js"
+import * as Health from "./pool/health.js"
+import * as Notice from "./connection/notice.js"
+import * as NotificationHub from "./client/notificationHub.js"
+import * as Pool from "./pool/pool.js"
+import * as Pooler from "./pool/poolerCheck.js"
+import { traceAs } from "./client/tracedStatement.js"
+import * as Session from "./connection/session.js"
+import { operationOf } from "./client/summaries.js"
+import * as Telemetry from "./telemetry/metrics.js"
+import * as Transact from "./transaction/manager.js"
 
 // -----------------------------------------------------------------------------
 // tag
@@ -84,10 +84,10 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
 /** Opens a pool that is closed with the scope. */
 export type OpenPool = Effect.Effect<Pool.Pool, DatabaseError, Scope.Scope>
 
-export type { Health } from "./driver/Health.js"
-export { type Notice, type NoticeSeverity, withNotices } from "./driver/Notice.js"
-export type { PoolEvent } from "./driver/Pool.js"
-export type { Notification, Session } from "./driver/Session.js"
+export type { Health } from "./pool/health.js"
+export { type Notice, type NoticeSeverity, withNotices } from "./connection/notice.js"
+export type { PoolEvent } from "./pool/pool.js"
+export type { Notification, Session } from "./connection/session.js"
 
 // -----------------------------------------------------------------------------
 // layers

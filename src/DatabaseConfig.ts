@@ -14,8 +14,8 @@ import * as Inspectable from "effect/Inspectable"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type { ErrorPolicy } from "./DatabaseError.js"
-import { type Endpoint, parseUrl, type Url } from "./driver/Endpoint.js"
-import type { UrlSettings } from "./driver/UrlParameters.js"
+import { type Endpoint, parseUrl, type Url } from "./connection/endpoint.js"
+import type { UrlSettings } from "./connection/urlParameters.js"
 
 // -----------------------------------------------------------------------------
 // model

@@ -5,25 +5,25 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
-import * as Cluster from "./embeddedPostgres/Cluster.js"
-import { EmbeddedPostgresError } from "./embeddedPostgres/EmbeddedPostgresError.js"
-import * as Lifecycle from "./embeddedPostgres/Lifecycle.js"
-import type { StopMode } from "./embeddedPostgres/Server.js"
+import * as Cluster from "./embedded/cluster.js"
+import { EmbeddedPostgresError } from "./embedded/embeddedPostgresError.js"
+import * as Lifecycle from "./embedded/lifecycle.js"
+import type { StopMode } from "./embedded/server.js"
 
 export {
   /** Failure of the embedded server; its `reason` says which. */
   EmbeddedPostgresError
-} from "./embeddedPostgres/EmbeddedPostgresError.js"
+} from "./embedded/embeddedPostgresError.js"
 
 export type {
   /** What an `EmbeddedPostgresError` is about. */
   Reason
-} from "./embeddedPostgres/EmbeddedPostgresError.js"
+} from "./embedded/embeddedPostgresError.js"
 
 export type {
   /** How to stop the server: `smart` waits for every session to end, `fast` ends them, `immediate` crashes it. */
   StopMode
-} from "./embeddedPostgres/Server.js"
+} from "./embedded/server.js"
 
 /**
  * A running PostgreSQL server of our own. It listens on 127.0.0.1 only, and everybody who connects gives the password

@@ -17,41 +17,41 @@
 import * as Effect from "effect/Effect"
 import * as Database from "./Database.js"
 import type { DatabaseError } from "./DatabaseError.js"
-import type { Busy } from "./foreignKey/Exclusive.js"
-import type { Entry, LedgerUnreadable } from "./foreignKey/Ledger.js"
-import { DryRunListener } from "./foreignKey/DryRunListener.js"
-import type { RebuildResult } from "./foreignKey/Result.js"
-import * as Run from "./foreignKey/Run.js"
-import * as Script from "./foreignKey/Script.js"
-import type { NoMatch } from "./foreignKey/Selection.js"
-import type { Selectors } from "./foreignKey/Selectors.js"
-import type { Open } from "./foreignKey/Sessions.js"
+import type { Busy } from "./catalog/advisoryLock.js"
+import type { Entry, LedgerUnreadable } from "./foreignKey/ledger/ledger.js"
+import { DryRunListener } from "./foreignKey/dryRunListener.js"
+import type { RebuildResult } from "./foreignKey/result.js"
+import * as Run from "./foreignKey/run.js"
+import * as Script from "./foreignKey/plan/script.js"
+import type { NoMatch } from "./foreignKey/plan/selection.js"
+import type { Selectors } from "./catalog/selectors.js"
+import type { Open } from "./foreignKey/apply/sessions.js"
 
-export type { Action } from "./foreignKey/Action.js"
-export { all as actions } from "./foreignKey/Action.js"
-export type { Blocker } from "./foreignKey/Blocker.js"
-export { describe as describeBlocker } from "./foreignKey/Blocker.js"
-export { Busy } from "./foreignKey/Exclusive.js"
+export type { Action } from "./catalog/action.js"
+export { all as actions } from "./catalog/action.js"
+export type { Blocker } from "./catalog/lockHolders.js"
+export { describe as describeBlocker } from "./catalog/lockHolders.js"
+export { Busy } from "./catalog/advisoryLock.js"
 export {
   defaultTable as defaultLedger,
   LedgerUnreadable,
   type Entry as RecordedChange
-} from "./foreignKey/Ledger.js"
-export type { PlannedStep } from "./foreignKey/Plan.js"
-export { NoMatch } from "./foreignKey/Selection.js"
+} from "./foreignKey/ledger/ledger.js"
+export { NoMatch } from "./foreignKey/plan/selection.js"
 export type {
   CheckedKey,
   Effort,
   ForeignKeyInfo,
   HistoryOptions,
   PlanOptions,
+  PlannedStep,
   PlanResult,
   Progress,
   RebuildOptions,
   UndoOptions
-} from "./foreignKey/Run.js"
-export { combine as combineResults, type RebuildResult, type Rejected } from "./foreignKey/Result.js"
-export type { Warned } from "./foreignKey/Warning.js"
+} from "./foreignKey/types.js"
+export { combine as combineResults, type RebuildResult, type Rejected } from "./foreignKey/result.js"
+export type { Warned } from "./foreignKey/hazards/warning.js"
 export {
   constraint as parseConstraint,
   name as parseName,
@@ -59,9 +59,10 @@ export {
   type ConstraintSelector,
   type Selectors,
   type TableSelector
-} from "./foreignKey/Selectors.js"
-export { label } from "./foreignKey/Sql.js"
-export type { Target } from "./foreignKey/Target.js"
+} from "./catalog/selectors.js"
+import type * as Types from "./foreignKey/types.js"
+export { label } from "./sql/identifiers.js"
+export type { Target } from "./foreignKey/snapshot/target.js"
 
 /**
  * Lists foreign keys, all of them or those that the selectors match, with what is wrong with them. Fails with {@link NoMatch} if selectors were given and match nothing. Locks
@@ -69,7 +70,7 @@ export type { Target } from "./foreignKey/Target.js"
  */
 export const list = (
   selectors: Selectors = {}
-): Effect.Effect<ReadonlyArray<Run.ForeignKeyInfo>, DatabaseError | NoMatch, Database.Database> =>
+): Effect.Effect<ReadonlyArray<Types.ForeignKeyInfo>, DatabaseError | NoMatch, Database.Database> =>
   withSessions((open) => Run.list(open, selectors))
 
 /**
@@ -78,22 +79,22 @@ export const list = (
  */
 export const check = (
   selectors: Selectors = {}
-): Effect.Effect<ReadonlyArray<Run.CheckedKey>, DatabaseError | NoMatch, Database.Database> =>
+): Effect.Effect<ReadonlyArray<Types.CheckedKey>, DatabaseError | NoMatch, Database.Database> =>
   withSessions((open) => Run.check(open, selectors))
 
 /**
  * A plan as a script for psql, to be run by hand: the same statements and limits as {@link rebuild} uses, with the locks of each step beside them, what to do when a
  * step fails, and as comments what is refused and warned of. Left out are the steps for tables that are too busy for the swap.
  */
-export const planScript: (plan: Run.PlanResult) => string = Script.render
+export const planScript: (plan: Types.PlanResult) => string = Script.render
 
 /**
  * What {@link rebuild} would do: the statements and locks of every step, and what it would refuse. Takes no lock above ACCESS SHARE. Fails with
  * {@link NoMatch} if selectors were given and match nothing.
  */
 export const plan = (
-  options: Run.PlanOptions
-): Effect.Effect<Run.PlanResult, DatabaseError | NoMatch, Database.Database> =>
+  options: Types.PlanOptions
+): Effect.Effect<Types.PlanResult, DatabaseError | NoMatch, Database.Database> =>
   withSessions((open) => Run.plan(open, options))
 
 /**
@@ -102,7 +103,7 @@ export const plan = (
  * process changes foreign keys of this database. Needs three connections over `directUrl`. What is changed is recorded first, in a table, for {@link undo}.
  */
 export const rebuild = (
-  options: Run.RebuildOptions
+  options: Types.RebuildOptions
 ): Effect.Effect<RebuildResult, DatabaseError | NoMatch | Busy, Database.Database> =>
   Effect.flatMap(DryRunListener, (tell) =>
     Effect.zipRight(
@@ -117,7 +118,7 @@ export const rebuild = (
  * others, among them undos. A key of which no change is recorded is refused.
  */
 export const undo = (
-  options: Run.UndoOptions
+  options: Types.UndoOptions
 ): Effect.Effect<RebuildResult, DatabaseError | NoMatch | Busy, Database.Database> =>
   withSessions((open) => Run.undo(open, options))
 
@@ -126,7 +127,7 @@ export const undo = (
  * the table is something else.
  */
 export const history = (
-  options: Run.HistoryOptions = {}
+  options: Types.HistoryOptions = {}
 ): Effect.Effect<ReadonlyArray<Entry>, DatabaseError | LedgerUnreadable, Database.Database> =>
   withSessions((open) => Run.history(open, options))
 

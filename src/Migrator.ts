@@ -16,33 +16,33 @@ import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import { Database, type Provided } from "./Database.js"
 import { type DatabaseError, reasonOf } from "./DatabaseError.js"
-import * as ForeignKeyLedger from "./foreignKey/Ledger.js"
-import * as SchemaDrift from "./migrator/Drift.js"
+import * as ForeignKeyLedger from "./foreignKey/ledger/ledger.js"
+import * as SchemaDrift from "./migrator/drift.js"
 import { defaultTable } from "./migrator/defaultTable.js"
-import * as Ledger from "./migrator/Ledger.js"
-import { differs } from "./migrator/Loader.js"
-import * as Migration from "./migrator/Migration.js"
-import { MigratorError } from "./migrator/MigratorError.js"
-import * as MigratorLock from "./migrator/MigratorLock.js"
-import * as Scratch from "./migrator/Scratch.js"
-import * as Trial from "./migrator/Trial.js"
+import * as Ledger from "./migrator/ledger.js"
+import { differs } from "./migrator/loader.js"
+import * as Migration from "./migrator/migration.js"
+import { MigratorError } from "./migrator/migratorError.js"
+import * as MigratorLock from "./migrator/lock.js"
+import * as Scratch from "./migrator/scratch.js"
+import * as Trial from "./migrator/dryRun.js"
 import * as Transaction from "./Transaction.js"
 
 // -----------------------------------------------------------------------------
 // model
 // -----------------------------------------------------------------------------
 
-export { fromDirectory, fromRecord } from "./migrator/Loader.js"
+export { fromDirectory, fromRecord } from "./migrator/loader.js"
 export {
   define,
   type Definition,
   type Migration,
   type MigrationServices,
   type Step
-} from "./migrator/Migration.js"
-export { isRefusal, MigratorError, type MigratorReason } from "./migrator/MigratorError.js"
-export type { Difference } from "./migrator/Drift.js"
-export type { Locked, Trial } from "./migrator/Trial.js"
+} from "./migrator/migration.js"
+export { isRefusal, MigratorError, type MigratorReason } from "./migrator/migratorError.js"
+export type { Difference } from "./migrator/drift.js"
+export type { Locked, Trial } from "./migrator/dryRun.js"
 export { fromBabelGlob, fromGlob, type Loader } from "@effect/sql/Migrator"
 
 /** How migrations run. */

@@ -12,7 +12,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Database } from "./Database.js"
 import type { DatabaseError } from "./DatabaseError.js"
-import type { NotificationEvent } from "./driver/NotificationHub.js"
+import type { NotificationEvent } from "./client/notificationHub.js"
 
 /** A notification, or word that some may be missing. */
 export type Event = NotificationEvent

@@ -20,7 +20,7 @@
 import * as Effect from "effect/Effect"
 import * as Database from "./Database.js"
 import type { DatabaseError } from "./DatabaseError.js"
-import * as Internal from "./purge/Purge.js"
+import * as Internal from "./purge/purge.js"
 
 export {
   Blocked,
@@ -33,7 +33,7 @@ export {
   type Refusal,
   type Result,
   type Target
-} from "./purge/Purge.js"
+} from "./purge/purge.js"
 
 /**
  * Counts what a single DELETE would delete and change, and says what would be refused. One read of the rows concerned, which can take long

@@ -9,11 +9,11 @@ import { dual } from "effect/Function"
 import * as Schedule from "effect/Schedule"
 import { Database } from "./Database.js"
 import type { DatabaseError } from "./DatabaseError.js"
-import type { TransactionOptions } from "./driver/Transact.js"
+import type { TransactionOptions } from "./transaction/manager.js"
 
-export type { RetryOptions } from "./driver/Retry.js"
-export type { IsolationLevel, TransactionOptions } from "./driver/Transact.js"
-export { rollbackMessage } from "./driver/Transact.js"
+export type { RetryOptions } from "./transaction/retry.js"
+export type { IsolationLevel, TransactionOptions } from "./transaction/manager.js"
+export { rollbackMessage } from "./transaction/manager.js"
 
 /**
  * Runs an effect in a transaction: every statement of the effect and of what it calls goes through one connection, and all of

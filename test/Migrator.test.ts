@@ -13,7 +13,7 @@ import * as Path from "node:path"
 import { fileURLToPath } from "node:url"
 import * as Database from "../src/Database.js"
 import * as Migrator from "../src/Migrator.js"
-import * as Migration from "../src/migrator/Migration.js"
+import * as Migration from "../src/migrator/migration.js"
 import * as TestDatabase from "../src/testing/TestDatabase.js"
 
 const run = (statement: string) => Effect.flatMap(SqlClient.SqlClient, (sql) => sql.unsafe(statement))

@@ -9,7 +9,7 @@ import * as FkReport from "./fkReport.js"
 import type * as Undo from "./fkUndo.js"
 import { noticing } from "./notices.js"
 import type { Given } from "./options.js"
-import * as Report from "./Report.js"
+import * as Report from "./report.js"
 import { runCommand } from "./runCommand.js"
 
 /** `fk list`. */

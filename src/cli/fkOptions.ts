@@ -7,9 +7,9 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type * as ForeignKey from "../ForeignKey.js"
-import { all as actions } from "../foreignKey/Action.js"
-import { defaultTable as defaultLedger } from "../foreignKey/Ledger.js"
-import * as Selectors from "../foreignKey/Selectors.js"
+import { all as actions } from "../catalog/action.js"
+import { defaultTable as defaultLedger } from "../foreignKey/ledger/ledger.js"
+import * as Selectors from "../catalog/selectors.js"
 import { json, url } from "./options.js"
 
 /** A repeatable option whose values are names of a form. */

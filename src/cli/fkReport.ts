@@ -2,7 +2,7 @@
 import * as Effect from "effect/Effect"
 import * as Ref from "effect/Ref"
 import * as ForeignKey from "../ForeignKey.js"
-import * as Report from "./Report.js"
+import * as Report from "./report.js"
 
 /** Tells what happens, on standard error, and keeps in mind how far it is. */
 export interface Reporter {

@@ -9,7 +9,7 @@ import * as FkReport from "./fkReport.js"
 import type * as Definition from "./migrate.js"
 import { noticing } from "./notices.js"
 import type { Given } from "./options.js"
-import * as Report from "./Report.js"
+import * as Report from "./report.js"
 import { runCommand } from "./runCommand.js"
 
 /** The migrations of this package, next to `src` both here and in the built package. */

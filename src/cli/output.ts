@@ -1,6 +1,6 @@
 /** The end of a process whose output is read, slowly or not to its end. */
 import type { Writable } from "node:stream"
-import { exitCodes } from "./Report.js"
+import { exitCodes } from "./report.js"
 
 /** What a shell says of a program that SIGPIPE ended, because nobody reads its output any more. */
 const brokenPipe = 141

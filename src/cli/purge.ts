@@ -4,7 +4,7 @@ import * as Options from "@effect/cli/Options"
 import * as ValidationError from "@effect/cli/ValidationError"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import { parts, table } from "../foreignKey/Selectors.js"
+import { parts, table } from "../catalog/selectors.js"
 import { json, loaded, url } from "./options.js"
 
 // -----------------------------------------------------------------------------

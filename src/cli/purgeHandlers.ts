@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Purge from "../Purge.js"
 import type { Given } from "./options.js"
 import type * as Definition from "./purge.js"
-import * as Report from "./Report.js"
+import * as Report from "./report.js"
 import { runCommand } from "./runCommand.js"
 
 /** `fk purge`. */

@@ -12,8 +12,8 @@ import * as Logger from "effect/Logger"
 import * as Doctor from "./doctor.js"
 import * as Fk from "./fk.js"
 import * as Migrate from "./migrate.js"
-import * as Report from "./Report.js"
-import { type Process, Surroundings } from "./Surroundings.js"
+import * as Report from "./report.js"
+import { type Process, Surroundings } from "./surroundings.js"
 import { version } from "./version.js"
 
 const command = Command.make("promptgrimoire-db").pipe(

@@ -6,9 +6,9 @@ import type * as Redacted from "effect/Redacted"
 import type { Provided } from "../Database.js"
 import { DatabaseError, shownOf } from "../DatabaseError.js"
 import { isRefusal, MigratorError } from "../Migrator.js"
-import * as Connection from "./Connection.js"
-import * as Report from "./Report.js"
-import { Surroundings } from "./Surroundings.js"
+import * as Connection from "./connection.js"
+import * as Report from "./report.js"
+import { Surroundings } from "./surroundings.js"
 
 /**
  * Runs the work of a command on its database, and turns every way in which it can end into output and an exit code. A defect

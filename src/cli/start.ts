@@ -1,7 +1,7 @@
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as Exit from "effect/Exit"
 import { exitOf, watch } from "./output.js"
-import { exitCodes } from "./Report.js"
+import { exitCodes } from "./report.js"
 import { run } from "./run.js"
 
 /** Runs the command as this process: its arguments, streams, signals and exit code. */

@@ -20,9 +20,9 @@ import * as Bulk from "./Bulk.js"
 import * as DomainError from "./DomainError.js"
 import * as Input from "./Input.js"
 import * as Page from "./Page.js"
-import * as Rows from "./Rows.js"
-import { settle } from "./Settle.js"
-import * as Text from "./Text.js"
+import * as Rows from "./rows.js"
+import { settle } from "./settle.js"
+import * as Text from "./text.js"
 import * as User from "./User.js"
 
 // -----------------------------------------------------------------------------

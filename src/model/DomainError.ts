@@ -3,7 +3,7 @@
  * operation can answer, not faults of the database, and a transaction that one of them ends is logged at WARNING.
  */
 import * as Data from "effect/Data"
-import * as Expected from "../driver/expected.js"
+import * as Expected from "../errors/expected.js"
 
 /**
  * `Data.TaggedError` for domain errors, for this library's and for an application's own. Their fields are logged: keep

@@ -30,9 +30,9 @@ import * as DatabaseError from "../DatabaseError.js"
 import * as Bulk from "./Bulk.js"
 import * as DomainError from "./DomainError.js"
 import * as Input from "./Input.js"
-import * as Rows from "./Rows.js"
-import { settle } from "./Settle.js"
-import * as Text from "./Text.js"
+import * as Rows from "./rows.js"
+import { settle } from "./settle.js"
+import * as Text from "./text.js"
 
 // -----------------------------------------------------------------------------
 // model

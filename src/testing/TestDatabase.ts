@@ -15,22 +15,22 @@ import * as Crypto from "node:crypto"
 import * as Database from "../Database.js"
 import type * as DatabaseConfig from "../DatabaseConfig.js"
 import type { DatabaseError } from "../DatabaseError.js"
-import { type Endpoint, withDatabase } from "../driver/Endpoint.js"
-import type { Pool } from "../driver/Pool.js"
-import type { Session } from "../driver/Session.js"
+import { type Endpoint, withDatabase } from "../connection/endpoint.js"
+import type { Pool } from "../pool/pool.js"
+import type { Session } from "../connection/session.js"
 import type * as EmbeddedPostgres from "../EmbeddedPostgres.js"
 import type { MigratorError } from "../Migrator.js"
-import * as Failing from "./Failing.js"
-import * as Lock from "./Lock.js"
-import * as Sandbox from "./Sandbox.js"
-import { adminSession, CannotKeep, isKept, prefix, reach, serverUrl } from "./Server.js"
-import * as Template from "./Template.js"
+import * as Failing from "./failing.js"
+import * as Lock from "./lock.js"
+import * as Sandbox from "./sandbox.js"
+import { adminSession, CannotKeep, isKept, prefix, reach, serverUrl } from "./server.js"
+import * as Template from "./template.js"
 
 // -----------------------------------------------------------------------------
 // model
 // -----------------------------------------------------------------------------
 
-export type { Fault, FaultPoint } from "./Failing.js"
+export type { Fault, FaultPoint } from "./failing.js"
 export { CannotKeep }
 
 /** How a test database is made. */

@@ -6,7 +6,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
-import { adminSession, serverUrl } from "./Server.js"
+import { adminSession, serverUrl } from "./server.js"
 
 /** Starts what the tests need; gives what ends it. */
 export default (): Promise<() => Promise<void>> =>

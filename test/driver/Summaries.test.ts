@@ -1,7 +1,7 @@
 import * as Duration from "effect/Duration"
 import { safetyNet } from "../support/speed.js"
 import { assert, describe, it } from "../support/it.js"
-import { Summaries } from "../../src/driver/Summaries.js"
+import { Summaries } from "../../src/client/summaries.js"
 
 /** A statement, its operation, its only table, and what its span is called. */
 const table: ReadonlyArray<readonly [string, string | undefined, string | undefined, string]> = [

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "../support/it.js"
-import { SeverityReader } from "../../src/driver/severities.js"
+import { SeverityReader } from "../../src/connection/severities.js"
 
 const message = (code: string, body: Buffer) => {
   const header = Buffer.alloc(5)

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "../support/it.js"
-import { StatementLimit } from "../../src/driver/statementLimit.js"
+import { StatementLimit } from "../../src/connection/statementLimit.js"
 
 describe("The limit of a statement", () => {
   const after = (...texts: ReadonlyArray<string>) => {

@@ -1,6 +1,6 @@
 import { assert, describe, it } from "../support/it.js"
-import type { Blocker } from "../../src/foreignKey/Blocker.js"
-import * as Courtesy from "../../src/foreignKey/Courtesy.js"
+import type { Blocker } from "../../src/catalog/lockHolders.js"
+import * as Courtesy from "../../src/foreignKey/apply/queuePolicy.js"
 
 const transaction = (pid: number, transactionStart: string): Blocker => ({
   pid,

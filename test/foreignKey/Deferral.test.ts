@@ -4,7 +4,7 @@ import { cases } from "../support/length.js"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import type { Session } from "../../src/driver/Session.js"
+import type { Session } from "../../src/connection/session.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { application, comparable, database, vectors } from "./support.js"
 

@@ -1,9 +1,9 @@
 import { assert, describe, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import * as Catalog from "../../src/foreignKey/Catalog.js"
+import * as Catalog from "../../src/catalog/foreignKeys.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
-import * as Name from "../../src/foreignKey/Name.js"
+import * as Name from "../../src/foreignKey/snapshot/names.js"
 import { application, database } from "./support.js"
 
 /** A key between two tables, and what is done to it. */

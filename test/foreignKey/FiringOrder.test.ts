@@ -1,8 +1,8 @@
 import { assert, describe, inMatrix, it } from "../support/it.js"
 import { cases } from "../support/length.js"
 import * as Effect from "effect/Effect"
-import type { Session } from "../../src/driver/Session.js"
-import * as Catalog from "../../src/foreignKey/Catalog.js"
+import type { Session } from "../../src/connection/session.js"
+import * as Catalog from "../../src/catalog/foreignKeys.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { application, database } from "./support.js"
 

@@ -2,9 +2,9 @@
 import { assert } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Ref from "effect/Ref"
-import type { Session } from "../../src/driver/Session.js"
-import * as Catalog from "../../src/foreignKey/Catalog.js"
-import { identifier, qualified } from "../../src/foreignKey/Sql.js"
+import type { Session } from "../../src/connection/session.js"
+import * as Catalog from "../../src/catalog/foreignKeys.js"
+import { identifier, qualified } from "../../src/sql/identifiers.js"
 import type * as ForeignKey from "../../src/ForeignKey.js"
 
 /** With these steps the new action comes into force. */

@@ -1,7 +1,7 @@
 import { assert, describe, it } from "../support/it.js"
 import * as FastCheck from "effect/FastCheck"
-import * as Selectors from "../../src/foreignKey/Selectors.js"
-import { label } from "../../src/foreignKey/Sql.js"
+import * as Selectors from "../../src/catalog/selectors.js"
+import { label } from "../../src/sql/identifiers.js"
 
 const awkward = FastCheck.oneof(
   FastCheck.constantFrom(

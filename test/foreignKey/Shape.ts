@@ -1,7 +1,7 @@
 /** Foreign keys in every shape that PostgreSQL allows, generated; and the SQL that creates them. */
 import * as FastCheck from "effect/FastCheck"
 import { type Action, actions } from "../../src/ForeignKey.js"
-import { identifier, identifiers, literal, qualified } from "../../src/foreignKey/Sql.js"
+import { identifier, identifiers, literal, qualified } from "../../src/sql/identifiers.js"
 
 export interface Shape {
   readonly name: string

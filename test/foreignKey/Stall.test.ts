@@ -2,7 +2,7 @@
 import { assert, describe, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
-import type { Session } from "../../src/driver/Session.js"
+import type { Session } from "../../src/connection/session.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { application, database } from "./support.js"
 import * as Traffic from "./Traffic.js"

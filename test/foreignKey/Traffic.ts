@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Random from "effect/Random"
 import * as Ref from "effect/Ref"
-import type { Session } from "../../src/driver/Session.js"
+import type { Session } from "../../src/connection/session.js"
 import type { DatabaseError } from "../../src/DatabaseError.js"
 import { application } from "./support.js"
 

@@ -2,10 +2,10 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Record from "effect/Record"
 import * as Redacted from "effect/Redacted"
-import * as Catalog from "../../src/foreignKey/Catalog.js"
+import * as Catalog from "../../src/catalog/foreignKeys.js"
 import * as Database from "../../src/Database.js"
-import type { Session } from "../../src/driver/Session.js"
-import * as Fidelity from "../../src/foreignKey/Fidelity.js"
+import type { Session } from "../../src/connection/session.js"
+import * as Fidelity from "../../src/foreignKey/snapshot/snapshot.js"
 import { emptyDatabase } from "../support/server.js"
 
 /** A database of its own for each test, which ends with the test's scope. */

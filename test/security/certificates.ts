@@ -6,7 +6,7 @@ import * as fs from "node:fs"
 import * as os from "node:os"
 import * as path from "node:path"
 import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
-import * as ServerAccount from "../../src/embeddedPostgres/ServerAccount.js"
+import * as ServerAccount from "../../src/embedded/serverAccount.js"
 
 /** A directory with a certificate authority, removed with the scope. */
 export interface Authority {

@@ -1,8 +1,8 @@
-import { assert, describe } from "../support/it.js"
+import { assert, describe } from "./it.js"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import { eventually } from "../support/eventually.js"
+import { eventually } from "./eventually.js"
 import * as Proxy from "./Proxy.js"
 import { check, makeRig, outcome, processId, timed } from "../faults/support.js"
 

@@ -5,8 +5,8 @@ import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
 import * as Database from "../../src/Database.js"
 import type { Settings } from "../../src/DatabaseConfig.js"
-import type * as Session from "../../src/driver/Session.js"
-import { reach } from "../../src/testing/Server.js"
+import type * as Session from "../../src/connection/session.js"
+import { reach } from "../../src/testing/server.js"
 import { adminSession, emptyDatabase } from "./server.js"
 
 /** An empty database, and a superuser's session in it beside the code under test. */

@@ -4,7 +4,7 @@ import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import * as Crypto from "node:crypto"
 import * as DatabaseConfig from "../../src/DatabaseConfig.js"
-import * as Session from "../../src/driver/Session.js"
+import * as Session from "../../src/connection/session.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import { safetyNet } from "./speed.js"
 

@@ -8,7 +8,7 @@ import * as Logger from "effect/Logger"
 import * as Random from "effect/Random"
 import type * as Database from "../../src/Database.js"
 import * as DatabaseError from "../../src/DatabaseError.js"
-import * as Retry from "../../src/driver/Retry.js"
+import * as Retry from "../../src/transaction/retry.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import * as Transaction from "../../src/Transaction.js"
 

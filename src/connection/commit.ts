@@ -1,0 +1,73 @@
+import * as Effect from "effect/Effect"
+import type { DatabaseError, Reason } from "../DatabaseError.js"
+import type { Line, Response } from "./connection.js"
+import type { Decisions } from "../errors/errorPolicy.js"
+
+/** How a transaction is committed. */
+export interface CommitOptions {
+  readonly decisions: Decisions
+  /** The server's id of the transaction, to ask for its outcome by. */
+  readonly transactionId?: string | undefined
+  /** The connection is closed when COMMIT has not been answered within so many milliseconds; infinity is no limit. */
+  readonly timeoutMillis?: number | undefined
+}
+
+/**
+ * Sends COMMIT. Fails with `TransactionRolledBack` if the server answers it with ROLLBACK, with `CommitOutcomeUnknown` if it may have got the COMMIT and did not
+ * answer it, and with the server's error if that refused.
+ */
+export const commit = (
+  backend: Line,
+  { decisions, timeoutMillis, transactionId }: CommitOptions
+): Effect.Effect<void, DatabaseError> =>
+  Effect.suspend(() => {
+    const first = backend.abortedBy
+    const sent = backend.isOpen
+    return backend.run({ text: "COMMIT", phase: "commit", timeoutMillis }).pipe(
+      // A COMMIT that never left failed for good; the outcome of one that the server may have got is not known.
+      Effect.mapError((error) =>
+        decisions.error({
+          operation: "commit",
+          inTransaction: true,
+          reason:
+            sent && isUnknown(error.reason)
+              ? {
+                  _tag: "CommitOutcomeUnknown",
+                  transactionId,
+                  systemCode: error.reason._tag === "ConnectionLost" ? error.reason.systemCode : undefined
+                }
+              : error.reason,
+          cause: error
+        })
+      ),
+      Effect.filterOrFail(
+        (response) => commandOf(response) === "COMMIT",
+        () => decisions.error({ operation: "commit", reason: { _tag: "TransactionRolledBack", first } })
+      ),
+      Effect.asVoid
+    )
+  })
+
+// -----------------------------------------------------------------------------
+// internal
+// -----------------------------------------------------------------------------
+
+const isUnknown = (reason: Reason): boolean => {
+  switch (reason._tag) {
+    case "ConnectionLost":
+      return reason.phase === "commit"
+    // The server ends such transactions before it commits them; a standby has nothing to commit.
+    case "ReplicaConflict":
+    case "IdleInTransactionTimeout":
+    case "TransactionTimeout":
+      return false
+    default:
+      return (
+        ("severity" in reason && (reason.severity === "FATAL" || reason.severity === "PANIC")) ||
+        ("code" in reason && (reason.code === "40003" || reason.code === "08007"))
+      )
+  }
+}
+
+const commandOf = (response: Response): string | undefined =>
+  "command" in response ? response.command : undefined

@@ -1,0 +1,627 @@
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as PubSub from "effect/PubSub"
+import * as Random from "effect/Random"
+import * as Runtime from "effect/Runtime"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as Tracer from "effect/Tracer"
+import * as Tarn from "tarn"
+import { DatabaseError, type Holder, type PoolState, type Reason } from "../DatabaseError.js"
+import { alarm, Backend, type DialOptions, type Line, passedMillis } from "../connection/connection.js"
+import { standard } from "../errors/errorPolicy.js"
+import { Leases } from "./leases.js"
+import { Generation } from "../connection/statementCache.js"
+import type { Telemetry } from "../telemetry/metrics.js"
+import type { Restore } from "../connection/mutex.js"
+
+/** How a pool behaves. */
+export interface PoolOptions {
+  readonly dial: DialOptions
+  readonly min: number
+  readonly max: number
+  readonly acquireTimeout: Duration.Duration
+  readonly idleTimeout: Duration.Duration
+  readonly connectionTTL: Duration.Duration
+  readonly validateAfterIdle: Duration.Duration
+  /** More callers than this do not wait: they fail with `Overloaded`. */
+  readonly maxWaiting: number
+  /** A connection that is lent for longer is reported, once. */
+  readonly leakWarning: Duration.Duration
+  readonly telemetry: Telemetry
+}
+
+/** What happens to the connections of a pool. */
+export type PoolEvent =
+  | { readonly _tag: "Opened"; readonly processId: number; readonly millis: number }
+  | { readonly _tag: "Closed"; readonly processId: number }
+  | { readonly _tag: "DialFailed"; readonly error: DatabaseError }
+  /** A caller that waited, or would have waited, goes without. */
+  | { readonly _tag: "Refused"; readonly error: DatabaseError }
+  /** Every connection older than an error was given up. */
+  | { readonly _tag: "Invalidated"; readonly error: DatabaseError }
+  /** A connection has been lent for longer than `leakWarning`. `holder` is the span that took it. */
+  | {
+      readonly _tag: "Leak"
+      readonly processId: number
+      readonly holder: string
+      readonly heldMillis: number
+    }
+
+/** A connection that a fiber holds, until it is over: what was forked meanwhile, or waits for the end, goes on without it. */
+export interface Hold {
+  readonly line: Line
+  over: boolean
+}
+
+/** The connections that a fiber holds while it asks for another one. */
+export class Held extends Context.Reference<Held>()("promptgrimoire-db/driver/Held", {
+  defaultValue: (): ReadonlyArray<Hold> => []
+}) {}
+
+/**
+ * A pool of backends. `tarn` does the pooling: it keeps to the maximum and hands a free connection to whoever waits
+ * longest. What is added here is the discipline around it: a connection is lent only if it
+ * is open, young enough, outside any transaction and, after a pause, proven alive; a caller's wait is not tied to the one
+ * dial that it caused, and leaves nothing behind when it is interrupted.
+ */
+export interface Pool {
+  /**
+   * Lends a backend until `release`. For a caller that cannot be interrupted but in what it `restore`s, so that a backend is
+   * never lost between the pool and its user.
+   */
+  readonly acquire: (restore: Restore) => Effect.Effect<Line, DatabaseError>
+  /** Takes a backend back that it has lent. One that is not idle and clean is closed, never lent again. */
+  release(line: Line): Effect.Effect<void>
+  readonly state: Effect.Effect<PoolState>
+  /** What happens from now on; who is too slow loses the oldest events. */
+  readonly events: Stream.Stream<PoolEvent>
+}
+
+/** Opens the pool and its minimum of connections; the first failure to connect is the error. */
+export const make = Effect.fn("Pool.make")(function* (
+  options: PoolOptions
+): Effect.fn.Return<Pool, DatabaseError, Scope.Scope> {
+  const runtime = yield* Effect.runtime()
+  const runFork = Runtime.runFork(runtime)
+  // The Layer can be built where nothing is interruptible, and fibers inherit that.
+  const runPromise = <A>(effect: Effect.Effect<A, DatabaseError>): Promise<A> =>
+    Runtime.runPromiseExit(runtime)(Effect.interruptible(effect)).then((exit) =>
+      Exit.isSuccess(exit) ? exit.value : Promise.reject(Cause.squash(exit.cause) as Error)
+    )
+  const clock = yield* Effect.clock
+  const unsafeNow = () => passedMillis(clock)
+
+  const live = new Map<Backend, Lease>()
+  const dialPermits = yield* Effect.makeSemaphore(concurrentDials)
+  const closed = yield* Deferred.make<never, DatabaseError>()
+  const allReturned = yield* Deferred.make<void>()
+  const events = yield* PubSub.sliding<PoolEvent>(1024)
+  const publish = (event: PoolEvent) => void events.unsafeOffer(event)
+  const { telemetry } = options
+  const decisions = options.dial.decisions ?? standard
+  const generation = new Generation()
+  const count = () => telemetry.connections(live.size - lent, lent, leases.numPendingAcquires())
+  let closing = false
+  /** How many connections wait for the one that takes their place. */
+  let renewing = 0
+  let lent = 0
+  let invalidBefore = 0
+  /** When a connection was lost last, in a statement. */
+  let lastLoss = Number.NEGATIVE_INFINITY
+  /** Why the last dial failed, until one succeeds. */
+  let dialFailure: DatabaseError | undefined
+  let reported = false
+
+  const state = (): PoolState => {
+    let busy = 0
+    for (const [backend, lease] of live) if (lease.lent || !backend.isQuiet) busy++
+    return {
+      total: live.size,
+      busy,
+      idle: live.size - busy,
+      waiting: leases.numPendingAcquires(),
+      max: options.max
+    }
+  }
+
+  const isSecondLoss = (error: DatabaseError): boolean => {
+    if (error.reason._tag !== "ConnectionLost") return false
+    const before = lastLoss
+    lastLoss = unsafeNow()
+    return lastLoss - before < sameLossMillis
+  }
+
+  const condemn = (backend: Backend, error: DatabaseError) => {
+    if (error.fate === "keep") return
+    if (error.reason._tag === "ReadOnlyTransaction" && backend.expectsReadOnly) return
+    const lease = live.get(backend)
+    if (lease !== undefined) lease.condemned = true
+    // Two that are lost at once say that the server or the network is gone, and not a connection.
+    if (error.fate !== "invalidate" && !isSecondLoss(error)) return
+    publish({ _tag: "Invalidated", error })
+    invalidBefore = unsafeNow()
+    for (const other of live.keys()) if (other.openedAt < invalidBefore) retire(other)
+  }
+
+  /** Closes a connection that is not lent. */
+  const retire = (backend: Backend) => {
+    if (leases.discard(backend)) runFork(backend.close)
+  }
+
+  /**
+   * Dials, and after a second dials again beside it, every second: a network that swallowed the first dial may be back. The first
+   * one goes on for as long as it may, for a server that needs its time.
+   */
+  const dialTwice = Effect.suspend(() => {
+    let taken = false
+    const once = (connectTimeout: Duration.Duration) =>
+      Effect.flatMap(Backend.dial({ ...options.dial, connectTimeout, generation }), (backend) => {
+        if (taken) return Effect.zipRight(backend.close, Effect.never)
+        taken = true
+        return Effect.succeed(backend)
+      })
+    return Effect.raceFirst(
+      once(options.dial.connectTimeout),
+      Effect.retry(once(slowDial), Schedule.spaced("100 millis")).pipe(Effect.delay(slowDial))
+    )
+  })
+
+  const dial = Effect.gen(function* () {
+    const started = performance.now()
+    const backend = yield* dialTwice
+    const millis = performance.now() - started
+    telemetry.created(millis)
+    const ttl = Duration.toMillis(options.connectionTTL)
+    const jitter = yield* Random.nextRange(0, maxJitter)
+    const lease: Lease = {
+      lent: false,
+      condemned: false,
+      idleSince: backend.openedAt,
+      renewAt: backend.openedAt + ttl * (1 - jitter),
+      expiresAt: backend.openedAt + ttl,
+      lentAt: 0,
+      holder: Context.empty(),
+      isReported: false,
+      waits: { count: 0 }
+    }
+    live.set(backend, lease)
+    publish({ _tag: "Opened", processId: backend.processId, millis })
+    backend.onError = (error) => condemn(backend, error)
+    backend.onClose(() => {
+      live.delete(backend)
+      leases.discard(backend)
+      count()
+      publish({ _tag: "Closed", processId: backend.processId })
+    })
+    dialFailure = undefined
+    return backend
+  }).pipe(
+    Effect.retry({
+      while: (error) => error.reason._tag === "ServerStarting" || error.reason._tag === "TooManyConnections",
+      schedule: Schedule.jittered(Schedule.exponential("50 millis")).pipe(
+        Schedule.upTo(options.dial.connectTimeout)
+      )
+    }),
+    Effect.tapError((error) => {
+      // While other connections are alive, whoever waits gets one of them; without any, nobody will.
+      if (live.size === 0) leases.failFirst(error)
+      dialFailure = error
+      publish({ _tag: "DialFailed", error })
+      return Effect.void
+    })
+  )
+
+  /** Dials in turn, and not at all once nobody needs it any more. */
+  const create = dialPermits
+    .withPermits(1)(
+      Effect.suspend(() =>
+        leases.numPendingAcquires() === 0 && !leases.isBelowMinimum && renewing === 0
+          ? Effect.fail(noLongerWanted)
+          : dial
+      )
+    )
+    .pipe(Effect.raceFirst(Deferred.await(closed)))
+
+  const isFit = (backend: Backend): boolean => {
+    const lease = live.get(backend)
+    return (
+      lease !== undefined &&
+      !lease.condemned &&
+      backend.isOpen &&
+      backend.transactionStatus === "I" &&
+      backend.openedAt >= invalidBefore &&
+      unsafeNow() < lease.expiresAt
+    )
+  }
+
+  const pauseMillis = Duration.toMillis(options.validateAfterIdle)
+
+  const wasIdleTooLong = (backend: Backend): boolean =>
+    unsafeNow() - (live.get(backend)?.idleSince ?? 0) >= pauseMillis
+
+  const isReady = (backend: Backend): boolean => isFit(backend) && !wasIdleTooLong(backend)
+
+  const leases: Leases<Backend> = new Leases<Backend>({
+    create: () => runPromise(create),
+    validate: ((backend: Backend): boolean | Promise<boolean> => {
+      if (!isFit(backend)) return false
+      return wasIdleTooLong(backend) ? runPromise(backend.ping(pingMillis)) : true
+    }) as (backend: Backend) => boolean,
+    destroy: (backend) => runPromise(backend.close),
+    min: options.min,
+    max: options.max,
+    acquireTimeoutMillis: maxTimer,
+    createTimeoutMillis: maxTimer,
+    destroyTimeoutMillis: 5000,
+    createRetryIntervalMillis: 50,
+    propagateCreateError: false
+  })
+
+  const oldestHolder = (): Holder | undefined => {
+    let oldest: Lease | undefined
+    for (const lease of live.values()) {
+      if (lease.lent && (oldest === undefined || lease.lentAt < oldest.lentAt)) oldest = lease
+    }
+    return oldest === undefined
+      ? undefined
+      : { span: nameOf(oldest.holder), heldMillis: Math.round(performance.now() - oldest.lentAt) }
+  }
+
+  const acquireError = (error: unknown): DatabaseError => {
+    if (DatabaseError.is(error)) return error
+    if (closing || !(error instanceof Tarn.TimeoutError)) return poolClosed
+    const timeout = decisions.error({
+      operation: "acquire",
+      reason: {
+        _tag: "AcquireTimeout",
+        timeoutMillis: Duration.toMillis(options.acquireTimeout),
+        pool: state(),
+        oldestHolder: oldestHolder()
+      },
+      ...(dialFailure === undefined ? {} : { cause: dialFailure })
+    })
+    telemetry.timedOut()
+    publish({ _tag: "Refused", error: timeout })
+    return timeout
+  }
+
+  const lend = (backend: Backend, holder: Context.Context<never>, waitedSince: number): Backend => {
+    const lease = live.get(backend)
+    const now = performance.now()
+    if (lease !== undefined) {
+      lease.lent = true
+      lease.lentAt = now
+      lease.holder = holder
+      lease.isReported = false
+    }
+    lent++
+    telemetry.waited(now - waitedSince)
+    count()
+    return backend
+  }
+
+  const acquire = (restore: Restore): Effect.Effect<Backend, DatabaseError> =>
+    Effect.contextWithEffect((context: Context.Context<never>) => {
+      if (closing) return Effect.fail(poolClosed)
+      const started = performance.now()
+      const ready = leases.take(isReady)
+      if (ready !== undefined) return Effect.succeed(lend(ready, context, started))
+      const mine = Context.get(context, Held).flatMap(({ line, over }) =>
+        over ? [] : (live.get(line as Backend) ?? [])
+      )
+      const refused = refusal(mine)
+      return refused === undefined ? wait(restore, context, started, mine) : Effect.fail(refused)
+    })
+
+  /** Why a caller must not even wait: too many do for whom there is neither a free connection nor room for one, or whoever could give it a connection waits for one, too. */
+  const refusal = (mine: ReadonlyArray<Lease>): DatabaseError | undefined => {
+    const everybodyWaits =
+      mine.length > 0 &&
+      lent >= options.max &&
+      [...live.values()].every((lease) => lease.waits.count > 0 || mine.includes(lease))
+    const reason: Reason | undefined = everybodyWaits
+      ? {
+          _tag: "NestedAcquire",
+          holders: [...live.values()].map(({ holder }) => nameOf(holder)),
+          pool: state()
+        }
+      : leases.numPendingAcquires() >= options.maxWaiting + options.max - leases.numUsed()
+        ? { _tag: "Overloaded", pool: state(), oldestHolder: oldestHolder() }
+        : undefined
+    if (reason === undefined) return undefined
+    const error = decisions.error({ operation: "acquire", reason })
+    publish({ _tag: "Refused", error })
+    return error
+  }
+
+  const wait = (
+    restore: Restore,
+    context: Context.Context<never>,
+    started: number,
+    mine: ReadonlyArray<Lease>
+  ): Effect.Effect<Backend, DatabaseError> => {
+    const pending = leases.acquire()
+    const acquireMillis = Math.min(Duration.toMillis(options.acquireTimeout), maxTimer)
+    const callOff = alarm(acquireMillis, () => leases.expire(pending))
+    const waits = mine.map((lease) => lease.waits)
+    for (const one of waits) one.count++
+    const stopWaiting = () => {
+      callOff()
+      for (const one of waits) one.count--
+    }
+    let given: Backend | undefined
+    let left = false
+    const promise = pending.promise.finally(stopWaiting).then(
+      (backend) => {
+        given = lend(backend, context, started)
+        if (left) giveBack(backend)
+        if (!closing) return Effect.succeed(backend)
+        // It was on its way when the pool closed, and is about to be closed with the others.
+        return Effect.fail(poolClosed)
+      },
+      (error: unknown) => Effect.fail(acquireError(error))
+    )
+    return Effect.matchCauseEffect(
+      restore(Effect.async<Backend, DatabaseError>((resume) => void promise.then(resume))),
+      {
+        onSuccess: Effect.succeed,
+        onFailure: (cause) =>
+          Effect.suspend(() => {
+            left = true
+            if (given === undefined) leases.withdraw(pending)
+            else giveBack(given)
+            return Effect.failCause(cause)
+          })
+      }
+    )
+  }
+
+  const giveBack = (backend: Backend) => {
+    lent--
+    backend.expectsReadOnly = false
+    backend.answerMillis = options.dial.answerMillis
+    const lease = live.get(backend)
+    if (lease !== undefined) {
+      telemetry.used(performance.now() - lease.lentAt)
+      lease.holder = Context.empty()
+      lease.waits = { count: 0 }
+      lease.lent = false
+      lease.idleSince = unsafeNow()
+    }
+    const isDue = lease !== undefined && unsafeNow() >= lease.renewAt
+    if (isFit(backend) && !isDue && !closing) {
+      leases.release(backend)
+    } else {
+      leases.drop(backend)
+      if (backend.isOpen) runFork(backend.close)
+    }
+    count()
+    if (closing && lent === 0) Deferred.unsafeDone(allReturned, Exit.void)
+  }
+
+  const release = (backend: Backend): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      if (!backend.isQuiet)
+        return Effect.asVoid(Effect.forkDaemon(Effect.zipRight(backend.quiet, release(backend))))
+      const dirty = backend.isOpen && backend.transactionStatus !== "I"
+      giveBack(backend)
+      return dirty
+        ? Effect.logWarning("A connection was given back inside an open transaction; it is closed")
+        : Effect.void
+    })
+
+  /**
+   * Ends idle connections that are due, but never so many that fewer than the minimum are left: those go when another one is
+   * open in their place, or one at a time where the maximum leaves no room for that.
+   */
+  const renew = (now: number) => {
+    const due = [...live].flatMap(([backend, lease]) =>
+      now >= lease.renewAt && leases.isFree(backend) ? [backend] : []
+    )
+    const spare = Math.max(leases.open - options.min, 0)
+    for (const backend of due.splice(0, spare)) retire(backend)
+    if (due.length === 0 || renewing > 0) return
+    if (leases.open >= options.max) {
+      for (const backend of due.splice(0, 1)) retire(backend)
+      return
+    }
+    for (const opened of leases.topUp(due.length)) {
+      renewing++
+      opened
+        .then(() => due.splice(0, 1).forEach(retire))
+        .catch(ignore)
+        .finally(() => renewing--)
+    }
+  }
+
+  const idleMillis = Duration.toMillis(options.idleTimeout)
+
+  /** Closes what was idle for too long, down to the minimum. */
+  const evictIdle = (now: number) => {
+    const spare = Math.max(leases.open - options.min, 0)
+    const idle = [...live].flatMap(([backend, lease]) =>
+      now - lease.idleSince >= idleMillis && leases.isFree(backend) ? [backend] : []
+    )
+    for (const backend of idle.slice(0, spare)) retire(backend)
+  }
+
+  /** Renews connections, closes those that were idle for too long, and opens new ones up to the minimum. */
+  const housekeeping = Effect.suspend(() => {
+    renew(unsafeNow())
+    evictIdle(unsafeNow())
+    for (const opened of leases.topUp()) opened.catch(ignore)
+    const isNews = dialFailure !== undefined && !reported
+    reported = dialFailure !== undefined
+    const dialWarning = isNews
+      ? Effect.logWarning("The pool cannot open connections", dialFailure)
+      : Effect.void
+    // A logger that throws must not end the housekeeping.
+    return Effect.catchAllDefect(Effect.zipRight(dialWarning, reportLeaks), () => Effect.void)
+  })
+
+  const reportLeaks = Effect.suspend(() => {
+    const now = performance.now()
+    const limit = Duration.toMillis(options.leakWarning)
+    const leaks = [...live].filter(
+      ([, lease]) => lease.lent && !lease.isReported && now - lease.lentAt > limit
+    )
+    return Effect.forEach(
+      leaks,
+      ([backend, lease]) => {
+        lease.isReported = true
+        const heldMillis = Math.round(now - lease.lentAt)
+        const holder = nameOf(lease.holder)
+        publish({ _tag: "Leak", processId: backend.processId, holder, heldMillis })
+        return Effect.logWarning(
+          `A connection has been held for ${heldMillis} ms by ${holder} (backend ${backend.processId})`
+        )
+      },
+      { discard: true }
+    )
+  })
+
+  yield* Effect.addFinalizer(() =>
+    Effect.gen(function* () {
+      closing = true
+      if (lent === 0) yield* Deferred.succeed(allReturned, undefined)
+      yield* Deferred.fail(closed, poolClosed)
+      const shutDown = leases.shutDown(poolClosed)
+      yield* Effect.timeoutOption(Effect.interruptible(Deferred.await(allReturned)), closeGrace)
+      yield* Effect.forEach(
+        [...live],
+        ([backend, lease]) => (lease.lent || !backend.isQuiet ? backend.terminate : backend.close),
+        { concurrency: "unbounded", discard: true }
+      )
+      yield* Effect.promise(() => shutDown)
+    })
+  )
+
+  const pooling: Pool = {
+    acquire,
+    release,
+    state: Effect.sync(state),
+    events: Stream.fromPubSub(events)
+  }
+
+  yield* options.min === 0
+    ? Effect.scoped(borrow(pooling))
+    : Effect.tryPromise({
+        try: () => Promise.all(leases.topUp()),
+        catch: (error) => acquireError(error)
+      })
+  yield* housekeeping.pipe(
+    Effect.repeat(
+      // Often enough that what is due at different times ends at different times.
+      Schedule.spaced(
+        Duration.clamp(Duration.times(options.connectionTTL, 0.005), {
+          minimum: Duration.millis(20),
+          maximum: Duration.millis(housekeepingMillis)
+        })
+      )
+    ),
+    Effect.interruptible,
+    Effect.forkScoped
+  )
+
+  return pooling
+})
+
+/** Lends a backend until the scope closes. The wait can be interrupted; nothing is lost then. */
+export const borrow = (pool: Pool): Effect.Effect<Line, DatabaseError, Scope.Scope> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.tap(pool.acquire(restore), (backend) => Effect.addFinalizer(() => pool.release(backend)))
+  )
+
+/** Lends a backend while `use` runs. */
+export const use = <A, E, R>(
+  pool: Pool,
+  use: (backend: Line) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E | DatabaseError, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(pool.acquire(restore), (backend) =>
+      Effect.ensuring(restore(use(backend)), pool.release(backend))
+    )
+  )
+
+/** Tells the pool, should an effect ask for another connection, that it has this one already. */
+export const holding =
+  (line: Line) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.suspend(() => {
+      const hold: Hold = { line, over: false }
+      return effect.pipe(
+        Effect.mapInputContext((context: Context.Context<R>) =>
+          Context.add(context, Held, [...Context.get(context, Held), hold])
+        ),
+        Effect.ensuring(
+          Effect.sync(() => {
+            hold.over = true
+          })
+        )
+      )
+    })
+
+/** What the pool knows of a backend. */
+interface Lease {
+  lent: boolean
+  /** An error said that it must not be lent again. */
+  condemned: boolean
+  idleSince: number
+  /** When another one is opened in its place. */
+  readonly renewAt: number
+  /** When it is not lent any more. */
+  readonly expiresAt: number
+  /** Time of `performance.now()`. */
+  lentAt: number
+  /** The context of who it is lent to. */
+  holder: Context.Context<never>
+  /** Whether it was reported as held for too long. */
+  isReported: boolean
+  /** How many connections its holder waits for; another one's for each holder. */
+  waits: { count: number }
+}
+
+/** The span that somebody works in, and the one around it: what was being done when a connection was taken. */
+const nameOf = (holder: Context.Context<never>): string => {
+  const names: Array<string> = []
+  let span = Option.getOrUndefined(Context.getOption(holder, Tracer.ParentSpan))
+  while (span?._tag === "Span" && names.length < 3) {
+    names.push(span.name)
+    span = Option.getOrUndefined(span.parent)
+  }
+  return names.length === 0 ? "a fiber without a span" : names.join(" in ")
+}
+
+const ignore = () => {}
+
+/** More dials at once would open connections for callers that an idle one serves sooner. */
+const concurrentDials = 4
+
+const slowDial = Duration.seconds(1)
+
+const pingMillis = 1000
+
+const housekeepingMillis = 1000
+
+/** Connections that are lost within so many milliseconds are lost for one reason. */
+const sameLossMillis = 1000
+
+/** The part of its lifetime by which a connection's end comes early at most: those of one start must not end together. */
+const maxJitter = 0.15
+
+/** How long a pool that closes waits for what is lent; then statements are cancelled and connections cut. */
+const closeGrace = Duration.seconds(3)
+
+/** The longest time that Node's timers can hold. */
+const maxTimer = 2 ** 31 - 1
+
+const noLongerWanted = new DatabaseError({ operation: "connect", reason: { _tag: "PoolClosed" } })
+
+const poolClosed = new DatabaseError({ operation: "acquire", reason: { _tag: "PoolClosed" } })
