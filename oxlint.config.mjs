@@ -38,7 +38,9 @@ const rooms = [
   ["cli"]
 ]
 
-/** Imports of a room, from anywhere in src/: by its path, and within foreignKey/ by its name there. */
+/**
+ * Imports of a room, from anywhere in src/: by its path, and within foreignKey/ by its name there.
+ */
 const importsOf = (room) => {
   const inside = room.startsWith("foreignKey/") ? `|\\.\\.?/${room.slice("foreignKey/".length)}` : ""
   return `^((\\./|(\\.\\./)+)${room}${inside})(/|\\.js$)`

@@ -1,7 +1,10 @@
 import { defineConfig } from "vitest/config"
 import { suite } from "./test/support/suite.js"
 
-/** `npm test`: each part of the product with the cases that tell most. With `--mode full` all of them. */
+/**
+ * `npm test`: each part of the product with the cases that tell most. With `--mode full` all of
+ * them.
+ */
 export default defineConfig(({ mode }) =>
   suite({
     length: mode === "full" ? "full" : "quick",

@@ -1,7 +1,8 @@
 /**
- * What a statement costs the program that sends it: CPU time of this process (the server is another one) and elapsed time for each operation, of our Layer, of
- * the stock `@effect/sql-pg` and of a plain `pg` pool, in turns on one server. Prints the median round of each, and ours against the others:
- * `npm run bench:connection`. `BENCH_ROUNDS` (default 9) sets how many rounds there are.
+ * What a statement costs the program that sends it: CPU time of this process (the server is another
+ * one) and elapsed time for each operation, of our Layer, of the stock `@effect/sql-pg` and of a
+ * plain `pg` pool, in turns on one server. Prints the median round of each, and ours against the
+ * others: `npm run bench:connection`. `BENCH_ROUNDS` (default 9) sets how many rounds there are.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import type { SqlError } from "@effect/sql/SqlError"

@@ -1,4 +1,7 @@
-/** Runs the reproduced defects of the stock client on it and on ours, on one real server: `npm run defects`. */
+/**
+ * Runs the reproduced defects of the stock client on it and on ours, on one real server: `npm run
+ * defects`.
+ */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Config from "effect/Config"

@@ -1,9 +1,11 @@
 /**
- * How long writers stall while three foreign keys of one table change their action: {@link ForeignKey.rebuild} beside drop-and-add in one transaction, which is
- * what Alembic, drizzle-kit, Ecto and Atlas do. Both run in turn on the same server, and a control figure says what the same writers suffer while nobody changes
- * anything. `npm run bench:fk -- 500000 2000000` chooses the numbers of rows. It exits with 1 where the rebuild stalls writers for longer than {@link longest}, or for longer
- * with more rows, or, from 10 million rows on, less than {@link leastRatio} times shorter than drop-and-add. `npm run bench:fk -- size` measures
- * something else (fkSize.ts).
+ * How long writers stall while three foreign keys of one table change their action: {@link
+ * ForeignKey.rebuild} beside drop-and-add in one transaction, which is what Alembic, drizzle-kit,
+ * Ecto and Atlas do. Both run in turn on the same server, and a control figure says what the same
+ * writers suffer while nobody changes anything. `npm run bench:fk -- 500000 2000000` chooses the
+ * numbers of rows. It exits with 1 where the rebuild stalls writers for longer than {@link
+ * longest}, or for longer with more rows, or, from 10 million rows on, less than {@link leastRatio}
+ * times shorter than drop-and-add. `npm run bench:fk -- size` measures something else (fkSize.ts).
  */
 import * as Clock from "effect/Clock"
 import * as Console from "effect/Console"
@@ -30,17 +32,25 @@ const rounds = 3
 /** How long the control figure is measured in each round, in milliseconds. */
 const controlMillis = 5000
 
-/** The longest stall in the median that a rebuild may cause while nobody else holds a lock, in milliseconds. */
+/**
+ * The longest stall in the median that a rebuild may cause while nobody else holds a lock, in
+ * milliseconds.
+ */
 const longest = 50
 
-/** How many times shorter it has to be than that of drop-and-add, in the medians, from so many rows on. */
+/**
+ * How many times shorter it has to be than that of drop-and-add, in the medians, from so many rows
+ * on.
+ */
 const leastRatio = { rows: 10_000_000, ratio: 50 }
 
 const settings = { shared_buffers: "1GB", max_wal_size: "8GB", maintenance_work_mem: "256MB" }
 
 const keys = ["author", "course", "topic"] as const
 
-/** Rows 1 to 1000 of each referenced table have children and stay; those from 10000 on come and go. */
+/**
+ * Rows 1 to 1000 of each referenced table have children and stay; those from 10000 on come and go.
+ */
 const load = (session: Session, rows: number) =>
   Effect.gen(function* () {
     yield* session.query("SET statement_timeout = 0")
@@ -90,7 +100,10 @@ const passParent: Write = (session) =>
     ([row]) => session.query("DELETE FROM course WHERE id = $1", [row?.id])
   )
 
-/** The four writers: two that insert children, one that updates parents, one that inserts and deletes a parent without children. */
+/**
+ * The four writers: two that insert children, one that updates parents, one that inserts and
+ * deletes a parent without children.
+ */
 const writers: ReadonlyArray<Write> = [insertChild, insertChild, updateParent, passParent]
 
 interface Measured<A> {
@@ -104,7 +117,9 @@ interface Measured<A> {
 
 const millis = Effect.map(Clock.currentTimeNanos, (nanos) => Number(nanos) / 1e6)
 
-/** Runs the writers in closed loops around `change`; what they do before it begins is not counted. */
+/**
+ * Runs the writers in closed loops around `change`; what they do before it begins is not counted.
+ */
 const beside = <A, E, R>(
   sessions: ReadonlyArray<Session>,
   change: Effect.Effect<A, E, R>
@@ -151,7 +166,10 @@ const ours = (onDelete: ForeignKey.Action) =>
       : Effect.dieMessage(`rebuild did not change every key: ${JSON.stringify({ failed, refused })}`)
   )
 
-/** A migration that is chosen as a deadlock victim is run again, as its user would do. Gives the number of tries. */
+/**
+ * A migration that is chosen as a deadlock victim is run again, as its user would do. Gives the
+ * number of tries.
+ */
 const dropAndAdd = (session: Session, onDelete: ForeignKey.Action) =>
   session
     .query(
@@ -185,7 +203,10 @@ const line = (cells: ReadonlyArray<string>) =>
       .trimEnd()
   )
 
-/** `lockMillis` is what the rebuild itself reports as its longest lock; a stall can be longer, for the machine is shared. */
+/**
+ * `lockMillis` is what the rebuild itself reports as its longest lock; a stall can be longer, for
+ * the machine is shared.
+ */
 const report = (
   rows: number,
   way: string,
@@ -258,7 +279,10 @@ const measure = (
     }
   })
 
-/** What the figures should be and are not. A machine that stalls its writers by itself stalls them during a rebuild too. */
+/**
+ * What the figures should be and are not. A machine that stalls its writers by itself stalls them
+ * during a rebuild too.
+ */
 const broken = (all: ReadonlyArray<Stalls>): ReadonlyArray<string> => {
   const [smallest] = all
   return all.flatMap(({ control, ours, rows, theirs }) => [

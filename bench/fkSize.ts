@@ -1,10 +1,11 @@
 /**
- * What a change of one key costs in databases of many keys, and with many partitions: `npm run bench:fk -- size`, or some of it only,
- * `npm run bench:fk -- size keys=100 keys=5000 partitions=100`. {@link ForeignKey.rebuild} runs beside psql, which gets the bare
- * statements of the same plan: no guards, no limits, nothing that is read. Both change the same keys, each in a database of its own,
- * of which {@link sample} at most. Each of the {@link rounds} measures every size once, and the
- * medians count. POSTGRES_VERSION chooses the server. It exits with 1 where ours takes more than
- * {@link limits}.
+ * What a change of one key costs in databases of many keys, and with many partitions: `npm run
+ * bench:fk -- size`, or some of it only, `npm run bench:fk -- size keys=100 keys=5000
+ * partitions=100`. {@link ForeignKey.rebuild} runs beside psql, which gets the bare statements of
+ * the same plan: no guards, no limits, nothing that is read. Both change the same keys, each in a
+ * database of its own, of which {@link sample} at most. Each of the {@link rounds} measures every
+ * size once, and the medians count. POSTGRES_VERSION chooses the server. It exits with 1 where ours
+ * takes more than {@link limits}.
  */
 import * as Clock from "effect/Clock"
 import * as Console from "effect/Console"
@@ -26,7 +27,10 @@ const sample = 100
 /** How often each size is measured. */
 const rounds = 3
 
-/** How many times longer than psql, and how many times longer a key in the largest database than in the smallest one. */
+/**
+ * How many times longer than psql, and how many times longer a key in the largest database than in
+ * the smallest one.
+ */
 const limits = { ratio: 3, growth: 1.2 }
 
 /**
@@ -161,7 +165,8 @@ const measure = (
       ...(kind === "partitions" ? { lockTimeout: "5 seconds" } : {})
     }
     const planned = yield* timed(on(made(theirs), ForeignKey.plan(options)))
-    // Half of it before ours and half after, so that a machine that slows down meanwhile slows both.
+    // Half of it before ours and half after, so that a machine that slows down meanwhile slows
+    // both.
     const { steps } = planned.result
     const first = steps.findIndex(
       ({ constraint }, index) => index >= steps.length / 2 && constraint !== steps[index - 1]?.constraint

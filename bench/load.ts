@@ -1,6 +1,7 @@
 /**
- * Loading users: `insertMany`, which is a statement for each batch, beside `insertStream`, which is a COPY. Both in turn, on emptied tables of one server; prints
- * rows per second and their ratio. `npm run bench:load -- 100000` chooses the number of rows.
+ * Loading users: `insertMany`, which is a statement for each batch, beside `insertStream`, which is
+ * a COPY. Both in turn, on emptied tables of one server; prints rows per second and their ratio.
+ * `npm run bench:load -- 100000` chooses the number of rows.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Console from "effect/Console"

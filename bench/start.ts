@@ -35,7 +35,10 @@ const median = (values: ReadonlyArray<number>) =>
 
 const pairs = 15
 
-/** Runs pairs of both, one after the other, and says whether the ratio of their medians is within the limit. */
+/**
+ * Runs pairs of both, one after the other, and says whether the ratio of their medians is within
+ * the limit.
+ */
 const measure = (name: string, args: ReadonlyArray<string>, limit: number) =>
   Effect.gen(function* () {
     const times = Array.from({ length: pairs }, () => ({

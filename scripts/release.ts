@@ -1,6 +1,6 @@
 /**
- * Makes a release of this checkout: checks, tests, sets the version, commits, tags and packs. Nothing leaves
- * this machine: `npm run release -- 0.2.0`
+ * Makes a release of this checkout: checks, tests, sets the version, commits, tags and packs.
+ * Nothing leaves this machine: `npm run release -- 0.2.0`
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as Console from "effect/Console"

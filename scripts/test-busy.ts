@@ -1,4 +1,7 @@
-/** Runs `npm test` beside four busy loops: `npm run test:busy`. No test may fail because the machine is slow. */
+/**
+ * Runs `npm test` beside four busy loops: `npm run test:busy`. No test may fail because the machine
+ * is slow.
+ */
 import { type ChildProcess, spawn } from "node:child_process"
 
 // Each looks at its parent, so that none outlives this process, however it ends.

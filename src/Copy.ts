@@ -1,5 +1,6 @@
 /**
- * Large loads: the rows of a stream into a table by `COPY ... FROM STDIN`, the fastest way in that PostgreSQL has.
+ * Large loads: the rows of a stream into a table by `COPY ... FROM STDIN`, the fastest way in that
+ * PostgreSQL has.
  */
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
@@ -24,7 +25,10 @@ export interface Target {
   readonly columns: ReadonlyArray<string>
 }
 
-/** A value for each column, of the JavaScript types that a statement's parameters may have; `null` is NULL. */
+/**
+ * A value for each column, of the JavaScript types that a statement's parameters may have; `null`
+ * is NULL.
+ */
 export type Row = ReadonlyArray<unknown>
 
 // -----------------------------------------------------------------------------
@@ -32,16 +36,18 @@ export type Row = ReadonlyArray<unknown>
 // -----------------------------------------------------------------------------
 
 /**
- * Stores the rows of a stream, all or none, and gives their number. One statement, in the transaction that is open if there is
- * one; rows are taken from the stream as the server reads them, so there can be more of them than fit in memory.
+ * Stores the rows of a stream, all or none, and gives their number. One statement, in the
+ * transaction that is open if there is one; rows are taken from the stream as the server reads
+ * them, so there can be more of them than fit in memory.
  *
- * A stream that fails, or an interruption, stores nothing and leaves the connection fit for use. A row that breaks a constraint
- * fails as it would in INSERT, with the constraint's name; what INSERT can do about it (ON CONFLICT, RETURNING) COPY cannot, and
- * it runs triggers but no rules. `statement_timeout` is the limit of the whole load, the stream's own time included: give a long
+ * A stream that fails, or an interruption, stores nothing and leaves the connection fit for use. A
+ * row that breaks a constraint fails as it would in INSERT, with the constraint's name; what INSERT
+ * can do about it (ON CONFLICT, RETURNING) COPY cannot, and it runs triggers but no rules.
+ * `statement_timeout` is the limit of the whole load, the stream's own time included: give a long
  * load more in `Transaction.run`.
  *
- * The stream may use the database, on another connection; inside a transaction it cannot use that one, which is busy, and fails
- * with `InvalidRequest` if it tries.
+ * The stream may use the database, on another connection; inside a transaction it cannot use that
+ * one, which is busy, and fails with `InvalidRequest` if it tries.
  */
 export const into: {
   (

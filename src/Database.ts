@@ -1,8 +1,10 @@
 /**
- * The database as a service: a Layer that takes settings and provides {@link Database}, `PgClient` and `SqlClient`.
+ * The database as a service: a Layer that takes settings and provides {@link Database}, `PgClient`
+ * and `SqlClient`.
  *
- * Every statement goes through one pool of PostgreSQL connections with limits, recycling and server-side timeouts;
- * `sql.withTransaction` is {@link "./Transaction"}`.run`. There is no module state: two Layers are two databases.
+ * Every statement goes through one pool of PostgreSQL connections with limits, recycling and
+ * server-side timeouts; `sql.withTransaction` is {@link "./Transaction"}`.run`. There is no module
+ * state: two Layers are two databases.
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
 import * as PgClient from "@effect/sql-pg/PgClient"
@@ -46,15 +48,21 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
     readonly config: DatabaseConfig.DatabaseConfig
     /** How many connections there are and what they do. */
     readonly stats: Effect.Effect<PoolState>
-    /** What happens to the connections: opened, closed, refused, leaked. From now on; who is too slow loses the oldest events. */
+    /**
+     * What happens to the connections: opened, closed, refused, leaked. From now on; who is too
+     * slow loses the oldest events.
+     */
     readonly events: Stream.Stream<Pool.PoolEvent>
-    /** Whether the database can be used; answers in little more than four seconds at most, also when the pool is exhausted or the server is gone. */
+    /**
+     * Whether the database can be used; answers in little more than four seconds at most, also when
+     * the pool is exhausted or the server is gone.
+     */
     readonly health: Effect.Effect<Health.Health>
     /** Whether a connection pooler, such as PgBouncer, stands between the pool and PostgreSQL. */
     readonly isBehindPooler: Effect.Effect<boolean, DatabaseError>
     /**
-     * Opens a dedicated session, outside the pool and past any pooler, that ends with the scope. `SessionUnavailable` where `pooler` is `transaction` and
-     * there is no `directUrl`.
+     * Opens a dedicated session, outside the pool and past any pooler, that ends with the scope.
+     * `SessionUnavailable` where `pooler` is `transaction` and there is no `directUrl`.
      */
     readonly session: Effect.Effect<Session.Session, DatabaseError, Scope.Scope>
     /** The listeners of {@link "./Notification"}. */
@@ -66,13 +74,15 @@ export class Database extends Context.Tag("promptgrimoire-db/Database")<
     /** What {@link "./Copy"}`.into` calls. */
     readonly copyIn: CopyIn
     /**
-     * The same database over connections of its own, opened past any pooler and closed with the scope: what is left on them reaches nobody. A transaction that is
-     * open here is open there too.
+     * The same database over connections of its own, opened past any pooler and closed with the
+     * scope: what is left on them reaches nobody. A transaction that is open here is open there
+     * too.
      */
     readonly isolated: Effect.Effect<Context.Context<Provided>, DatabaseError, Scope.Scope>
     /**
-     * The same database over a changed pool; what the Layers of `promptgrimoire-db/testing` are made with. `isolate` opens the pool of {@link isolated}, from the
-     * changed pool and from how it is opened otherwise.
+     * The same database over a changed pool; what the Layers of `promptgrimoire-db/testing` are
+     * made with. `isolate` opens the pool of {@link isolated}, from the changed pool and from how
+     * it is opened otherwise.
      */
     readonly derive: <E, R>(
       wrap: (pool: Pool.Pool) => Effect.Effect<Pool.Pool, E, R>,
@@ -102,7 +112,9 @@ export const layer = (
 ): Layer.Layer<Provided, DatabaseConfig.InvalidSettings | DatabaseError> =>
   layerFrom(DatabaseConfig.resolve(settings))
 
-/** A database with settings from the environment: `DATABASE_URL` and the others of `DatabaseConfig`. */
+/**
+ * A database with settings from the environment: `DATABASE_URL` and the others of `DatabaseConfig`.
+ */
 export const layerConfig: Layer.Layer<Provided, DatabaseConfig.InvalidSettings | DatabaseError> =
   Layer.suspend(() => layerConfigWith({}))
 
@@ -113,8 +125,9 @@ export const layerConfigWith = (
   layerFrom(DatabaseConfig.fromEnvironment(settings))
 
 /**
- * The same settings on another database of the server, reached as `directUrl` reaches this one. `onStatement` is told the text of each statement that the pool has had
- * an answer to, those that control transactions left out.
+ * The same settings on another database of the server, reached as `directUrl` reaches this one.
+ * `onStatement` is told the text of each statement that the pool has had an answer to, those that
+ * control transactions left out.
  */
 export const layerElsewhere = (
   config: DatabaseConfig.DatabaseConfig,
@@ -136,8 +149,9 @@ export const layerElsewhere = (
 }
 
 /**
- * Fails when it is built where no session can be opened: behind a transaction pooler without `directUrl`, or where `directUrl` leads nowhere. For a program
- * that listens, or takes advisory locks, later on. `Migrator.layer` needs no other word: it opens its own.
+ * Fails when it is built where no session can be opened: behind a transaction pooler without
+ * `directUrl`, or where `directUrl` leads nowhere. For a program that listens, or takes advisory
+ * locks, later on. `Migrator.layer` needs no other word: it opens its own.
  */
 export const layerSession: Layer.Layer<never, DatabaseError, Database> = Layer.effectDiscard(
   Effect.flatMap(Database, ({ session }) => Effect.scoped(session))
@@ -198,7 +212,8 @@ const make = Effect.fn("Database.make")(function* (
     timeouts: pooled ? undefined : timeouts,
     prepare: config.prepare,
     reuseAfterCancel: !pooled,
-    // Behind a transaction pooler the server enforces limits in transactions only; those set their own.
+    // Behind a transaction pooler the server enforces limits in transactions only; those set their
+    // own.
     answerMillis: pooled ? undefined : answerMillis(config.statementTimeout)
   }
   const options: Pool.PoolOptions = {

@@ -1,8 +1,9 @@
 /**
  * The settings of the data layer: names, defaults, environment variables, rules.
  *
- * Settings come from code ({@link resolve}) or from the environment ({@link fromEnvironment}). Every problem of a bad
- * configuration is reported in one {@link InvalidSettings} error, never with a secret in it.
+ * Settings come from code ({@link resolve}) or from the environment ({@link fromEnvironment}).
+ * Every problem of a bad configuration is reported in one {@link InvalidSettings} error, never with
+ * a secret in it.
  */
 import * as Config from "effect/Config"
 import * as Data from "effect/Data"
@@ -22,22 +23,24 @@ import type { UrlSettings } from "./connection/urlParameters.js"
 // -----------------------------------------------------------------------------
 
 /**
- * A duration as `Duration` takes it, such as `"30 seconds"` or a `Duration`; `"off"` (or `Duration.infinity`) where the
- * setting may be switched off.
+ * A duration as `Duration` takes it, such as `"30 seconds"` or a `Duration`; `"off"` (or
+ * `Duration.infinity`) where the setting may be switched off.
  */
 export type DurationSetting = Duration.DurationInput | "off"
 
 /** What a caller may set. Every setting but `url` has a default ({@link defaults}). */
 export interface Settings {
   /**
-   * Where the database is: `postgresql://user:password@host:5432/database`, or with a socket directory
-   * `postgresql://user@/database?host=/var/run/postgresql`. `sslmode` is one of `disable`, `require` (encrypted, not
-   * verified), `verify-ca` and `verify-full`; `sslrootcert`, `sslcert` and `sslkey` name files. Every parameter is honoured, or refused by its name.
+   * Where the database is: `postgresql://user:password@host:5432/database`, or with a socket
+   * directory `postgresql://user@/database?host=/var/run/postgresql`. `sslmode` is one of
+   * `disable`, `require` (encrypted, not verified), `verify-ca` and `verify-full`; `sslrootcert`,
+   * `sslcert` and `sslkey` name files. Every parameter is honoured, or refused by its name.
    */
   readonly url: Redacted.Redacted | string
   /**
-   * The same database without a transaction pooler in between: for LISTEN, session advisory locks and migrations. With `pooler: "transaction"` and without
-   * this, whatever needs a session fails with `SessionUnavailable`.
+   * The same database without a transaction pooler in between: for LISTEN, session advisory locks
+   * and migrations. With `pooler: "transaction"` and without this, whatever needs a session fails
+   * with `SessionUnavailable`.
    */
   readonly directUrl?: Redacted.Redacted | string | undefined
   /** Connections that are opened at start and kept. */
@@ -52,7 +55,10 @@ export interface Settings {
   readonly idleTimeout?: DurationSetting | undefined
   /** A connection this old is closed when it is not in use, less a random 0 to 15 percent. */
   readonly connectionTTL?: DurationSetting | undefined
-  /** A connection that was idle for so long is asked whether it is alive before it is lent. Zero asks every time. */
+  /**
+   * A connection that was idle for so long is asked whether it is alive before it is lent. Zero
+   * asks every time.
+   */
   readonly validateAfterIdle?: DurationSetting | undefined
   /** The server's `statement_timeout`. */
   readonly statementTimeout?: DurationSetting | undefined
@@ -61,11 +67,15 @@ export interface Settings {
   /** The server's `idle_in_transaction_session_timeout`. */
   readonly idleInTransactionTimeout?: DurationSetting | undefined
   /**
-   * Whether statements that come again are prepared on the server. Off by default behind a transaction pooler: PgBouncer follows
-   * prepared statements since 1.21, with `max_prepared_statements`.
+   * Whether statements that come again are prepared on the server. Off by default behind a
+   * transaction pooler: PgBouncer follows prepared statements since 1.21, with
+   * `max_prepared_statements`.
    */
   readonly prepare?: boolean | undefined
-  /** What stands between this Layer and the server: `transaction` for PgBouncer's transaction mode and its like. */
+  /**
+   * What stands between this Layer and the server: `transaction` for PgBouncer's transaction mode
+   * and its like.
+   */
   readonly pooler?: Pooler | undefined
   /** `application_name`, as `pg_stat_activity` shows it; 63 bytes of printable ASCII at most. */
   readonly applicationName?: string | undefined
@@ -78,11 +88,14 @@ export interface Settings {
   /** A statement that took longer is logged, without its parameters. */
   readonly slowStatement?: DurationSetting | undefined
   /**
-   * Whether errors and log records show what the functions of the database RAISE: message, detail and hint. Off for a database whose functions put values of rows into
-   * them.
+   * Whether errors and log records show what the functions of the database RAISE: message, detail
+   * and hint. Off for a database whose functions put values of rows into them.
    */
   readonly showRaised?: boolean | undefined
-  /** Decisions of the program's own about errors: what is retried, what becomes of the connection. From code only. */
+  /**
+   * Decisions of the program's own about errors: what is retried, what becomes of the connection.
+   * From code only.
+   */
   readonly errorPolicy?: ErrorPolicy | undefined
 }
 
@@ -92,7 +105,10 @@ export type EnvironmentSetting = Exclude<keyof Settings, "errorPolicy">
 /** What stands between the Layer and the server. */
 export type Pooler = "none" | "transaction"
 
-/** Settings with every default filled in and every rule checked. A switched-off duration is `Duration.infinity`. */
+/**
+ * Settings with every default filled in and every rule checked. A switched-off duration is
+ * `Duration.infinity`.
+ */
 export interface DatabaseConfig {
   readonly endpoint: Endpoint
   readonly directEndpoint: Endpoint
@@ -200,8 +216,8 @@ export const resolve = (settings: Settings): Effect.Effect<DatabaseConfig, Inval
   resolveRaw(settings)
 
 /**
- * Reads every setting from the environment (through the `ConfigProvider`) and checks every rule. What `settings` has stands before what the environment
- * says.
+ * Reads every setting from the environment (through the `ConfigProvider`) and checks every rule.
+ * What `settings` has stands before what the environment says.
  */
 export const fromEnvironment = (
   settings: Partial<Settings> = {}
@@ -214,7 +230,8 @@ export const fromEnvironment = (
         raw[name as EnvironmentSetting] = text
       })
     }
-    // The url of the environment's direct way is that of the environment's database, not of another one.
+    // The url of the environment's direct way is that of the environment's database, not of another
+    // one.
     if (settings.url !== undefined) delete raw.directUrl
     for (const [name, value] of Object.entries(settings)) {
       if (value !== undefined) raw[name as keyof Settings] = value
@@ -342,7 +359,8 @@ const resolveRaw = (own: Raw): Effect.Effect<DatabaseConfig, InvalidSettings> =>
     }
     const pooler = given("pooler")
     if (pooler !== "none" && pooler !== "transaction") reject("pooler", pooler, '"none" or "transaction"')
-    // A pooler before PgBouncer 1.21 hands the next transaction to a server that knows nothing of what was prepared.
+    // A pooler before PgBouncer 1.21 hands the next transaction to a server that knows nothing of
+    // what was prepared.
     const prepare = raw.prepare === undefined ? pooler !== "transaction" : boolean("prepare")
     const applicationName = given("applicationName")
     if (typeof applicationName !== "string" || !/^[\x20-\x7e]{1,63}$/.test(applicationName)) {
@@ -407,10 +425,15 @@ const foreignSettings = (
   )
 }
 
-/** The longest time that both Node's timers and PostgreSQL's timeouts (milliseconds in 31 bits) can hold. */
+/**
+ * The longest time that both Node's timers and PostgreSQL's timeouts (milliseconds in 31 bits) can
+ * hold.
+ */
 const maxMillis = 2 ** 31 - 1
 
-/** Stands for a duration that was refused: rules that compare durations find nothing more to say. */
+/**
+ * Stands for a duration that was refused: rules that compare durations find nothing more to say.
+ */
 const refused = Duration.infinity
 
 const decodeDuration = (value: unknown): Duration.Duration | undefined =>

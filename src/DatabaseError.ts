@@ -1,12 +1,15 @@
 /**
- * What went wrong, as data. Every failure of this library is a {@link DatabaseError}: an `SqlError` (so that
- * `catchTag("SqlError")` and every library written on `@effect/sql` see it) that also carries a {@link Reason}.
+ * What went wrong, as data. Every failure of this library is a {@link DatabaseError}: an `SqlError`
+ * (so that `catchTag("SqlError")` and every library written on `@effect/sql` see it) that also
+ * carries a {@link Reason}.
  *
- * A reason answers two separate questions: what may be retried ({@link Retry}) and what becomes of the connection
- * ({@link Fate}). Codes are those of PostgreSQL's appendix "PostgreSQL Error Codes" (13 to 18).
+ * A reason answers two separate questions: what may be retried ({@link Retry}) and what becomes of
+ * the connection ({@link Fate}). Codes are those of PostgreSQL's appendix "PostgreSQL Error Codes"
+ * (13 to 18).
  *
- * No message holds a parameter, a row's values or a password, unless a function of the database put it into what it RAISEs. What the server said in
- * full is kept redacted in {@link ServerFields}, for the caller who asks for it by name.
+ * No message holds a parameter, a row's values or a password, unless a function of the database put
+ * it into what it RAISEs. What the server said in full is kept redacted in {@link ServerFields},
+ * for the caller who asks for it by name.
  */
 import { SqlError } from "@effect/sql/SqlError"
 import * as Cause from "effect/Cause"
@@ -24,7 +27,8 @@ import * as Runtime from "effect/Runtime"
 /**
  * What may be run again after an error.
  *
- * - `transaction`: the whole outermost transaction; the server guarantees that nothing of it was kept.
+ * - `transaction`: the whole outermost transaction; the server guarantees that nothing of it was
+ *   kept.
  * - `unsent`: only what had not been sent to the server yet.
  * - `unknown`: nothing, before it is known whether the transaction committed.
  * - `never`: nothing; the same work fails in the same way.
@@ -47,22 +51,28 @@ export interface Policy {
 }
 
 /**
- * A program's own decisions, the setting `errorPolicy`. It is given each reason with the decisions that hold otherwise, and says what is to hold instead; what it
- * leaves out, or `undefined`, changes nothing. It must be a pure function of the reason, and is asked more than once.
+ * A program's own decisions, the setting `errorPolicy`. It is given each reason with the decisions
+ * that hold otherwise, and says what is to hold instead; what it leaves out, or `undefined`,
+ * changes nothing. It must be a pure function of the reason, and is asked more than once.
  *
- * `retry: "transaction"` lets `Transaction.run` with `retry` run the body again, after ROLLBACK or after the connection was lost before COMMIT: nothing was kept then.
- * Two things it cannot change: a commit whose outcome is unknown stays `unknown` and is never run again, and a connection that is lost, out of
- * step with the protocol, or was ended by the server (FATAL, PANIC) is never kept.
+ * `retry: "transaction"` lets `Transaction.run` with `retry` run the body again, after ROLLBACK or
+ * after the connection was lost before COMMIT: nothing was kept then. Two things it cannot change:
+ * a commit whose outcome is unknown stays `unknown` and is never run again, and a connection that
+ * is lost, out of step with the protocol, or was ended by the server (FATAL, PANIC) is never kept.
  */
 export type ErrorPolicy = (reason: Reason, standard: Policy) => Partial<Policy> | undefined
 
 /**
- * When an open connection was lost: before anything was sent that failed so (`acquire`), after a statement was sent, or after COMMIT was. One that was lost
- * before it was open is a `ConnectFailed`, of the phase `dial`.
+ * When an open connection was lost: before anything was sent that failed so (`acquire`), after a
+ * statement was sent, or after COMMIT was. One that was lost before it was open is a
+ * `ConnectFailed`, of the phase `dial`.
  */
 export type Phase = "acquire" | "sent" | "commit"
 
-/** The fields of PostgreSQL's ErrorResponse message (documentation, chapter "Error and Notice Message Fields"). */
+/**
+ * The fields of PostgreSQL's ErrorResponse message (documentation, chapter "Error and Notice
+ * Message Fields").
+ */
 export interface ServerFields {
   /** The SQLSTATE, five characters. */
   readonly code: string
@@ -75,11 +85,17 @@ export interface ServerFields {
   readonly dataType: string | undefined
   /** The function of PostgreSQL's source that reported it: the same in every language. */
   readonly routine: string | undefined
-  /** Whether the author of a function wrote the text: RAISE, ASSERT, or a code of a class that PostgreSQL has not. */
+  /**
+   * Whether the author of a function wrote the text: RAISE, ASSERT, or a code of a class that
+   * PostgreSQL has not.
+   */
   readonly isRaised: boolean
   /** What of the server's text may be shown to anybody. */
   readonly shown: Shown
-  /** The server's text. It can hold values ("invalid input syntax for type uuid: ..."), so it is redacted. */
+  /**
+   * The server's text. It can hold values ("invalid input syntax for type uuid: ..."), so it is
+   * redacted.
+   */
   readonly serverMessage: Redacted.Redacted
   /** The server's detail, which often holds the values of a row. */
   readonly detail: Redacted.Redacted | undefined
@@ -88,8 +104,9 @@ export interface ServerFields {
 }
 
 /**
- * The server's message, detail and hint, each where it can hold no parameter and no row's value, or where the author of a function wrote it to be read
- * ({@link ServerFields.isRaised}, unless the setting `showRaised` is off).
+ * The server's message, detail and hint, each where it can hold no parameter and no row's value, or
+ * where the author of a function wrote it to be read ({@link ServerFields.isRaised}, unless the
+ * setting `showRaised` is off).
  */
 export interface Shown {
   readonly message: string | undefined
@@ -203,23 +220,37 @@ export type Reason =
   | { readonly _tag: "Overloaded"; readonly pool: PoolState; readonly oldestHolder: Holder | undefined }
   /** The pool was closed. */
   | { readonly _tag: "PoolClosed" }
-  /** A caller waited for a second connection while it held one, and so did whoever held the others. */
+  /**
+   * A caller waited for a second connection while it held one, and so did whoever held the others.
+   */
   | { readonly _tag: "NestedAcquire"; readonly holders: ReadonlyArray<string>; readonly pool: PoolState }
   /** A statement was sent in a transaction that an earlier error had aborted (25P02). */
   | { readonly _tag: "TransactionAborted"; readonly first: Reason | undefined }
-  /** The body succeeded, but the server answered COMMIT with ROLLBACK because a statement had failed. */
+  /**
+   * The body succeeded, but the server answered COMMIT with ROLLBACK because a statement had
+   * failed.
+   */
   | { readonly _tag: "TransactionRolledBack"; readonly first: Reason | undefined }
-  /** The connection was lost after COMMIT was sent; `transactionId` is the server's id of it, if it had one. */
+  /**
+   * The connection was lost after COMMIT was sent; `transactionId` is the server's id of it, if it
+   * had one.
+   */
   | {
       readonly _tag: "CommitOutcomeUnknown"
       readonly transactionId: string | undefined
       readonly systemCode: string | undefined
     }
-  /** A session was asked for behind a transaction pooler, and no `directUrl` says how to get past it. */
+  /**
+   * A session was asked for behind a transaction pooler, and no `directUrl` says how to get past
+   * it.
+   */
   | { readonly _tag: "SessionUnavailable" }
   /** A connection or a transaction was used after its end. */
   | { readonly _tag: "TransactionEnded" }
-  /** The client cannot express the statement, which was never sent (a NUL byte, too many parameters), or cannot deliver what it answers. */
+  /**
+   * The client cannot express the statement, which was never sent (a NUL byte, too many
+   * parameters), or cannot deliver what it answers.
+   */
   | { readonly _tag: "InvalidRequest"; readonly problem: string }
 
 /** The tag of a {@link Reason}. */
@@ -264,9 +295,10 @@ export class DatabaseError extends SqlError {
 }
 
 /**
- * The `cause` of a {@link DatabaseError}, for programs and libraries that look there for what `pg` reports: the fields of the server's error that can hold no
- * value, or the operating system's `code`. Libraries throw it without the error that it belongs to: {@link reasonOf} finds the reason all the same. It has no stack
- * of its own.
+ * The `cause` of a {@link DatabaseError}, for programs and libraries that look there for what `pg`
+ * reports: the fields of the server's error that can hold no value, or the operating system's
+ * `code`. Libraries throw it without the error that it belongs to: {@link reasonOf} finds the
+ * reason all the same. It has no stack of its own.
  */
 export class DatabaseErrorCause extends Error {
   declare readonly code?: string
@@ -309,15 +341,20 @@ Object.defineProperty(DatabaseErrorCause.prototype, "name", { value: "DatabaseEr
 // -----------------------------------------------------------------------------
 
 /**
- * The reason of any error: its own if it is a {@link DatabaseError} or wraps one, or else read from the fields of another client's error. It is looked for in a `Cause`, an
- * `Exit`, what `Effect.runPromise` rejects with, `cause` at any depth, and the `errors` of an `AggregateError`. Where there are several, the nearest counts.
+ * The reason of any error: its own if it is a {@link DatabaseError} or wraps one, or else read from
+ * the fields of another client's error. It is looked for in a `Cause`, an `Exit`, what
+ * `Effect.runPromise` rejects with, `cause` at any depth, and the `errors` of an `AggregateError`.
+ * Where there are several, the nearest counts.
  */
 export const reasonOf = (error: unknown): Reason | undefined => {
   const found = find(error)
   return DatabaseError.is(found) ? found.reason : found
 }
 
-/** What of the server's message, detail and hint may be shown to anybody; an error that follows from another one has those of that one. */
+/**
+ * What of the server's message, detail and hint may be shown to anybody; an error that follows from
+ * another one has those of that one.
+ */
 export const shownOf = (error: unknown): Shown => {
   let reason = reasonOf(error)
   while (reason !== undefined && "first" in reason) reason = reason.first
@@ -382,7 +419,10 @@ export const isServerError = (error: unknown): error is ServerErrorLike =>
   /^[0-9A-Z]{5}$/.test(error.code) &&
   "severity" in error
 
-/** What may be retried and what becomes of the connection, where no {@link ErrorPolicy} says otherwise. */
+/**
+ * What may be retried and what becomes of the connection, where no {@link ErrorPolicy} says
+ * otherwise.
+ */
 export const policy = (reason: Reason): Policy => {
   const base = policies[reason._tag]
   return {
@@ -406,8 +446,9 @@ const retryOf = (reason: Reason, base: Retry): Retry => {
 type ReasonOf<Tag extends ReasonTag> = Extract<Reason, { readonly _tag: Tag }>
 
 /**
- * Handles the errors of one reason, also those of another client's `SqlError` and those that another library has wrapped; every other error passes. An error with a `_tag` of
- * the program's own passes, too: whoever made it has decided what the database's error means.
+ * Handles the errors of one reason, also those of another client's `SqlError` and those that
+ * another library has wrapped; every other error passes. An error with a `_tag` of the program's
+ * own passes, too: whoever made it has decided what the database's error means.
  */
 export const catchReason: {
   <const Tag extends ReasonTag, A2, E2, R2>(
@@ -445,7 +486,10 @@ const catchWhere = <A, E, R, const Tag extends ReasonTag, A2, E2, R2>(
       : Effect.fail(error)
   })
 
-/** Whether an error is one of the program's own. Effect's and `@effect/sql`'s wrap what others threw. */
+/**
+ * Whether an error is one of the program's own. Effect's and `@effect/sql`'s wrap what others
+ * threw.
+ */
 const isDecided = (error: unknown): boolean =>
   Predicate.hasProperty(error, "_tag") &&
   error._tag !== "SqlError" &&
@@ -490,19 +534,30 @@ const catchConstraint = <Tag extends ConstraintTag>(
       )
   )
 
-/** Turns the violation of the unique constraint or index with exactly this name into an error of your own. */
+/**
+ * Turns the violation of the unique constraint or index with exactly this name into an error of
+ * your own.
+ */
 export const catchUniqueViolation = catchConstraint("UniqueViolation", (reason) => reason.constraint)
 
-/** Turns the violation (23503, or 23001 from RESTRICT on 18) of the foreign key with exactly this name into an error. */
+/**
+ * Turns the violation (23503, or 23001 from RESTRICT on 18) of the foreign key with exactly this
+ * name into an error.
+ */
 export const catchForeignKeyViolation = catchConstraint("ForeignKeyViolation", (reason) => reason.constraint)
 
 /** Turns the violation of the check constraint with exactly this name into an error of your own. */
 export const catchCheckViolation = catchConstraint("CheckViolation", (reason) => reason.constraint)
 
-/** Turns the violation of the exclusion constraint with exactly this name into an error of your own. */
+/**
+ * Turns the violation of the exclusion constraint with exactly this name into an error of your own.
+ */
 export const catchExclusionViolation = catchConstraint("ExclusionViolation", (reason) => reason.constraint)
 
-/** Turns a null in the column with exactly this name into an error of your own (PostgreSQL names the column only). */
+/**
+ * Turns a null in the column with exactly this name into an error of your own (PostgreSQL names the
+ * column only).
+ */
 export const catchNotNullViolation = catchConstraint("NotNullViolation", (reason) => reason.column)
 
 // -----------------------------------------------------------------------------
@@ -637,8 +692,9 @@ const policies: { readonly [Tag in ReasonTag]: Policy } = {
 }
 
 /**
- * What of an error's text can hold no parameter and no row's value, by SQLSTATE or else by its class. `of the statement` is for what a value can cause just as well as the
- * statement's text: a search for to_tsquery, a name for regclass. The texts of every other code can hold values.
+ * What of an error's text can hold no parameter and no row's value, by SQLSTATE or else by its
+ * class. `of the statement` is for what a value can cause just as well as the statement's text: a
+ * search for to_tsquery, a name for regclass. The texts of every other code can hold values.
  */
 const visibility: ReadonlyMap<string, "all" | "message" | "of the statement" | "none"> = new Map([
   ["00", "of the statement"],
@@ -681,7 +737,10 @@ const raisingRoutines: ReadonlySet<string | undefined> = new Set([
   "do_util_elog"
 ])
 
-/** Routines that report what another language has thrown, under any code: what its author wrote, or what a value has caused. */
+/**
+ * Routines that report what another language has thrown, under any code: what its author wrote, or
+ * what a value has caused.
+ */
 const relayingRoutines: ReadonlySet<string | undefined> = new Set([
   "PLy_elog_impl",
   "PLy_output",
@@ -735,13 +794,19 @@ const nothing: Shown = { message: undefined, detail: undefined, hint: undefined 
 
 const wholly = ({ detail, hint, message }: ServerErrorLike): Shown => ({ message, detail, hint })
 
-/** Whether a function's author wrote an error's text. The classes that the standard leaves to others are theirs where PostgreSQL has none of that name. */
+/**
+ * Whether a function's author wrote an error's text. The classes that the standard leaves to others
+ * are theirs where PostgreSQL has none of that name.
+ */
 const raises = ({ code, routine }: ServerErrorLike): boolean =>
   raisingRoutines.has(routine) || code === "P0001" || code === "P0004" || ownClass.test(code)
 
 const ownClass = /^(?!5[34578]|72|P0|XX|OC)[5-9I-Z]/
 
-/** What of an error's text can hold no value. One with a position is about the statement's text, which is its author's; one of a definition can be about nothing else. */
+/**
+ * What of an error's text can hold no value. One with a position is about the statement's text,
+ * which is its author's; one of a definition can be about nothing else.
+ */
 const visible = (error: ServerErrorLike, statement: string | undefined): Shown => {
   if (relayingRoutines.has(error.routine)) return nothing
   switch (visibility.get(error.code) ?? visibility.get(error.code.slice(0, 2))) {
@@ -765,7 +830,9 @@ const definition =
 /** A definition that evaluates something, or that another statement follows. */
 const computing = /\b(?:as|using|select)\b|;\s*\S/i
 
-/** Where one code stands for several things, the routine tells them apart, which is in no language. */
+/**
+ * Where one code stands for several things, the routine tells them apart, which is in no language.
+ */
 const refine = (tag: ServerTag, error: ServerErrorLike, isOverdue: boolean | undefined): ServerTag => {
   switch (tag) {
     case "StatementCancelled":
@@ -780,11 +847,17 @@ const refine = (tag: ServerTag, error: ServerErrorLike, isOverdue: boolean | und
   }
 }
 
-/** Whether a prepared statement's result has changed with its tables (RevalidateCachedQuery in plancache.c, 13 to 18). */
+/**
+ * Whether a prepared statement's result has changed with its tables (RevalidateCachedQuery in
+ * plancache.c, 13 to 18).
+ */
 export const isChangedResult = ({ code, routine }: ServerErrorLike): boolean =>
   code === "0A000" && routine === "RevalidateCachedQuery"
 
-/** The routines of a standby (13 to 18) that end a statement or a session which is in the way of replay. */
+/**
+ * The routines of a standby (13 to 18) that end a statement or a session which is in the way of
+ * replay.
+ */
 const recoveryRoutines: ReadonlySet<string | undefined> = new Set([
   "ProcessInterrupts",
   "ProcessRecoveryConflictInterrupt",
@@ -853,7 +926,10 @@ const lossOf: { readonly [When in Phase]: string } = {
 const describeHolder = (holder: Holder | undefined) =>
   holder === undefined ? "" : `, one of them for ${holder.heldMillis} ms by ${holder.span}`
 
-/** One line that says what happened and, where that is the same for everybody, what to do; without any value. */
+/**
+ * One line that says what happened and, where that is the same for everybody, what to do; without
+ * any value.
+ */
 const describe = (reason: Reason): string => {
   switch (reason._tag) {
     case "ConnectFailed":

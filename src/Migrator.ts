@@ -1,9 +1,11 @@
 /**
- * Migrations: the files, the loaders and the ledger table of `@effect/sql`'s Migrator, under a policy of our own.
+ * Migrations: the files, the loaders and the ledger table of `@effect/sql`'s Migrator, under a
+ * policy of our own.
  *
- * One migrator at a time (an advisory lock); each migration its own transaction together with its ledger entry; locks waited
- * for in short bounded tries; and nothing is ever skipped in silence: what never ran below the latest, what was edited after
- * it ran, what the files do not have, and ids used twice are refused before anything is touched.
+ * One migrator at a time (an advisory lock); each migration its own transaction together with its
+ * ledger entry; locks waited for in short bounded tries; and nothing is ever skipped in silence:
+ * what never ran below the latest, what was edited after it ran, what the files do not have, and
+ * ids used twice are refused before anything is touched.
  */
 import type * as SqlMigrator from "@effect/sql/Migrator"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -47,7 +49,10 @@ export { fromBabelGlob, fromGlob, type Loader } from "@effect/sql/Migrator"
 
 /** How migrations run. */
 export interface Options<R = never> {
-  /** Where the migrations come from: `fromDirectory`, or `@effect/sql`'s `fromRecord` and `fromGlob`. */
+  /**
+   * Where the migrations come from: `fromDirectory`, or `@effect/sql`'s `fromRecord` and
+   * `fromGlob`.
+   */
   readonly loader: SqlMigrator.Loader<R>
   /** The ledger table; `effect_sql_migrations` when left out. */
   readonly table?: string | undefined
@@ -98,7 +103,10 @@ export interface Result {
 export interface MigrationStatus {
   readonly id: number
   readonly name: string
-  /** `edited`: it was applied, and is not what the files say now. `unknown`: the files do not have it. */
+  /**
+   * `edited`: it was applied, and is not what the files say now. `unknown`: the files do not have
+   * it.
+   */
   readonly state: "applied" | "pending" | "edited" | "unknown"
   readonly appliedAt: Date | null
 }
@@ -136,7 +144,10 @@ export const run = Effect.fn("Migrator.run")(function* <R = never>(
   )
 })
 
-/** Undoes every migration above `to`, the latest first. Refused, before anything runs, if one of them has no `down`. */
+/**
+ * Undoes every migration above `to`, the latest first. Refused, before anything runs, if one of
+ * them has no `down`.
+ */
 export const down = Effect.fn("Migrator.down")(function* <R = never>(
   options: Options<R> & { readonly to: number }
 ): Effect.fn.Return<Result, Failure, Services<R>> {
@@ -172,7 +183,10 @@ export const down = Effect.fn("Migrator.down")(function* <R = never>(
   )
 })
 
-/** Writes into the ledger that every migration up to `id` was applied, and runs none: for a database that has them. */
+/**
+ * Writes into the ledger that every migration up to `id` was applied, and runs none: for a database
+ * that has them.
+ */
 export const stamp = Effect.fn("Migrator.stamp")(function* <R = never>(
   options: Options<R> & { readonly id: number }
 ): Effect.fn.Return<Status, Failure, Services<R>> {
@@ -231,9 +245,11 @@ export interface Drift {
 }
 
 /**
- * The statements and locks that {@link run} would take, without taking any above ACCESS SHARE: the applied migrations and then the pending ones are run on a temporary
- * database of the same server, without rows. A migration whose statements follow from the rows that it finds shows less here. Fails with `NoScratchDatabase` if the role
- * may not create a database, and with `Failed` if a migration does.
+ * The statements and locks that {@link run} would take, without taking any above ACCESS SHARE: the
+ * applied migrations and then the pending ones are run on a temporary database of the same server,
+ * without rows. A migration whose statements follow from the rows that it finds shows less here.
+ * Fails with `NoScratchDatabase` if the role may not create a database, and with `Failed` if a
+ * migration does.
  */
 export const plan = Effect.fn("Migrator.plan")(function* <R = never>(
   options: Options<R>
@@ -267,8 +283,10 @@ export const plan = Effect.fn("Migrator.plan")(function* <R = never>(
 })
 
 /**
- * Compares the schema with what its migrations make of an empty database, up to the last that is applied: tables, columns, constraints, indexes, triggers, views,
- * sequences, functions, types and policies, in the schemas in which the migrations make something. Locks nothing; a temporary database is created, as in {@link plan}.
+ * Compares the schema with what its migrations make of an empty database, up to the last that is
+ * applied: tables, columns, constraints, indexes, triggers, views, sequences, functions, types and
+ * policies, in the schemas in which the migrations make something. Locks nothing; a temporary
+ * database is created, as in {@link plan}.
  */
 export const check = Effect.fn("Migrator.check")(function* <R = never>(
   options: Options<R>
@@ -294,7 +312,10 @@ export const check = Effect.fn("Migrator.check")(function* <R = never>(
 // layers
 // -----------------------------------------------------------------------------
 
-/** A Layer that applies what is pending when it is built: provide it where the program must find its schema. */
+/**
+ * A Layer that applies what is pending when it is built: provide it where the program must find its
+ * schema.
+ */
 export const layer = <R = never>(options: Options<R>): Layer.Layer<never, Failure, Services<R>> =>
   Layer.effectDiscard(run(options))
 
@@ -368,7 +389,10 @@ const progress = (options: Pick<Options, "onProgress">, event: Progress): Effect
 /** How a migration is run. */
 type Pacing = Pick<Options, "lockRetries" | "lockTimeout" | "onProgress">
 
-/** Runs one step of one migration, and its ledger entry with it, on a connection that is closed afterwards: what a migration sets there is gone with it. */
+/**
+ * Runs one step of one migration, and its ledger entry with it, on a connection that is closed
+ * afterwards: what a migration sets there is gone with it.
+ */
 const apply = Effect.fn("Migrator.apply")(function* (
   options: Pacing,
   { id, name }: Migration.Source,

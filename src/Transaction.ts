@@ -1,8 +1,9 @@
 /**
  * Transactions as effects.
  *
- * The cause of a failed body is logged before ROLLBACK is sent; a COMMIT that fails, or that the server answers with
- * ROLLBACK, is a typed failure; a transaction inside another one is a savepoint.
+ * The cause of a failed body is logged before ROLLBACK is sent; a COMMIT that fails, or that the
+ * server answers with ROLLBACK, is a typed failure; a transaction inside another one is a
+ * savepoint.
  */
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
@@ -16,15 +17,18 @@ export type { IsolationLevel, TransactionOptions } from "./transaction/manager.j
 export { rollbackMessage } from "./transaction/manager.js"
 
 /**
- * Runs an effect in a transaction: every statement of the effect and of what it calls goes through one connection, and all of
- * it is kept or none.
+ * Runs an effect in a transaction: every statement of the effect and of what it calls goes through
+ * one connection, and all of it is kept or none.
  *
- * - Success commits. A failed COMMIT is a `DatabaseError` of its own reason, such as `ForeignKeyViolation` from a deferred
- *   constraint; one that the server answered with ROLLBACK, because a statement had failed and the body went on, is
- *   `TransactionRolledBack`; one that was lost on the way is `CommitOutcomeUnknown`.
- * - Failure, defect and interruption roll back, after the cause was logged at ERROR (domain errors, and those that are
- *   {@link TransactionOptions.expected}, at WARNING). An error of the rollback itself comes after the body's in the cause.
- * - Inside another transaction it is a savepoint, released on success. Fibers that share a transaction take turns.
+ * - Success commits. A failed COMMIT is a `DatabaseError` of its own reason, such as
+ *   `ForeignKeyViolation` from a deferred constraint; one that the server answered with ROLLBACK,
+ *   because a statement had failed and the body went on, is `TransactionRolledBack`; one that was
+ *   lost on the way is `CommitOutcomeUnknown`.
+ * - Failure, defect and interruption roll back, after the cause was logged at ERROR (domain errors,
+ *   and those that are {@link TransactionOptions.expected}, at WARNING). An error of the rollback
+ *   itself comes after the body's in the cause.
+ * - Inside another transaction it is a savepoint, released on success. Fibers that share a
+ *   transaction take turns.
  * - Waiting for a connection can be interrupted, and ends with `AcquireTimeout`.
  */
 export const run: {
@@ -45,9 +49,10 @@ export const run: {
 )
 
 /**
- * Runs an effect once, after the outermost transaction has committed, outside of it, in the order of registration; drops it with its savepoint or when the
- * transaction does not commit, and also when nobody knows whether it did (`CommitOutcomeUnknown`). Outside any transaction it runs at once.
- * Its failure is logged and undoes nothing; it cannot be interrupted.
+ * Runs an effect once, after the outermost transaction has committed, outside of it, in the order
+ * of registration; drops it with its savepoint or when the transaction does not commit, and also
+ * when nobody knows whether it did (`CommitOutcomeUnknown`). Outside any transaction it runs at
+ * once. Its failure is logged and undoes nothing; it cannot be interrupted.
  */
 export const afterCommit = <A, E, R>(
   effect: Effect.Effect<A, E, R>
@@ -55,8 +60,8 @@ export const afterCommit = <A, E, R>(
   Effect.flatMap(Database, ({ after }) => after("committed", effect))
 
 /**
- * Runs an effect once, after the outermost transaction has ended, if it or the savepoint in which this was called was rolled back. Outside any
- * transaction it never runs.
+ * Runs an effect once, after the outermost transaction has ended, if it or the savepoint in which
+ * this was called was rolled back. Outside any transaction it never runs.
  */
 export const afterRollback = <A, E, R>(
   effect: Effect.Effect<A, E, R>
@@ -67,9 +72,11 @@ export const afterRollback = <A, E, R>(
 export type Outcome = "committed" | "aborted" | "unknown"
 
 /**
- * Asks the server what became of a transaction that failed with `CommitOutcomeUnknown`. It must have been `resolvable`, and the server must still remember it
- * (`pg_xact_status`, documentation, chapter "Transaction ID and Snapshot Information Functions"); otherwise the answer is `unknown`. A backend that still
- * holds the transaction open, because it does not know yet that nobody is there, is ended after a second: it is our own.
+ * Asks the server what became of a transaction that failed with `CommitOutcomeUnknown`. It must
+ * have been `resolvable`, and the server must still remember it (`pg_xact_status`, documentation,
+ * chapter "Transaction ID and Snapshot Information Functions"); otherwise the answer is `unknown`.
+ * A backend that still holds the transaction open, because it does not know yet that nobody is
+ * there, is ended after a second: it is our own.
  */
 export const resolve = Effect.fn("Transaction.resolve")(function* (
   error: DatabaseError

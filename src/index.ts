@@ -1,8 +1,10 @@
 /**
- * The PostgreSQL data layer for Effect programs, and online changes of foreign keys. One namespace per module.
+ * The PostgreSQL data layer for Effect programs, and online changes of foreign keys. One namespace
+ * per module.
  *
- * Of what the repositories are written with only that is public which their callers need: options, pages, errors. The functions
- * that are marked as internal, and the modules that are not here, may change with any version.
+ * Of what the repositories are written with only that is public which their callers need: options,
+ * pages, errors. The functions that are marked as internal, and the modules that are not here, may
+ * change with any version.
  */
 export * as Copy from "./Copy.js"
 export * as Database from "./Database.js"

@@ -453,7 +453,10 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
   describe("that cannot connect", () => {
     const secret = "s3cret-Passw0rd"
 
-    /** Builds a Layer that must fail, and looks for the password in everything that can be printed of it. */
+    /**
+     * Builds a Layer that must fail, and looks for the password in everything that can be printed
+     * of it.
+     */
     const refusal = (change: (url: URL) => void, settings: Partial<Settings> = {}) =>
       Effect.gen(function* () {
         const { admin, url } = yield* TestServer

@@ -27,7 +27,10 @@ const recording = () => {
   return { records, layer: Logger.replace(Logger.defaultLogger, logger) }
 }
 
-/** The metrics of one database: a gauge's value, a counter's and a histogram's count, a histogram's sum in seconds. */
+/**
+ * The metrics of one database: a gauge's value, a counter's and a histogram's count, a histogram's
+ * sum in seconds.
+ */
 const metricsOf = (database: string) =>
   Effect.map(Metric.snapshot, (snapshot) => {
     const values = new Map<string, number>()

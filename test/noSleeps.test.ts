@@ -10,7 +10,10 @@ const sources = Fs.readdirSync(root, { recursive: true, encoding: "utf8" }).filt
   (name) => /\.[cm]?[jt]s$/.test(name) && !name.startsWith("e2e/")
 )
 
-/** The ways to let time pass, of JavaScript, Node and Effect. Put together, so that they are not found here. */
+/**
+ * The ways to let time pass, of JavaScript, Node and Effect. Put together, so that they are not
+ * found here.
+ */
 const sleeps = new RegExp(
   [
     ["set", "Timeout"],

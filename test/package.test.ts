@@ -9,7 +9,10 @@ import * as TestDatabase from "../src/testing/TestDatabase.js"
 import * as Block from "./docs/Block.js"
 import { program, repository, tsx } from "./support/command.js"
 
-/** What a stranger's shell does not have: the server of these tests, and the settings of npm and vitest that run them. */
+/**
+ * What a stranger's shell does not have: the server of these tests, and the settings of npm and
+ * vitest that run them.
+ */
 const surroundings = {
   ...Object.fromEntries(
     Object.keys(process.env)
@@ -50,7 +53,10 @@ const section = (() => {
 /** The url that stands in the README for the reader's own. */
 const readersUrl = "postgresql://user:password@host:5432/name"
 
-/** A migration that needs the services and the transaction of the migrator that runs it, and its fibers. */
+/**
+ * A migration that needs the services and the transaction of the migrator that runs it, and its
+ * fibers.
+ */
 const ownMigration = (table: string) => `
 import * as SqlClient from "@effect/sql/SqlClient"
 import { Effect } from "effect"

@@ -1,8 +1,10 @@
 /**
- * What the server processes on one database tell each other, through NOTIFY and LISTEN (PostgreSQL documentation, "NOTIFY").
+ * What the server processes on one database tell each other, through NOTIFY and LISTEN (PostgreSQL
+ * documentation, "NOTIFY").
  *
- * A notification that is sent in a transaction arrives if and when that transaction commits. It arrives at those who listen at
- * that time: a process that loses its connection misses some, and is told so by `Missed` once it listens again.
+ * A notification that is sent in a transaction arrives if and when that transaction commits. It
+ * arrives at those who listen at that time: a process that loses its connection misses some, and is
+ * told so by `Missed` once it listens again.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import type * as SqlError from "@effect/sql/SqlError"
@@ -51,7 +53,10 @@ export type Heard =
 export class Announcements extends Context.Tag("two-tab-sync/Announcements")<
   Announcements,
   {
-    /** Tells the other processes, and no tab of this one: with the commit of the transaction that is open, else at once. */
+    /**
+     * Tells the other processes, and no tab of this one: with the commit of the transaction that is
+     * open, else at once.
+     */
     readonly announce: (announcements: Iterable<Announcement>) => Effect.Effect<void, SqlError.SqlError>
     /** What the others say from when the Layer is there. It can be read once. */
     readonly heard: Stream.Stream<Heard>
@@ -110,7 +115,9 @@ const maxInlineLength = 7000
 const Envelope = Schema.parseJson(Schema.Struct({ from: Schema.UUID, announcement: Announcement }))
 const encode = Schema.encodeSync(Envelope)
 
-/** Anybody who is connected to the database can notify: what is not ours is none of our business. */
+/**
+ * Anybody who is connected to the database can notify: what is not ours is none of our business.
+ */
 const decode = (payload: string): Effect.Effect<Option.Option<Heard>> =>
   Schema.decode(Envelope)(payload).pipe(
     Effect.map((envelope): Heard => ({ _tag: "Heard", ...envelope })),

@@ -1,6 +1,6 @@
 /**
- * The shared text as Yjs keeps it: functions from bytes to bytes. A state and an update have the same form, and merging
- * them in any order gives the same text.
+ * The shared text as Yjs keeps it: functions from bytes to bytes. A state and an update have the
+ * same form, and merging them in any order gives the same text.
  */
 import * as Effect from "effect/Effect"
 import * as Y from "yjs"
@@ -28,8 +28,9 @@ export class TextTooLong extends DomainError.TaggedError("TextTooLong")<{
 }
 
 /**
- * The state of a conversation that may never have been edited. Its first text comes from `raw_text`, as if the author of the id
- * 0 had typed it: two servers that do this at the same time make the same state.
+ * The state of a conversation that may never have been edited. Its first text comes from
+ * `raw_text`, as if the author of the id 0 had typed it: two servers that do this at the same time
+ * make the same state.
  */
 export const initial = (rawText: string): Uint8Array => {
   const doc = new Y.Doc()
@@ -39,8 +40,8 @@ export const initial = (rawText: string): Uint8Array => {
 }
 
 /**
- * A state with an update. The content of what was deleted is dropped, so a state is about as large as its text and does not
- * grow with every keystroke, as it would with `Y.mergeUpdates`.
+ * A state with an update. The content of what was deleted is dropped, so a state is about as large
+ * as its text and does not grow with every keystroke, as it would with `Y.mergeUpdates`.
  */
 export const merge = Effect.fnUntraced(function* (state: Uint8Array, update: Uint8Array) {
   const doc = new Y.Doc()
@@ -80,8 +81,8 @@ export const missing = (state: Uint8Array, stateVector: Uint8Array) =>
 // -----------------------------------------------------------------------------
 
 /**
- * What a document holds that no tab shows, and that would take up room in its state for ever. What is deleted may have been
- * anything: of that Yjs keeps no more than its length.
+ * What a document holds that no tab shows, and that would take up room in its state for ever. What
+ * is deleted may have been anything: of that Yjs keeps no more than its length.
  */
 const besidesText = (doc: Y.Doc, text: Y.Text): string | undefined => {
   // The names of other types, and of attributes, stay even when all that they held is deleted.

@@ -1,6 +1,7 @@
 /**
- * The shared texts in the table `conversation`: `crdt_state` holds the Yjs state. The repository holds the row while a change is
- * merged into it, so two processes that merge at the same time do it one after the other.
+ * The shared texts in the table `conversation`: `crdt_state` holds the Yjs state. The repository
+ * holds the row while a change is merged into it, so two processes that merge at the same time do
+ * it one after the other.
  */
 import type * as SqlError from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
@@ -31,8 +32,9 @@ export class Documents extends Context.Tag("two-tab-sync/Documents")<
       conversation: ConversationId
     ) => Effect.Effect<Uint8Array, ConversationNotFound | SqlError.SqlError>
     /**
-     * Merges an update into a text. It is committed when this succeeds, and announced to the other processes with the same
-     * commit. It can be repeated: what is already part of the text changes nothing.
+     * Merges an update into a text. It is committed when this succeeds, and announced to the other
+     * processes with the same commit. It can be repeated: what is already part of the text changes
+     * nothing.
      */
     readonly save: (
       conversation: ConversationId,
@@ -93,7 +95,8 @@ const make = Effect.gen(function* () {
       })
       yield* conversations.insertOrGet({ id, classId: made.class.id, ownerId: user.id, rawText: "" })
     },
-    // Where the rows of the demonstration belong to somebody else, there is nothing that the program could do.
+    // Where the rows of the demonstration belong to somebody else, there is nothing that the
+    // program could do.
     Effect.catchAll((error) => (error._tag === "SqlError" ? Effect.fail(error) : Effect.die(error)))
   )
 

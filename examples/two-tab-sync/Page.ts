@@ -1,4 +1,7 @@
-/** What the browser is served: one page, its style, and the client with Yjs in one file. Nothing comes from elsewhere. */
+/**
+ * What the browser is served: one page, its style, and the client with Yjs in one file. Nothing
+ * comes from elsewhere.
+ */
 import * as FileSystem from "@effect/platform/FileSystem"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"

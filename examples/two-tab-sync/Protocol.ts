@@ -1,7 +1,9 @@
 /**
- * What a tab and a server say to each other: JSON text frames over a WebSocket, Yjs updates in base64.
+ * What a tab and a server say to each other: JSON text frames over a WebSocket, Yjs updates in
+ * base64.
  *
- * Every message can be sent again without harm: an update that is already part of the text changes nothing.
+ * Every message can be sent again without harm: an update that is already part of the text changes
+ * nothing.
  */
 import * as Schema from "effect/Schema"
 import { maxNameLength } from "./limits.js"
@@ -10,7 +12,10 @@ import { maxNameLength } from "./limits.js"
 // model
 // -----------------------------------------------------------------------------
 
-/** Somebody who looks at a text: one of their tabs, by an id that it chose itself, and the name they gave. */
+/**
+ * Somebody who looks at a text: one of their tabs, by an id that it chose itself, and the name they
+ * gave.
+ */
 export const Person = Schema.Struct({
   tab: Schema.UUID,
   name: Schema.Trim.pipe(Schema.minLength(1), Schema.maxLength(maxNameLength))
@@ -23,7 +28,10 @@ export type Person = typeof Person.Type
 
 /** What a tab says. */
 export const FromTab = Schema.Union(
-  /** I am here, and from now on I want to hear of every change. Again, with another name: I am called that now. */
+  /**
+   * I am here, and from now on I want to hear of every change. Again, with another name: I am
+   * called that now.
+   */
   Schema.TaggedStruct("Hello", { person: Person }),
   /** Tell me what I do not have yet; this state vector says what I have. Answered with `State`. */
   Schema.TaggedStruct("Sync", { stateVector: Schema.Uint8ArrayFromBase64 }),

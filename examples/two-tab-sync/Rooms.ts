@@ -1,8 +1,8 @@
 /**
  * Who is connected to which text, to this process and to the others, and what they are told.
  *
- * A process that dies cannot say that its tabs are gone. So each says again and again who is there, and who was not heard of
- * for a while is not there.
+ * A process that dies cannot say that its tabs are gone. So each says again and again who is there,
+ * and who was not heard of for a while is not there.
  */
 import type * as SqlError from "@effect/sql/SqlError"
 import * as Chunk from "effect/Chunk"
@@ -101,7 +101,10 @@ const make = Effect.gen(function* () {
     } satisfies Membership
   })
 
-  /** What is said about who is there, one after the other: it waits for a connection, and changes of texts must not wait for it. */
+  /**
+   * What is said about who is there, one after the other: it waits for a connection, and changes of
+   * texts must not wait for it.
+   */
   const answers = yield* Mailbox.make<Iterable<Announcement>>({
     capacity: maxAnswers,
     strategy: "sliding"
@@ -192,7 +195,10 @@ interface Member {
 interface Room {
   /** The tabs of this process. */
   readonly members: Set<Member>
-  /** The tabs of the others, by process and tab: while a tab moves from one to the other, both may name it. */
+  /**
+   * The tabs of the others, by process and tab: while a tab moves from one to the other, both may
+   * name it.
+   */
   readonly elsewhere: Map<string, { readonly person: Person; readonly heardAt: number }>
 }
 

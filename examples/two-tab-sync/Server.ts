@@ -46,7 +46,10 @@ export const listening = Config.all({
   )
 })
 
-/** The names, besides addresses, under which browsers may reach the program: `HOST`, and those in `PUBLIC_NAMES`. */
+/**
+ * The names, besides addresses, under which browsers may reach the program: `HOST`, and those in
+ * `PUBLIC_NAMES`.
+ */
 const names = Config.all([
   Config.nonEmptyString("HOST").pipe(Config.withDefault("localhost")),
   Config.string("PUBLIC_NAMES").pipe(Config.withDefault(""))
@@ -159,9 +162,9 @@ const served = (text: string, type: string) =>
   })
 
 /**
- * Browsers let every page open WebSockets to, and post forms to, every address: only our own page may. A page of another name
- * could have that name lead to this machine once it is loaded, and pass for ours: so names have to be known. An address cannot
- * be led elsewhere.
+ * Browsers let every page open WebSockets to, and post forms to, every address: only our own page
+ * may. A page of another name could have that name lead to this machine once it is loaded, and pass
+ * for ours: so names have to be known. An address cannot be led elsewhere.
  */
 const sameOrigin =
   (names: ReadonlySet<string>) =>
@@ -177,7 +180,10 @@ const sameOrigin =
 
 const isAddress = (hostname: string) => Net.isIP(hostname.replace(/^\[|\]$/g, "")) !== 0
 
-/** Takes nobody new and cuts off who does not talk: a browser keeps connections open that it may need some day. */
+/**
+ * Takes nobody new and cuts off who does not talk: a browser keeps connections open that it may
+ * need some day.
+ */
 const close = (server: Http.Server) =>
   Effect.async<void>((resume) => {
     server.close(() => resume(Effect.void))

@@ -1,7 +1,8 @@
 /**
  * One tab's WebSocket, from the upgrade to the end.
  *
- * What a tab says is worked off in its order, one message at a time, to the last one that has arrived, even when its tab is gone.
+ * What a tab says is worked off in its order, one message at a time, to the last one that has
+ * arrived, even when its tab is gone.
  */
 import * as NodeHttpServerRequest from "@effect/platform-node/NodeHttpServerRequest"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
@@ -55,13 +56,19 @@ const silence = Duration.times(heartbeat, 4)
 /** A tab has one update on its way at a time: one with so many messages waiting is none of ours. */
 const maxWaiting = 64
 
-/** The bytes that may wait for a tab that does not read. Past them it is cut off; it will come back and catch up. */
+/**
+ * The bytes that may wait for a tab that does not read. Past them it is cut off; it will come back
+ * and catch up.
+ */
 const maxBacklog = 16 * 1024 * 1024
 
 /** How long a tab may take to answer a closing handshake. */
 const closingTime = Duration.seconds(1)
 
-/** What is written goes out in order, what comes in waits in the inbox, and the end of the scope hangs up. */
+/**
+ * What is written goes out in order, what comes in waits in the inbox, and the end of the scope
+ * hangs up.
+ */
 const open = Effect.fnUntraced(function* (socket: Socket.Socket, tcp: Net.Socket) {
   yield* Effect.addFinalizer(() => hangUp(tcp))
   const inbox = yield* Mailbox.make<string>({ capacity: maxWaiting, strategy: "dropping" })
@@ -130,7 +137,10 @@ const receiver = Effect.fnUntraced(function* (
   const refuse = (reason: Refusal, message: string, id?: number) =>
     Effect.sync(() => send({ _tag: "Refused", reason, message, ...(id === undefined ? {} : { id }) }))
 
-  /** Answers with the reason of a failure, and keeps what only the program's owner should know in the log. */
+  /**
+   * Answers with the reason of a failure, and keeps what only the program's owner should know in
+   * the log.
+   */
   const orRefuse = <A, E extends Failure, R>(effect: Effect.Effect<A, E, R>, id?: number) =>
     Effect.catchAll(effect, (error: Failure) => {
       switch (error._tag) {

@@ -1,8 +1,9 @@
 /**
  * Two tabs in sync: `npm start`, and the address that it prints in two windows.
  *
- * The texts are in the database of `DATABASE_URL`, else on an embedded server in `.data/`. Any number of these programs may run
- * on one database. `HOST` (127.0.0.1) and `PORT` (3000) say where it listens.
+ * The texts are in the database of `DATABASE_URL`, else on an embedded server in `.data/`. Any
+ * number of these programs may run on one database. `HOST` (127.0.0.1) and `PORT` (3000) say where
+ * it listens.
  */
 import * as NodeContext from "@effect/platform-node/NodeContext"
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
@@ -52,7 +53,8 @@ const address = Layer.effectDiscard(
   HttpServer.addressFormattedWith((address) => Console.log(`Two tabs in sync: ${address}/`))
 )
 
-// What is provided last is built first and ends last: the server takes nobody before the texts are there.
+// What is provided last is built first and ends last: the server takes nobody before the texts are
+// there.
 const program = address.pipe(
   Layer.provide(Server.layer),
   Layer.provide(Server.layerNode),

@@ -46,5 +46,7 @@ export const deleteFunction = (action: Action): string => of(action).deleteFunct
 /** Whether an action answers a DELETE that would leave referencing rows with an error. */
 export const raises = (action: Action): boolean => action === "no-action" || action === "restrict"
 
-/** Whether an action can be limited to some of the referencing columns (PostgreSQL 15 and later). */
+/**
+ * Whether an action can be limited to some of the referencing columns (PostgreSQL 15 and later).
+ */
 export const takesColumns = (action: Action): boolean => action === "set-null" || action === "set-default"

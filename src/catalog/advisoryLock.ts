@@ -1,4 +1,6 @@
-/** One change at a time: a session-level advisory lock, held by a session that does nothing else. */
+/**
+ * One change at a time: a session-level advisory lock, held by a session that does nothing else.
+ */
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
@@ -32,8 +34,9 @@ export const takeOrFail = (): string =>
 END`)
 
 /**
- * Takes the lock, asking again at random intervals for up to `patience`. Never by a waiting request: a transaction that waits holds a snapshot,
- * which CREATE INDEX CONCURRENTLY waits for in turn. The lock ends with its session.
+ * Takes the lock, asking again at random intervals for up to `patience`. Never by a waiting
+ * request: a transaction that waits holds a snapshot, which CREATE INDEX CONCURRENTLY waits for in
+ * turn. The lock ends with its session.
  */
 export const acquire = (
   session: Session,

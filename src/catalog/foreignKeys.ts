@@ -1,6 +1,7 @@
 /**
- * Foreign keys as the system catalogs describe them (PostgreSQL 13 to 18, chapter "System Catalogs": pg_constraint, pg_trigger,
- * pg_index). Reading takes ACCESS SHARE on catalogs only, never a lock on a user's table.
+ * Foreign keys as the system catalogs describe them (PostgreSQL 13 to 18, chapter "System
+ * Catalogs": pg_constraint, pg_trigger, pg_index). Reading takes ACCESS SHARE on catalogs only,
+ * never a lock on a user's table.
  */
 import * as Effect from "effect/Effect"
 import * as Struct from "effect/Struct"
@@ -18,13 +19,21 @@ export interface Table extends Relation {
   readonly extension: string | null
   /** Whether the current role has the rights of its owner. */
   readonly owned: boolean
-  /** Whether row security hides rows of it from the current role: from its owner's only where it is forced. */
+  /**
+   * Whether row security hides rows of it from the current role: from its owner's only where it is
+   * forced.
+   */
   readonly filtered: boolean
   /** Whether the current role may LOCK it in every mode, for which it need not own it. */
   readonly lockable: boolean
-  /** Its partitions, those of partitions too, in the order in which PostgreSQL locks them; empty if it is not partitioned. */
+  /**
+   * Its partitions, those of partitions too, in the order in which PostgreSQL locks them; empty if
+   * it is not partitioned.
+   */
   readonly partitions: ReadonlyArray<Relation>
-  /** The partitions whose DETACH CONCURRENTLY was stopped before its end (14 and later), by name. */
+  /**
+   * The partitions whose DETACH CONCURRENTLY was stopped before its end (14 and later), by name.
+   */
   readonly detaching: ReadonlyArray<string>
 }
 
@@ -36,7 +45,10 @@ export interface Relation {
   readonly oid: number
   readonly schema: string
   readonly name: string
-  /** `pg_class.relkind`: `r` ordinary, `p` partitioned, `f` foreign; `i` an index, `I` a partitioned one. */
+  /**
+   * `pg_class.relkind`: `r` ordinary, `p` partitioned, `f` foreign; `i` an index, `I` a partitioned
+   * one.
+   */
   readonly kind: string
 }
 
@@ -49,7 +61,10 @@ export interface Key {
   readonly columns: ReadonlyArray<string>
   readonly referencedColumns: ReadonlyArray<string>
   readonly onDelete: Action.Action
-  /** The columns that ON DELETE SET NULL or SET DEFAULT is limited to (15 and later); empty means all of them. */
+  /**
+   * The columns that ON DELETE SET NULL or SET DEFAULT is limited to (15 and later); empty means
+   * all of them.
+   */
   readonly onDeleteColumns: ReadonlyArray<string>
   readonly onUpdate: Action.Action
   readonly match: "simple" | "full" | "partial"
@@ -76,7 +91,10 @@ export interface Key {
     /** Whether the index has the referenced columns in the key's order. */
     readonly inOrder: boolean
   } | null
-  /** The indexes of the referenced table that an equal key could be bound to, in the order PostgreSQL tries them. */
+  /**
+   * The indexes of the referenced table that an equal key could be bound to, in the order
+   * PostgreSQL tries them.
+   */
   readonly candidateIndexes: ReadonlyArray<{
     readonly oid: number
     readonly name: string
@@ -94,11 +112,17 @@ export interface Filter {
   readonly tables?: ReadonlyArray<number>
   /** Of the keys of {@link tables} those with these names only. */
   readonly names?: ReadonlyArray<string>
-  /** Keys of partitions that belong to a key of their partitioned table are left out unless this is true. */
+  /**
+   * Keys of partitions that belong to a key of their partitioned table are left out unless this is
+   * true.
+   */
   readonly inherited?: boolean
 }
 
-/** Reads the foreign keys of this database, ordered by OID, without those of the system's own schemas and of other sessions' temporary tables. */
+/**
+ * Reads the foreign keys of this database, ordered by OID, without those of the system's own
+ * schemas and of other sessions' temporary tables.
+ */
 export const read = (
   session: Session,
   { inherited = false, names, tables }: Filter = {}
@@ -333,8 +357,8 @@ const table = `json_build_object(
   )`
 
 /**
- * One document with the rows of pg_constraint, and beside them the tables at their ends: each catalog
- * is named once, because planning a question about catalogs takes longer than answering it.
+ * One document with the rows of pg_constraint, and beside them the tables at their ends: each
+ * catalog is named once, because planning a question about catalogs takes longer than answering it.
  */
 const select = (constraints: string) => `
 WITH keys AS MATERIALIZED (
@@ -365,5 +389,8 @@ const ofTables = `(
     WHERE $3::name[] IS NULL OR c.conname = ANY ($3::name[])
   )`
 
-/** The query of {@link read}, for the parameters `inherited`, `tables` and `names`. {@link parse} reads its answer. */
+/**
+ * The query of {@link read}, for the parameters `inherited`, `tables` and `names`. {@link parse}
+ * reads its answer.
+ */
 export const selectOfTables = select(ofTables)

@@ -1,6 +1,7 @@
 /**
- * Keys that do not do what their catalog entry says: somebody edited the catalogs, a bug of the server left triggers out (17.0: DETACH;
- * 18.0 to 18.3: ALTER CONSTRAINT ENFORCED), or triggers were disabled. Enforcement is in the triggers, not in pg_constraint.
+ * Keys that do not do what their catalog entry says: somebody edited the catalogs, a bug of the
+ * server left triggers out (17.0: DETACH; 18.0 to 18.3: ALTER CONSTRAINT ENFORCED), or triggers
+ * were disabled. Enforcement is in the triggers, not in pg_constraint.
  */
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
@@ -9,7 +10,9 @@ import * as Lookup from "./lookups.js"
 
 /** One way in which a key and its triggers disagree. */
 export interface Problem {
-  /** The OID of the constraint: that of the topmost one, if it belongs to a partitioned table's key. */
+  /**
+   * The OID of the constraint: that of the topmost one, if it belongs to a partitioned table's key.
+   */
   readonly constraint: number
   readonly kind: "trigger" | "deferrability" | "partitions" | "trigger state"
   /** What is wrong, in words. */

@@ -7,23 +7,34 @@ import type { Session } from "../connection/session.js"
 import type { Relation, Table } from "./foreignKeys.js"
 import * as Lock from "./tableLocks.js"
 
-/** A session or a prepared transaction that is in the way. It never says what the session's statement is: that can hold values. */
+/**
+ * A session or a prepared transaction that is in the way. It never says what the session's
+ * statement is: that can hold values.
+ */
 export interface Blocker {
   /** The backend's process id; null for a prepared transaction. */
   readonly pid: number | null
   readonly applicationName: string | null
   /**
-   * `client backend`, `autovacuum worker`, `prepared transaction`, ... PostgreSQL shows that, the state and the times of other roles' sessions to superusers and members
-   * of pg_read_all_stats only; for anybody else it is `session of` with the role's name, and an autovacuum worker is known by having no role.
+   * `client backend`, `autovacuum worker`, `prepared transaction`, ... PostgreSQL shows that, the
+   * state and the times of other roles' sessions to superusers and members of pg_read_all_stats
+   * only; for anybody else it is `session of` with the role's name, and an autovacuum worker is
+   * known by having no role.
    */
   readonly kind: string
   /** `active`, `idle in transaction`, ... */
   readonly state: string | null
-  /** When its transaction began (ISO 8601); if the server does not show that, when it was first seen, or null. */
+  /**
+   * When its transaction began (ISO 8601); if the server does not show that, when it was first
+   * seen, or null.
+   */
   readonly transactionStart: string | null
   /** When its current or last statement began (ISO 8601). */
   readonly queryStart: string | null
-  /** The global identifier of a prepared transaction: end it with COMMIT PREPARED or ROLLBACK PREPARED. */
+  /**
+   * The global identifier of a prepared transaction: end it with COMMIT PREPARED or ROLLBACK
+   * PREPARED.
+   */
   readonly preparedTransaction: string | null
 }
 
@@ -40,8 +51,10 @@ export const describe = (blocker: Blocker): string =>
       }`
 
 /**
- * Who blocks a backend now; of the prepared transactions (their process id is 0 there) those that hold what it waits for. If one of them waits, directly or through others, for that very backend, the backend is cancelled in the same
- * statement: our DDL gives way before PostgreSQL looks for a deadlock and picks an application's transaction as the victim (rule R3).
+ * Who blocks a backend now; of the prepared transactions (their process id is 0 there) those that
+ * hold what it waits for. If one of them waits, directly or through others, for that very backend,
+ * the backend is cancelled in the same statement: our DDL gives way before PostgreSQL looks for a
+ * deadlock and picks an application's transaction as the victim (rule R3).
  */
 export const watch = (
   session: Session,
@@ -85,13 +98,17 @@ export interface Holder extends Blocker {
   readonly relations: ReadonlyArray<number>
   /** Milliseconds since its transaction began; null if this role may not see that. */
   readonly age: number | null
-  /** What an autovacuum worker is doing, if this role may see it: `autovacuum: VACUUM public.child (to prevent wraparound)`. */
+  /**
+   * What an autovacuum worker is doing, if this role may see it: `autovacuum: VACUUM public.child
+   * (to prevent wraparound)`.
+   */
   readonly autovacuum: string | null
 }
 
 /**
- * Who holds a lock that conflicts with one of these, the oldest transaction first. Asking takes no lock and queues nowhere, so nobody waits behind the question, as they
- * would behind a lock request. A prepared transaction has no process; the lock on its own id tells which it is.
+ * Who holds a lock that conflicts with one of these, the oldest transaction first. Asking takes no
+ * lock and queues nowhere, so nobody waits behind the question, as they would behind a lock
+ * request. A prepared transaction has no process; the lock on its own id tells which it is.
  */
 export const holders = (
   session: Session,
@@ -130,12 +147,16 @@ export const holders = (
 /** Whether it is autovacuum, which gives way to a lock request, and to nothing else. */
 export const isAutovacuum = ({ kind }: Blocker): boolean => kind === autovacuumWorker
 
-/** When transactions were first seen whose age the server does not show, by the program's clock, in milliseconds. */
+/**
+ * When transactions were first seen whose age the server does not show, by the program's clock, in
+ * milliseconds.
+ */
 export type Sightings = ReadonlyMap<string, number>
 
 /**
- * The holders whose transactions are older than `olderThan` milliseconds, autovacuum left out. Where the server does not show the age of a transaction it counts from when it
- * was first seen, which `sightings` remembers from one call to the next.
+ * The holders whose transactions are older than `olderThan` milliseconds, autovacuum left out.
+ * Where the server does not show the age of a transaction it counts from when it was first seen,
+ * which `sightings` remembers from one call to the next.
  */
 export const old = (
   holders: ReadonlyArray<Holder>,
@@ -159,7 +180,10 @@ export const old = (
     })
   })
 
-/** The transactions of clients of this database that are running now, other than those of these backends. Every role may see that they are there. */
+/**
+ * The transactions of clients of this database that are running now, other than those of these
+ * backends. Every role may see that they are there.
+ */
 export const transactions = (
   session: Session,
   processIds: ReadonlyArray<number>

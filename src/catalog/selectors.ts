@@ -14,7 +14,8 @@ export interface ConstraintSelector extends TableSelector {
 }
 
 /**
- * Which keys are meant. Within one field any entry may match; a key must match every field that is given. No field at all means every key.
+ * Which keys are meant. Within one field any entry may match; a key must match every field that is
+ * given. No field at all means every key.
  */
 export interface Selectors {
   /** Schemas of the referencing table. */
@@ -83,9 +84,10 @@ export const isAll = (selectors: Selectors): boolean =>
   )
 
 /**
- * Splits a name such as `public.user`, `"Odd.Name".t` or `public."user".user_fkey` as SQL does: parts in double quotes are taken as they are (two double
- * quotes stand for one), A to Z is folded to lower case in others, which may hold anything but dots and quotes. Undefined if it is not a name. It reads what
- * {@link label} writes.
+ * Splits a name such as `public.user`, `"Odd.Name".t` or `public."user".user_fkey` as SQL does:
+ * parts in double quotes are taken as they are (two double quotes stand for one), A to Z is folded
+ * to lower case in others, which may hold anything but dots and quotes. Undefined if it is not a
+ * name. It reads what {@link label} writes.
  */
 export const parts = (text: string): ReadonlyArray<string> | undefined => {
   const found: Array<string> = []

@@ -17,7 +17,10 @@ export const prepare = (session: Session, purpose: string): Effect.Effect<void, 
     .query(`SELECT ${assign([["application_name", `promptgrimoire-db: ${purpose}`], ...settings])}`)
     .pipe(Effect.zipRight(noticeLostClients(session)))
 
-/** Unknown before 14, and refused where the operating system does not tell a server that its client is gone. */
+/**
+ * Unknown before 14, and refused where the operating system does not tell a server that its client
+ * is gone.
+ */
 const noticeLostClients = (session: Session): Effect.Effect<void, DatabaseError> =>
   session.query("SET client_connection_check_interval = '10s'").pipe(
     Effect.catchIf(
@@ -28,7 +31,8 @@ const noticeLostClients = (session: Session): Effect.Effect<void, DatabaseError>
   )
 
 /**
- * Makes a session act as the role that logged in, also where that role is set to take on another one: only that one may cancel and terminate backends of its own.
+ * Makes a session act as the role that logged in, also where that role is set to take on another
+ * one: only that one may cancel and terminate backends of its own.
  */
 export const asLoginRole = (session: Session): Effect.Effect<void, DatabaseError> =>
   Effect.asVoid(session.query("SET ROLE NONE"))
@@ -54,7 +58,10 @@ export const answering = (session: Session): Session => ({
     session.query<Row>(sql, params, { answerMillis: 40_000, ...options })
 })
 
-/** The server's deadlock_timeout in milliseconds: after it, a waiting application's transaction can become a deadlock victim. */
+/**
+ * The server's deadlock_timeout in milliseconds: after it, a waiting application's transaction can
+ * become a deadlock victim.
+ */
 export const deadlockTimeout = (session: Session): Effect.Effect<number, DatabaseError> =>
   session
     .query<{ readonly milliseconds: string }>(
@@ -80,7 +87,8 @@ const settings = [
   // What is prepared is planned once: the questions are about a few rows by index, whatever their
   // parameters are.
   ["plan_cache_mode", "force_generic_plan"],
-  // Questions to the catalogs look expensive and are not: to compile them takes longer than to answer them.
+  // Questions to the catalogs look expensive and are not: to compile them takes longer than to
+  // answer them.
   ["jit", "off"]
 ] as const
 

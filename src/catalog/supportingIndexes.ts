@@ -5,9 +5,9 @@ import type { Session } from "../connection/session.js"
 import type { Key, Relation } from "./foreignKeys.js"
 
 /**
- * An index of each key whose leading columns are the referencing columns, in any order, by the key's
- * OID; keys without one are left out. If a partitioned table has none but each of its partitions
- * does, it is that of the first one.
+ * An index of each key whose leading columns are the referencing columns, in any order, by the
+ * key's OID; keys without one are left out. If a partitioned table has none but each of its
+ * partitions does, it is that of the first one.
  */
 export const read = (
   session: Session,
@@ -36,7 +36,10 @@ export const read = (
 // internal
 // -----------------------------------------------------------------------------
 
-/** The name of an index for a key on each of these relations, in their order; null where there is none. */
+/**
+ * The name of an index for a key on each of these relations, in their order; null where there is
+ * none.
+ */
 const found = (
   session: Session,
   wanted: ReadonlyArray<{ readonly key: Key; readonly relation: Relation }>

@@ -43,12 +43,16 @@ export const conflicts = (mode: Mode): ReadonlyArray<string> => effects[mode].co
 export const blocks = (mode: Mode): string => effects[mode].blocks
 
 /**
- * LOCK TABLE, in the order given. A partitioned table is locked with its partitions; a table that others inherit from is locked alone.
+ * LOCK TABLE, in the order given. A partitioned table is locked with its partitions; a table that
+ * others inherit from is locked alone.
  */
 export const statement = (tables: ReadonlyArray<Relation>, mode: Mode, noWait = false): string =>
   `LOCK TABLE ${tables.map(target).join(", ")} IN ${mode} MODE${noWait ? " NOWAIT" : ""}`
 
-/** LOCK TABLE for tables in different modes, in the order given: a statement for each run of one mode. */
+/**
+ * LOCK TABLE for tables in different modes, in the order given: a statement for each run of one
+ * mode.
+ */
 export const statements = (
   locks: ReadonlyArray<{ readonly table: Relation; readonly mode: Mode }>
 ): ReadonlyArray<string> => {
@@ -68,7 +72,10 @@ export const statements = (
 /** Whether LOCK TABLE can lock it: it cannot lock indexes. */
 export const isLockable = ({ kind }: Relation): boolean => kind !== "i" && kind !== "I"
 
-/** A table as ALTER TABLE and LOCK TABLE name it: with ONLY, unless it stands for its partitions too. */
+/**
+ * A table as ALTER TABLE and LOCK TABLE name it: with ONLY, unless it stands for its partitions
+ * too.
+ */
 export const target = (relation: Relation | Table): string =>
   relation.kind === "p" && "partitions" in relation ? qualified(relation) : `ONLY ${qualified(relation)}`
 

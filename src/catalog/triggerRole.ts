@@ -1,4 +1,7 @@
-/** The role of a foreign key's trigger, from the name of its function, as an SQL expression of type text. */
+/**
+ * The role of a foreign key's trigger, from the name of its function, as an SQL expression of type
+ * text.
+ */
 export const roleOf = (functionName: string): string =>
   `CASE WHEN ${functionName} = 'RI_FKey_check_ins' THEN 'checkInsert'
     WHEN ${functionName} = 'RI_FKey_check_upd' THEN 'checkUpdate'

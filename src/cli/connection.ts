@@ -15,7 +15,10 @@ export const embeddedDirectory = ".data"
 /** The environment in which the settings of a command are read. */
 type Environment = Readonly<Record<string, string | undefined>>
 
-/** `direct`: past a pooler, because the command holds locks of sessions. `as configured`: as the program would. */
+/**
+ * `direct`: past a pooler, because the command holds locks of sessions. `as configured`: as the
+ * program would.
+ */
 export type Way = "direct" | "as configured"
 
 /** The database of a command. It opens connections only when it needs them. */
@@ -40,7 +43,8 @@ const databaseAt = (target: string, environment: Environment, way: Way) => {
   const settings = new Map<string, string>([
     [environmentVariables.minConnections, "0"],
     [environmentVariables.maxConnections, "4"],
-    // A migration or a change of the schema takes as long as it takes; each sets the limits that it needs.
+    // A migration or a change of the schema takes as long as it takes; each sets the limits that it
+    // needs.
     ...(way === "direct" && !limitsStatements(target)
       ? [[environmentVariables.statementTimeout, "off"] as const]
       : [])

@@ -34,7 +34,10 @@ export const lines = ({
 export const refusalLine = ({ constraint, reason }: ForeignKey.Rejected) =>
   `x ${constraint} is refused: ${reason}`
 
-/** The proofs are pages of PL/pgSQL: a person reads what is changed, and finds the whole text with --sql or --json. */
+/**
+ * The proofs are pages of PL/pgSQL: a person reads what is changed, and finds the whole text with
+ * --sql or --json.
+ */
 export const abbreviate = (statement: string): string => {
   if (statement.startsWith("DO ")) return "DO ... (checks or restores catalog entries; --sql prints it whole)"
   return statement.length > 200 ? `${statement.slice(0, 160)} ...` : statement

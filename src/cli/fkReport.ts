@@ -29,7 +29,10 @@ export const reporter: Effect.Effect<Reporter> = Effect.gen(function* () {
   }
 })
 
-/** Prints the result, and ends with what became of the keys. `unchanged` says why nothing was done to a key. */
+/**
+ * Prints the result, and ends with what became of the keys. `unchanged` says why nothing was done
+ * to a key.
+ */
 export const result = (
   json: boolean,
   result: ForeignKey.RebuildResult,
@@ -98,7 +101,10 @@ const follow = (at: At | undefined, event: ForeignKey.Progress): At | undefined 
   }
 }
 
-/** What the steps of one transaction each have left. A step that was begun and is not done has happened or not: only the server knows. */
+/**
+ * What the steps of one transaction each have left. A step that was begun and is not done has
+ * happened or not: only the server knows.
+ */
 const remains = (at: At | undefined): string => {
   const again = "run the same command again to go on from there"
   if (at === undefined) return `interrupted between two foreign keys; ${again}`

@@ -2,7 +2,10 @@ import * as Effect from "effect/Effect"
 import { type Notice, withNotices } from "../Database.js"
 import { besideMessage, progress } from "./report.js"
 
-/** Prints what the server says while an effect runs, as psql does; that there is already what IF NOT EXISTS asks for is left out. */
+/**
+ * Prints what the server says while an effect runs, as psql does; that there is already what IF NOT
+ * EXISTS asks for is left out.
+ */
 export const noticing = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   withNotices(effect, (notice) =>
     notice.severity === "NOTICE" && !notice.isRaised && notice.code.startsWith("42")

@@ -17,8 +17,8 @@ export const json = Options.boolean("json").pipe(
 )
 
 /**
- * The handler of a command, whose modules are loaded when it runs: what only describes a command, or
- * finds that it was typed wrongly, does not wait for the modules that work on a database.
+ * The handler of a command, whose modules are loaded when it runs: what only describes a command,
+ * or finds that it was typed wrongly, does not wait for the modules that work on a database.
  */
 export const loaded =
   <Given, A, E, R>(load: () => Promise<(given: Given) => Effect.Effect<A, E, R>>) =>

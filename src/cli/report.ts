@@ -4,7 +4,8 @@ import * as Effect from "effect/Effect"
 import type { Shown } from "../DatabaseError.js"
 
 /**
- * The exit codes of every command: done, failed, bad usage, and refused or pending (the reason is in the output).
+ * The exit codes of every command: done, failed, bad usage, and refused or pending (the reason is
+ * in the output).
  */
 export const exitCodes = { done: 0, failed: 1, usage: 2, refused: 3 } as const
 
@@ -15,8 +16,8 @@ export type ExitCode = (typeof exitCodes)[keyof typeof exitCodes]
 export class Exited extends Data.TaggedError("Exited")<{ readonly code: ExitCode }> {}
 
 /**
- * Prints a result on standard output, which nothing else is written to: the JSON document, or the lines for a person. Then
- * ends the command with the exit code.
+ * Prints a result on standard output, which nothing else is written to: the JSON document, or the
+ * lines for a person. Then ends the command with the exit code.
  */
 export const result = (
   json: boolean,
@@ -29,7 +30,10 @@ export const result = (
     code === exitCodes.done ? Effect.void : new Exited({ code })
   )
 
-/** Prints an error: as a JSON document on standard output, beside what was done before, or for a person on standard error. */
+/**
+ * Prints an error: as a JSON document on standard output, beside what was done before, or for a
+ * person on standard error.
+ */
 export const failure = (
   json: boolean,
   error: { readonly reason: string; readonly message: string } & Partial<Pick<Shown, "detail" | "hint">>,

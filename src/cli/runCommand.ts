@@ -11,8 +11,9 @@ import * as Report from "./report.js"
 import { Surroundings } from "./surroundings.js"
 
 /**
- * Runs the work of a command on its database, and turns every way in which it can end into output and an exit code. A defect
- * is printed like an error: whoever runs the command gets one line, and its JSON document if they asked for one.
+ * Runs the work of a command on its database, and turns every way in which it can end into output
+ * and an exit code. A defect is printed like an error: whoever runs the command gets one line, and
+ * its JSON document if they asked for one.
  */
 export const runCommand = <A, E>(
   {
@@ -25,7 +26,9 @@ export const runCommand = <A, E>(
     readonly json: boolean
     readonly url: Option.Option<Redacted.Redacted>
     readonly way?: Connection.Way
-    /** What to say when the command is stopped by Ctrl-C or SIGTERM: what it leaves, and what to do. */
+    /**
+     * What to say when the command is stopped by Ctrl-C or SIGTERM: what it leaves, and what to do.
+     */
     readonly interrupted?: Effect.Effect<string>
     /** What the command has done already: its JSON document has that beside the error. */
     readonly soFar?: Effect.Effect<object>

@@ -30,8 +30,9 @@ export interface ClientParts {
 }
 
 /**
- * The `PgClient` of `@effect/sql-pg` over our pool and our transactions. It is put together here, and not by
- * `SqlClient.make`, because that one finds the open transaction under a tag that all clients of a process share.
+ * The `PgClient` of `@effect/sql-pg` over our pool and our transactions. It is put together here,
+ * and not by `SqlClient.make`, because that one finds the open transaction under a tag that all
+ * clients of a process share.
  */
 export const makeClient = (
   parts: ClientParts
@@ -81,8 +82,8 @@ export const makeClient = (
 const pgJson = Statement.custom("PgJson")
 
 /**
- * A value as the text of JSON: an array, a string or a number would be sent as what it is in SQL. What JSON cannot express is left for the driver to refuse, and
- * null is SQL's.
+ * A value as the text of JSON: an array, a string or a number would be sent as what it is in SQL.
+ * What JSON cannot express is left for the driver to refuse, and null is SQL's.
  */
 const jsonText = (value: unknown): unknown => {
   if (value === null || value === undefined) return null
@@ -108,7 +109,10 @@ const describeConfig = ({ endpoint, ...config }: DatabaseConfig): PgClient.PgCli
   connectionTTL: config.connectionTTL
 })
 
-/** The payloads of one channel. A stream of strings has no room for word of a gap: `Notification.listen` tells of them. */
+/**
+ * The payloads of one channel. A stream of strings has no room for word of a gap:
+ * `Notification.listen` tells of them.
+ */
 const listen = (hub: NotificationHub, channel: string): Stream.Stream<string, DatabaseError> =>
   Stream.unwrapScoped(Effect.map(hub.subscribe(channel), Mailbox.toStream)).pipe(
     Stream.filterMap((event) => (event._tag === "Notification" ? Option.some(event.payload) : Option.none()))

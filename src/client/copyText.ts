@@ -1,8 +1,9 @@
 import { prepareValue } from "pg/lib/utils.js"
 
 /**
- * A row in the text format of COPY (documentation, chapter "COPY", "Text Format"), or why it cannot be one, in words that name
- * no value. Each value is written as it would go into a statement as a parameter.
+ * A row in the text format of COPY (documentation, chapter "COPY", "Text Format"), or why it cannot
+ * be one, in words that name no value. Each value is written as it would go into a statement as a
+ * parameter.
  */
 export const encodeRow = (
   values: ReadonlyArray<unknown>,
@@ -51,7 +52,10 @@ const prepare = (value: unknown): string | Buffer | null | undefined => {
   }
 }
 
-/** Without them a line is data, the end of a value, the end of a row, or the mark of the end: a backslash begins the last. */
+/**
+ * Without them a line is data, the end of a value, the end of a row, or the mark of the end: a
+ * backslash begins the last.
+ */
 const needsEscape = /[\\\t\n\r]/
 const escaped = /[\\\t\n\r]/g
 const escapes: Readonly<Record<string, string>> = { "\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r" }

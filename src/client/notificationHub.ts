@@ -14,14 +14,15 @@ import type { Notification, Session } from "../connection/session.js"
 export type NotificationEvent =
   | (Notification & { readonly _tag: "Notification" })
   /**
-   * Notifications of the channel may have been missed: the connection was lost and is back, or the listener was too slow for
-   * its queue. Whoever keeps a copy of something must read it again now.
+   * Notifications of the channel may have been missed: the connection was lost and is back, or the
+   * listener was too slow for its queue. Whoever keeps a copy of something must read it again now.
    */
   | { readonly _tag: "Gap"; readonly channel: string; readonly reason: "reconnected" | "overflow" }
 
 /**
- * The listeners of one database. All of them share one dedicated session, which is opened for the first and closed after the
- * last. When it is lost it is opened again, with growing pauses, and every listener is told that it may have missed something.
+ * The listeners of one database. All of them share one dedicated session, which is opened for the
+ * first and closed after the last. When it is lost it is opened again, with growing pauses, and
+ * every listener is told that it may have missed something.
  */
 export interface NotificationHub {
   /** Succeeds once the server has acknowledged the LISTEN; events come until the scope closes. */
@@ -30,7 +31,10 @@ export interface NotificationHub {
   ) => Effect.Effect<Mailbox.ReadonlyMailbox<NotificationEvent>, DatabaseError, Scope.Scope>
 }
 
-/** How a session that only listens, and does not notice that the other side is gone, is asked for a sign of life. */
+/**
+ * How a session that only listens, and does not notice that the other side is gone, is asked for a
+ * sign of life.
+ */
 export interface Heartbeat {
   readonly every: Duration.DurationInput
   /** A session that has not answered for so long is given up. */
@@ -77,7 +81,10 @@ export const make = (
         )
       )
 
-    /** Serves for as long as somebody listens. Only the very first failure to connect is told to those who wait. */
+    /**
+     * Serves for as long as somebody listens. Only the very first failure to connect is told to
+     * those who wait.
+     */
     const keep = (self: Keeper): Effect.Effect<void> =>
       serve(self).pipe(
         Effect.tapError((error) =>
@@ -167,7 +174,10 @@ export const make = (
     }
   })
 
-/** Why PostgreSQL would not take a channel's name (documentation, LISTEN: a name is an identifier of 63 bytes at most). */
+/**
+ * Why PostgreSQL would not take a channel's name (documentation, LISTEN: a name is an identifier of
+ * 63 bytes at most).
+ */
 export const invalidChannel = (channel: string): string | undefined =>
   channel === "" || channel.includes("\0") || Buffer.byteLength(channel) > maxChannelBytes
     ? `a channel's name has 1 to ${maxChannelBytes} bytes and no NUL, and this one has ${Buffer.byteLength(channel)} bytes`
@@ -193,7 +203,10 @@ export const invalid = (operation: string, problem: string) =>
 
 /** What keeps one session open, and opens the next. */
 interface Keeper {
-  /** Done once the session that is being opened listens to all channels; fails if it is the first one and could not be opened. */
+  /**
+   * Done once the session that is being opened listens to all channels; fails if it is the first
+   * one and could not be opened.
+   */
   ready: Deferred.Deferred<void, DatabaseError>
   /** Done when nobody listens any more. */
   readonly abandoned: Deferred.Deferred<void>
@@ -221,7 +234,10 @@ const makeListener = (channel: string, mailbox: Mailbox.Mailbox<NotificationEven
     return size._tag === "Some" ? size.value : 0
   }
   let overflowed = false
-  /** Whether the queue ends in the gap of an overflow: what is lost until that is taken belongs to it. */
+  /**
+   * Whether the queue ends in the gap of an overflow: what is lost until that is taken belongs to
+   * it.
+   */
   const isLosing = () => overflowed && queued() > 0
   const gap = (reason: "reconnected" | "overflow") => {
     if (!isLosing()) mailbox.unsafeOffer({ _tag: "Gap", channel, reason })
@@ -261,7 +277,9 @@ const beating = (session: Session, { every, patience }: Heartbeat): Effect.Effec
     Effect.forever
   )
 
-/** Waits before the next try: longer with every failure, up to 10 seconds, and not the same for all. */
+/**
+ * Waits before the next try: longer with every failure, up to 10 seconds, and not the same for all.
+ */
 const pause = (failures: number): Effect.Effect<void> =>
   Effect.flatMap(Random.nextRange(0.8, 1.2), (jitter) =>
     Effect.sleep(Duration.millis(jitter * Math.min(100 * 2 ** failures, 10_000)))

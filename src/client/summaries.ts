@@ -1,4 +1,6 @@
-/** What a statement does, in the words of OpenTelemetry's semantic conventions for database clients. */
+/**
+ * What a statement does, in the words of OpenTelemetry's semantic conventions for database clients.
+ */
 export interface Summary {
   /** `db.operation.name`: the statement's first word, in capitals. */
   readonly operation: string | undefined
@@ -24,7 +26,10 @@ export class Summaries {
   }
 }
 
-/** The first word of a statement, if statements begin with it: any other word could be a value that somebody put into the text. */
+/**
+ * The first word of a statement, if statements begin with it: any other word could be a value that
+ * somebody put into the text.
+ */
 export const operationOf = (text: string): string | undefined => {
   const word = firstWord.exec(text)?.[1]?.toUpperCase()
   return word !== undefined && operations.has(word) ? word : undefined
@@ -85,7 +90,8 @@ const copied = (text: string) => {
 const tablesOf = (text: string): { readonly names: ReadonlyArray<string>; readonly isSimple: boolean } => {
   let rest = text.replaceAll(comments, " ").replaceAll(strings, "''").replaceAll(otherwise, " ")
   let isSimple = true
-  // Parentheses go from the inside out: what is in them names no table of the outermost statement, unless it is one itself.
+  // Parentheses go from the inside out: what is in them names no table of the outermost statement,
+  // unless it is one itself.
   for (let before = ""; before !== rest;) {
     before = rest
     rest = rest.replaceAll(/\((?!\))[^()]*\)/g, (group) => {

@@ -21,8 +21,9 @@ export interface Tracing {
 }
 
 /**
- * Statements that find their connection by the context they run in, with the spans of OpenTelemetry's semantic conventions for PostgreSQL. Those that
- * `@effect/sql` makes have the method's name for an operation, no error's code, and a name that all statements share.
+ * Statements that find their connection by the context they run in, with the spans of
+ * OpenTelemetry's semantic conventions for PostgreSQL. Those that `@effect/sql` makes have the
+ * method's name for an operation, no error's code, and a name that all statements share.
  */
 export const traced = (statements: Statement.Constructor, tracing: Tracing): Statement.Constructor => {
   const shared: Shared = {

@@ -17,9 +17,10 @@ export interface Peer {
 }
 
 /**
- * Asks the server, on a socket of its own, to cancel what a backend is running (documentation, chapter "Canceling Requests
- * in Progress"). Gives `true` once the server has closed that socket, which it does after it has signalled the backend, and
- * `false` when the request could not be delivered. The socket is encrypted when the connection is.
+ * Asks the server, on a socket of its own, to cancel what a backend is running (documentation,
+ * chapter "Canceling Requests in Progress"). Gives `true` once the server has closed that socket,
+ * which it does after it has signalled the backend, and `false` when the request could not be
+ * delivered. The socket is encrypted when the connection is.
  */
 export const cancel = (endpoint: Endpoint, peer: Peer, key: BackendKey): Effect.Effect<boolean> =>
   Effect.async<boolean>((resume) => {

@@ -8,13 +8,17 @@ export interface CommitOptions {
   readonly decisions: Decisions
   /** The server's id of the transaction, to ask for its outcome by. */
   readonly transactionId?: string | undefined
-  /** The connection is closed when COMMIT has not been answered within so many milliseconds; infinity is no limit. */
+  /**
+   * The connection is closed when COMMIT has not been answered within so many milliseconds;
+   * infinity is no limit.
+   */
   readonly timeoutMillis?: number | undefined
 }
 
 /**
- * Sends COMMIT. Fails with `TransactionRolledBack` if the server answers it with ROLLBACK, with `CommitOutcomeUnknown` if it may have got the COMMIT and did not
- * answer it, and with the server's error if that refused.
+ * Sends COMMIT. Fails with `TransactionRolledBack` if the server answers it with ROLLBACK, with
+ * `CommitOutcomeUnknown` if it may have got the COMMIT and did not answer it, and with the server's
+ * error if that refused.
  */
 export const commit = (
   backend: Line,
@@ -24,7 +28,8 @@ export const commit = (
     const first = backend.abortedBy
     const sent = backend.isOpen
     return backend.run({ text: "COMMIT", phase: "commit", timeoutMillis }).pipe(
-      // A COMMIT that never left failed for good; the outcome of one that the server may have got is not known.
+      // A COMMIT that never left failed for good; the outcome of one that the server may have got
+      // is not known.
       Effect.mapError((error) =>
         decisions.error({
           operation: "commit",

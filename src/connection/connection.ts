@@ -32,14 +32,19 @@ export interface DialOptions {
   readonly endpoint: Endpoint
   readonly connectTimeout: Duration.Duration
   readonly applicationName: string
-  /** Server-side limits in the startup packet; `undefined` behind a pooler, which would refuse them. */
+  /**
+   * Server-side limits in the startup packet; `undefined` behind a pooler, which would refuse them.
+   */
   readonly timeouts: SessionTimeouts | undefined
   readonly prepare: boolean
   /** Whether a backend may be used again after its statement was cancelled. Not behind a pooler. */
   readonly reuseAfterCancel: boolean
   /** Logs the text of every statement at DEBUG, never its parameters. */
   readonly echo: boolean
-  /** Called when the server has answered a statement, or was lost; what it gives is run before the caller goes on. */
+  /**
+   * Called when the server has answered a statement, or was lost; what it gives is run before the
+   * caller goes on.
+   */
   readonly observe?:
     | ((
         request: Request,
@@ -65,14 +70,14 @@ export interface SessionTimeouts {
 }
 
 /**
- * How many milliseconds a statement of our own may take that no interruption reaches: a server that does not answer must
- * not hold a connection for good.
+ * How many milliseconds a statement of our own may take that no interruption reaches: a server that
+ * does not answer must not hold a connection for good.
  */
 export const controlMillis = 5000
 
 /**
- * What DISCARD ALL does, but for prepared statements, and allowed in a transaction: DISCARD ALL leaves a role that is set in the startup packet, or by ALTER ROLE, for the
- * role that logged in.
+ * What DISCARD ALL does, but for prepared statements, and allowed in a transaction: DISCARD ALL
+ * leaves a role that is set in the startup packet, or by ALTER ROLE, for the role that logged in.
  */
 export const endOfSession = [
   "CLOSE ALL",
@@ -94,7 +99,10 @@ export interface Request {
   readonly prepare?: boolean | "at once"
   /** What a lost connection means while it runs. */
   readonly phase?: Phase
-  /** The connection is closed when the server has not answered within so many milliseconds; infinity is no limit. */
+  /**
+   * The connection is closed when the server has not answered within so many milliseconds; infinity
+   * is no limit.
+   */
   readonly timeoutMillis?: number | undefined
   /** Our own text, which changes no limit that is not known. */
   readonly isControl?: boolean
@@ -105,12 +113,15 @@ export interface Request {
 /** What the server answered. A text of several statements has several results. */
 export type Response = Pg.QueryResult | ReadonlyArray<Pg.QueryResult>
 
-/** PostgreSQL's ReadyForQuery status: idle, in a transaction block, in a failed transaction block. */
+/**
+ * PostgreSQL's ReadyForQuery status: idle, in a transaction block, in a failed transaction block.
+ */
 export type TransactionStatus = "I" | "T" | "E"
 
 /**
- * One open connection to one PostgreSQL backend: runs one statement at a time, knows whether it is idle, cancels what was
- * interrupted. It belongs to one user at a time; whoever shares it takes turns outside.
+ * One open connection to one PostgreSQL backend: runs one statement at a time, knows whether it is
+ * idle, cancels what was interrupted. It belongs to one user at a time; whoever shares it takes
+ * turns outside.
  */
 export class Backend {
   readonly processId: number
@@ -125,14 +136,21 @@ export class Backend {
   private readonly closeListeners = new Set<(error: unknown) => void>()
   /** Called with every error that a statement fails with. */
   onError: (error: DatabaseError) => void = ignore
-  /** Why the last statement failed that did so only because of how it had been prepared: nothing of it ran. */
+  /**
+   * Why the last statement failed that did so only because of how it had been prepared: nothing of
+   * it ran.
+   */
   outdated: Reason | undefined
-  /** Whether the open transaction asked to be read only, so that 25006 says nothing about the server. */
+  /**
+   * Whether the open transaction asked to be read only, so that 25006 says nothing about the
+   * server.
+   */
   expectsReadOnly = false
   /**
-   * The connection is given up when the server has not answered a statement within so many milliseconds: it enforces its
-   * `statement_timeout` itself, so that it is gone, or hangs, when it is silent for much longer. Not any more once a program has set
-   * another limit on it; one that a function of the database sets is not seen.
+   * The connection is given up when the server has not answered a statement within so many
+   * milliseconds: it enforces its `statement_timeout` itself, so that it is gone, or hangs, when it
+   * is silent for much longer. Not any more once a program has set another limit on it; one that a
+   * function of the database sets is not seen.
    */
   answerMillis: number | undefined
   private knowsLimit = true
@@ -240,7 +258,9 @@ export class Backend {
     return this.transactionStatus === "E" ? this.firstError : undefined
   }
 
-  /** Calls back once, when the connection is closed by either side; gives the function that ends it. */
+  /**
+   * Calls back once, when the connection is closed by either side; gives the function that ends it.
+   */
   onClose(listener: (error: unknown) => void): () => void {
     if (this.open) this.closeListeners.add(listener)
     else listener(this.lostBecause)
@@ -254,8 +274,9 @@ export class Backend {
   }
 
   /**
-   * Runs a statement. An interruption cancels it on the server; the caller goes on after 100 ms at the latest, and the
-   * connection counts as quiet when the server has confirmed that nothing runs and no cancellation can still arrive.
+   * Runs a statement. An interruption cancels it on the server; the caller goes on after 100 ms at
+   * the latest, and the connection counts as quiet when the server has confirmed that nothing runs
+   * and no cancellation can still arrive.
    */
   run(request: Request): Effect.Effect<Response, DatabaseError> {
     return this.afterSettling(() => {
@@ -321,7 +342,8 @@ export class Backend {
       this.echoed(
         text,
         Copy.run(text, source, {
-          // The server is silent for as long as it is given no data: what it is waited for has a limit of its own.
+          // The server is silent for as long as it is given no data: what it is waited for has a
+          // limit of its own.
           exchange: (make) =>
             this.exchange<number>((callback) => void this.client.query(make(callback)), {
               text,
@@ -334,7 +356,10 @@ export class Backend {
     )
   }
 
-  /** Ends what a user of the session has left in it: settings, role, temporary tables, advisory locks, LISTEN, prepared statements. */
+  /**
+   * Ends what a user of the session has left in it: settings, role, temporary tables, advisory
+   * locks, LISTEN, prepared statements.
+   */
   readonly reset: Effect.Effect<void, DatabaseError> = Effect.suspend(() => {
     this.statements.prepareAnew()
     this.statements.takeDiscarded()
@@ -359,7 +384,9 @@ export class Backend {
     Effect.asVoid
   )
 
-  /** Cancels what runs, if anything does, and closes the socket without waiting for the end of it. */
+  /**
+   * Cancels what runs, if anything does, and closes the socket without waiting for the end of it.
+   */
   readonly terminate: Effect.Effect<void> = Effect.suspend(() =>
     this.running && this.open
       ? Effect.timeoutOption(Effect.interruptible(this.cancelRunning), "1 second")
@@ -382,7 +409,10 @@ export class Backend {
     for (const listener of listeners) listener(this.lostBecause)
   }
 
-  /** A program that sets the limit itself, in a text or by parameter, has another one than we know, on this connection. */
+  /**
+   * A program that sets the limit itself, in a text or by parameter, has another one than we know,
+   * on this connection.
+   */
   private watchLimit({ isControl, text, values = [] }: Request): void {
     this.limit.note(text, values, this.transactionStatus === "T")
     if (isControl === true || !this.knowsLimit) return
@@ -427,10 +457,11 @@ export class Backend {
   }
 
   /**
-   * Gives up what a named statement's error shows to be outdated; says whether that alone was the error's reason. A plan whose
-   * result changed concerns every connection. PostgreSQL also keeps the types of a prepared statement's parameters after ALTER TYPE:
-   * errors of analysis (class 42, with a position in the text) and of values (class 22) of a statement that was prepared before can
-   * come from that, and no field says so.
+   * Gives up what a named statement's error shows to be outdated; says whether that alone was the
+   * error's reason. A plan whose result changed concerns every connection. PostgreSQL also keeps
+   * the types of a prepared statement's parameters after ALTER TYPE: errors of analysis (class 42,
+   * with a position in the text) and of values (class 22) of a statement that was prepared before
+   * can come from that, and no field says so.
    */
   private giveUpPlan(error: unknown, text: string, wasPrepared: boolean): boolean {
     if (!isServerError(error)) return false
@@ -447,7 +478,10 @@ export class Backend {
     return error.code.startsWith("42") && error.position !== undefined
   }
 
-  /** Sends something, and resumes when the server is ready for the next statement or the connection is lost. */
+  /**
+   * Sends something, and resumes when the server is ready for the next statement or the connection
+   * is lost.
+   */
   private exchange<A>(
     send: (callback: (error: unknown, result: A | undefined) => void) => void,
     request: Request,
@@ -519,7 +553,10 @@ export class Backend {
     })
   }
 
-  /** The error of a COPY that was sent as a statement: the rows that it sends or asks for have no place there. */
+  /**
+   * The error of a COPY that was sent as a statement: the rows that it sends or asks for have no
+   * place there.
+   */
   private undelivered(error: unknown, { isCopyIn }: Request): DatabaseError | undefined {
     if (this.wanted === undefined || isCopyIn === true) return undefined
     const succeeded = error === null || error === undefined
@@ -530,7 +567,10 @@ export class Backend {
     return new DatabaseError({ operation: "execute", reason: { _tag: "InvalidRequest", problem } })
   }
 
-  /** Closes the connection after so many milliseconds, unless the function that this gives is called before. */
+  /**
+   * Closes the connection after so many milliseconds, unless the function that this gives is called
+   * before.
+   */
   private limitAnswer(
     millis: number | undefined = this.knowsLimit ? this.answerMillis : undefined
   ): (() => void) | undefined {
@@ -557,9 +597,10 @@ export class Backend {
   })
 
   /**
-   * Makes the connection quiet after an interruption: cancels, waits for the statement's end and for the server's word that
-   * the cancellation was delivered, then runs an empty statement that takes a late cancellation upon itself. A connection
-   * that is not quiet after two seconds is closed.
+   * Makes the connection quiet after an interruption: cancels, waits for the statement's end and
+   * for the server's word that the cancellation was delivered, then runs an empty statement that
+   * takes a late cancellation upon itself. A connection that is not quiet after two seconds is
+   * closed.
    */
   private readonly settle: Effect.Effect<void> = Effect.suspend(() => this.cancelRunning).pipe(
     Effect.zipLeft(Effect.suspend(() => this.ended)),
@@ -601,8 +642,8 @@ export class Backend {
 }
 
 /**
- * A backend as its user sees it. Test Layers put their own between a program and the server: one that turns transactions into
- * savepoints, one that fails.
+ * A backend as its user sees it. Test Layers put their own between a program and the server: one
+ * that turns transactions into savepoints, one that fails.
  */
 export type Line = Pick<
   Backend,
@@ -655,8 +696,9 @@ const copyProblems = {
 const ignore = () => {}
 
 /**
- * The server does not know the name that a statement was prepared under (after DISCARD ALL, DEALLOCATE ALL, or behind a pooler), or
- * knows another one by it. Errors of a pooler have no routine.
+ * The server does not know the name that a statement was prepared under (after DISCARD ALL,
+ * DEALLOCATE ALL, or behind a pooler), or knows another one by it. Errors of a pooler have no
+ * routine.
  */
 const isMissingStatement = ({ code, routine }: ServerErrorLike): boolean =>
   (code === "26000" && (routine === undefined || routine === "FetchPreparedStatement")) ||
@@ -670,9 +712,10 @@ const isEndOfStatement = (error: unknown): boolean =>
 export const passedMillis = (clock: Clock.Clock): number => Number(clock.unsafeCurrentTimeNanos()) / 1e6
 
 /**
- * Calls back after so many milliseconds, and gives the function that calls it off. A timer that comes much too late says that this process
- * stood still, not that the server was silent: what it answered meanwhile is yet to be read. Then there is more time, once. The wait is
- * divided, because a pause that ends just when the wait does would not make its end late.
+ * Calls back after so many milliseconds, and gives the function that calls it off. A timer that
+ * comes much too late says that this process stood still, not that the server was silent: what it
+ * answered meanwhile is yet to be read. Then there is more time, once. The wait is divided, because
+ * a pause that ends just when the wait does would not make its end late.
  */
 export const alarm = (millis: number, ring: () => void): (() => void) => {
   const more = Math.min(millis, 1000)
@@ -727,7 +770,9 @@ const clientConfig = ({
       })
 })
 
-/** `pg` leaves a limit of 0 out of the startup packet, so limits go there as command-line options. */
+/**
+ * `pg` leaves a limit of 0 out of the startup packet, so limits go there as command-line options.
+ */
 const startupOptions = (timeouts: SessionTimeouts): ReadonlyArray<string> => [
   `-c statement_timeout=${serverMillis(timeouts.statementTimeout)}`,
   `-c lock_timeout=${serverMillis(timeouts.lockTimeout)}`,
@@ -739,8 +784,8 @@ export const serverMillis = (duration: Duration.Duration): number =>
   Duration.isFinite(duration) ? Math.ceil(Duration.toMillis(duration)) : 0
 
 /**
- * How long a server that is under a `statement_timeout` may take to answer, in milliseconds; no limit where there is none (0, too, means that) or it is longer than
- * Node's timers can hold.
+ * How long a server that is under a `statement_timeout` may take to answer, in milliseconds; no
+ * limit where there is none (0, too, means that) or it is longer than Node's timers can hold.
  */
 export const answerMillis = (statementTimeout: Duration.Duration): number | undefined => {
   const millis = Duration.toMillis(statementTimeout)
@@ -750,10 +795,16 @@ export const answerMillis = (statementTimeout: Duration.Duration): number | unde
 /** The protocol counts parameters in 16 bits. */
 const maxParameters = 65_535
 
-/** A message's length is an `int32`, and the server refuses more than 1 GiB (PQ_LARGE_MESSAGE_LIMIT). */
+/**
+ * A message's length is an `int32`, and the server refuses more than 1 GiB
+ * (PQ_LARGE_MESSAGE_LIMIT).
+ */
 const maxBytes = 2 ** 30 - 1
 
-/** Parameters as they go over the wire, or why they cannot. Converted before anything is sent: `pg` does it half-way through. */
+/**
+ * Parameters as they go over the wire, or why they cannot. Converted before anything is sent: `pg`
+ * does it half-way through.
+ */
 const wireValues = ({ text, values = [] }: Request): Array<string | Buffer | null> | string => {
   if (text.includes("\0")) return "the statement contains a NUL byte, which PostgreSQL cannot take"
   if (values.length > maxParameters) {
@@ -786,7 +837,10 @@ const wireValue = (value: unknown): string | Buffer | null | undefined => {
 
 type Callback = (error: unknown, result: Response | undefined) => void
 
-/** The query of `pg` for a request. It is given its name afterwards: settings in an object would be copied, descriptor by descriptor. */
+/**
+ * The query of `pg` for a request. It is given its name afterwards: settings in an object would be
+ * copied, descriptor by descriptor.
+ */
 const query = (
   { rowMode, text }: Request,
   values: Array<string | Buffer | null>,
@@ -806,8 +860,8 @@ const invalidRequest = (operation: string, problem: string): Effect.Effect<never
   Effect.fail(new DatabaseError({ operation, reason: { _tag: "InvalidRequest", problem } }))
 
 /**
- * Whether a text can be a prepared statement, as PREPARE defines it (a COPY would hang in the extended protocol). A text
- * without parameters may hold several statements, which cannot.
+ * Whether a text can be a prepared statement, as PREPARE defines it (a COPY would hang in the
+ * extended protocol). A text without parameters may hold several statements, which cannot.
  */
 export const isPreparable = ({ text, values }: Request): boolean =>
   preparable.test(text) && ((values !== undefined && values.length > 0) || !text.includes(";"))

@@ -6,7 +6,10 @@ import * as Option from "effect/Option"
 import type { Submittable } from "pg"
 import type { DatabaseError } from "../DatabaseError.js"
 
-/** The data of a COPY, piece by piece; fails with `None` at the end. A piece may end anywhere in a row. */
+/**
+ * The data of a COPY, piece by piece; fails with `None` at the end. A piece may end anywhere in a
+ * row.
+ */
 export type Source<E, R> = Effect.Effect<Buffer, Option.Option<E>, R>
 
 /** Runs COPY ... FROM STDIN with the data of a source, and gives the number of rows. */
@@ -14,7 +17,10 @@ export type CopyIn = <E, R>(text: string, source: Source<E, R>) => Effect.Effect
 
 /** What a COPY needs of the connection that it runs on. */
 export interface Line {
-  /** Submits a query and resumes when the server is ready again; an interruption cancels the statement. */
+  /**
+   * Submits a query and resumes when the server is ready again; an interruption cancels the
+   * statement.
+   */
   readonly exchange: (
     make: (callback: (error: unknown, rows: number | undefined) => void) => Submittable
   ) => Effect.Effect<number, DatabaseError>
@@ -23,11 +29,13 @@ export interface Line {
 }
 
 /**
- * A COPY is one statement: all its rows are stored, or none. When the source fails or is interrupted, the server is told so
- * (CopyFail) and ends the statement with an error; the connection can be used again when it has.
+ * A COPY is one statement: all its rows are stored, or none. When the source fails or is
+ * interrupted, the server is told so (CopyFail) and ends the statement with an error; the
+ * connection can be used again when it has.
  *
- * An interruption also cancels the statement, because the server may wait for a lock and read nothing: and it tells of it
- * first, because a server that waits for data looks for no cancellation.
+ * An interruption also cancels the statement, because the server may wait for a lock and read
+ * nothing: and it tells of it first, because a server that waits for data looks for no
+ * cancellation.
  */
 export const run = <E, R>(
   text: string,
@@ -72,7 +80,10 @@ export const run = <E, R>(
 // internal
 // -----------------------------------------------------------------------------
 
-/** The part of `pg`'s connection that speaks COPY (documentation, chapter "Message Flow", "COPY Operations"). */
+/**
+ * The part of `pg`'s connection that speaks COPY (documentation, chapter "Message Flow", "COPY
+ * Operations").
+ */
 interface Wire {
   readonly stream: {
     readonly writableNeedDrain: boolean
@@ -102,13 +113,17 @@ class Copying implements Submittable {
     return this
   }
 
-  /** Sends data, and resumes when the socket takes more. What the server does not read any more is not sent. */
+  /**
+   * Sends data, and resumes when the socket takes more. What the server does not read any more is
+   * not sent.
+   */
   send(data: Buffer): Effect.Effect<void> {
     return Effect.async<void>((resume) => {
       const { wire } = this
       let turn: NodeJS.Immediate | undefined
-      // A socket that takes everything at once drains within this turn of the event loop, so that nothing would be read while
-      // rows are there to be sent: not even that the server has refused one.
+      // A socket that takes everything at once drains within this turn of the event loop, so that
+      // nothing would be read while rows are there to be sent: not even that the server has refused
+      // one.
       const drained = () => {
         turn = setImmediate(() => resume(Effect.void))
       }

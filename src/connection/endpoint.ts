@@ -14,11 +14,17 @@ export interface Endpoint {
   readonly database: string
   readonly user: string
   readonly password: Redacted.Redacted | undefined
-  /** `false` for a plain connection; TLS options otherwise, redacted because they can hold the client's key. */
+  /**
+   * `false` for a plain connection; TLS options otherwise, redacted because they can hold the
+   * client's key.
+   */
   readonly ssl: false | Redacted.Redacted<ConnectionOptions>
   /** Whether SCRAM is bound to the TLS connection; `require` refuses to log in otherwise. */
   readonly channelBinding: ChannelBinding
-  /** The `options` parameter: command-line options for the backend, such as `-c search_path=app`; without those that are settings of ours. */
+  /**
+   * The `options` parameter: command-line options for the backend, such as `-c search_path=app`;
+   * without those that are settings of ours.
+   */
   readonly options: string | undefined
 }
 
@@ -28,15 +34,19 @@ export const target = (endpoint: Endpoint): string =>
     ? `${endpoint.host}/.s.PGSQL.${endpoint.port}`
     : `${endpoint.host}:${endpoint.port}`
 
-/** What a url says: where the server is, and settings that hold where the program has none of its own. */
+/**
+ * What a url says: where the server is, and settings that hold where the program has none of its
+ * own.
+ */
 export interface Url {
   readonly endpoint: Endpoint
   readonly settings: UrlSettings
 }
 
 /**
- * Reads a url. The left side has the rules that it breaks. `sslmode` means what libpq says (documentation, chapter "SSL
- * Support"), but for `allow` and `prefer`, which fall back to plain text in silence and are refused.
+ * Reads a url. The left side has the rules that it breaks. `sslmode` means what libpq says
+ * (documentation, chapter "SSL Support"), but for `allow` and `prefer`, which fall back to plain
+ * text in silence and are refused.
  */
 export const parseUrl = (url: string): Either.Either<Url, ReadonlyArray<string>> => {
   const malformed = malformation(url)
@@ -97,7 +107,10 @@ export const withDatabase = (url: string, database: string): Redacted.Redacted =
     )
   )
 
-/** What is wrong with the text as a whole. What is named was seen: a message must not guess at a password. */
+/**
+ * What is wrong with the text as a whole. What is named was seen: a message must not guess at a
+ * password.
+ */
 const malformation = (url: string): string | undefined => {
   if (/[\r\n]/.test(url)) {
     return /[\r\n]/.test(url.trim())
@@ -148,7 +161,7 @@ const pathOf = (path: string): string | undefined =>
     : Option.getOrUndefined(Option.liftThrowable(decodeURIComponent)(path.slice(1)))
 
 /**
- * A `#`, or an `@` after the `/` or `?` that ends the authority: the password holds them as they are, and what follows would
- * be taken for the host or the database, whose names are shown.
+ * A `#`, or an `@` after the `/` or `?` that ends the authority: the password holds them as they
+ * are, and what follows would be taken for the host or the database, whose names are shown.
  */
 const misread = /#|^\w+:\/\/(?:[^?]*\/[^?]*@|[^/?]*\?.*@)/s

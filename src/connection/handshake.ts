@@ -7,8 +7,8 @@ export interface HandshakeStream {
 }
 
 /**
- * Calls back when the first bytes cannot come from a PostgreSQL server. `pg` itself takes them for the length of a message
- * and waits for the rest of it.
+ * Calls back when the first bytes cannot come from a PostgreSQL server. `pg` itself takes them for
+ * the length of a message and waits for the rest of it.
  */
 export const watchHandshake = (stream: HandshakeStream, encrypted: boolean, foreign: () => void): void => {
   stream.prependOnceListener("data", (chunk) => {
@@ -21,8 +21,9 @@ export const watchHandshake = (stream: HandshakeStream, encrypted: boolean, fore
 }
 
 /**
- * Watches how a server lets a client in; gives whether it has asked for a password. `unbound` is called before a password is sent, or the client let in, without a
- * binding of the login to the TLS connection (RFC 5802, SCRAM-SHA-256-PLUS).
+ * Watches how a server lets a client in; gives whether it has asked for a password. `unbound` is
+ * called before a password is sent, or the client let in, without a binding of the login to the TLS
+ * connection (RFC 5802, SCRAM-SHA-256-PLUS).
  */
 export const watchAuthentication = (connection: EventEmitter, unbound: () => void): (() => boolean) => {
   let isAsked = false

@@ -7,8 +7,9 @@ export type Restore = Wait<never>
 export type Wait<Gone> = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | Gone, R>
 
 /**
- * One at a time, first come first served. Unlike a semaphore's permit, a turn is never lost to an interruption that comes
- * between the moment it is given and the moment the fiber takes it: a transaction would never end then.
+ * One at a time, first come first served. Unlike a semaphore's permit, a turn is never lost to an
+ * interruption that comes between the moment it is given and the moment the fiber takes it: a
+ * transaction would never end then.
  */
 export class Turns {
   private taken = false

@@ -18,10 +18,15 @@ export interface Notice extends Shown {
   readonly isRaised: boolean
 }
 
-/** The severities that a server sends to clients, besides those of errors. DEBUG1 to DEBUG5 are one here. */
+/**
+ * The severities that a server sends to clients, besides those of errors. DEBUG1 to DEBUG5 are one
+ * here.
+ */
 export type NoticeSeverity = "DEBUG" | "LOG" | "INFO" | "NOTICE" | "WARNING"
 
-/** The statement that runs while the server says something, and the fiber that waits for its answer. */
+/**
+ * The statement that runs while the server says something, and the fiber that waits for its answer.
+ */
 export interface Asked {
   readonly text: string
   readonly fiber: Fiber.RuntimeFiber<unknown, unknown>
@@ -54,7 +59,10 @@ const handler = globalValue("promptgrimoire-db/Notice/handler", () =>
   FiberRef.unsafeMake<(notice: Notice) => Effect.Effect<unknown>>(log)
 )
 
-/** Gives the notices of the statements of an effect to `handle`, in the moment of each, and logs none of them. */
+/**
+ * Gives the notices of the statements of an effect to `handle`, in the moment of each, and logs
+ * none of them.
+ */
 export const withNotices: {
   (
     handle: (notice: Notice) => Effect.Effect<unknown>
@@ -71,7 +79,10 @@ export const withNotices: {
   ): Effect.Effect<A, E, R> => Effect.locally(effect, handler, handle)
 )
 
-/** Tells the fiber that waits for the statement; what comes between two statements is told in the given runtime. */
+/**
+ * Tells the fiber that waits for the statement; what comes between two statements is told in the
+ * given runtime.
+ */
 export const teller =
   (runtime: Runtime.Runtime<never>, showRaised: boolean): OnNotice =>
   (message, asked) => {
@@ -113,7 +124,10 @@ const read = (message: NoticeLike, statement: string | undefined, showRaised: bo
   return { severity: severityOf(message.severity, code, isRaised), code, routine, isRaised, ...shown }
 }
 
-/** The severity is in the server's language. In another one than English the code tells a warning from the rest. */
+/**
+ * The severity is in the server's language. In another one than English the code tells a warning
+ * from the rest.
+ */
 const severityOf = (severity: string | undefined, code: string, isRaised: boolean): NoticeSeverity => {
   const [word] = /^(?:DEBUG|LOG|INFO|NOTICE|WARNING)/.exec(severity ?? "") ?? []
   if (word !== undefined) return word as NoticeSeverity

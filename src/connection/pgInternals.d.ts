@@ -1,4 +1,7 @@
-/** The parts of `pg` that custom statements are built with, as `pg-cursor` and `pg-query-stream` do; not in `@types/pg`. */
+/**
+ * The parts of `pg` that custom statements are built with, as `pg-cursor` and `pg-query-stream` do;
+ * not in `@types/pg`.
+ */
 declare module "pg/lib/utils.js" {
   export const prepareValue: (value: unknown) => string | Buffer | null
 }

@@ -25,9 +25,10 @@ export interface Batch {
 }
 
 /**
- * A result that is read batch by batch: a named portal of the extended query protocol (documentation, chapter "Message
- * Flow"). Each fetch ends with Sync, so that other statements of the same transaction may run between two fetches; a portal
- * therefore lives in a transaction block only.
+ * A result that is read batch by batch: a named portal of the extended query protocol
+ * (documentation, chapter "Message Flow"). Each fetch ends with Sync, so that other statements of
+ * the same transaction may run between two fetches; a portal therefore lives in a transaction block
+ * only.
  */
 export class Portal {
   private readonly result = new Result(undefined, undefined)

@@ -9,7 +9,10 @@ import {
 import { type Decisions, standard } from "../errors/errorPolicy.js"
 import { type Endpoint, target } from "./endpoint.js"
 
-/** The error of a failed dial, `isAsked` for a password. What `pg` or Node said is read for its code only, so that no secret gets out. */
+/**
+ * The error of a failed dial, `isAsked` for a password. What `pg` or Node said is read for its code
+ * only, so that no secret gets out.
+ */
 export const connectError = (
   error: unknown,
   endpoint: Endpoint,
@@ -47,8 +50,9 @@ export const dialError = (endpoint: Endpoint, decisions: Decisions, problem: Con
   })
 
 /**
- * The error of a statement, whose text may be given, and whether it had run for as long as its limit allows. `lost` is the phase in which the connection was lost, if it was; an error that is neither the
- * server's nor the socket's comes from a parser of a column's type.
+ * The error of a statement, whose text may be given, and whether it had run for as long as its
+ * limit allows. `lost` is the phase in which the connection was lost, if it was; an error that is
+ * neither the server's nor the socket's comes from a parser of a column's type.
  */
 export const statementError = (
   error: unknown,
@@ -73,7 +77,10 @@ export const statementError = (
 /** The error of a statement on a connection whose transaction or reservation is over. */
 export const endedError = new DatabaseError({ operation: "execute", reason: { _tag: "TransactionEnded" } })
 
-/** PgBouncer's answer to startup parameters that it does not follow: it sends no routine, and has no other language than English. */
+/**
+ * PgBouncer's answer to startup parameters that it does not follow: it sends no routine, and has no
+ * other language than English.
+ */
 const isRefusedParameter = (error: { readonly code: string; readonly message?: string | undefined }) =>
   error.code === "08P01" && error.message?.includes("unsupported startup parameter") === true
 

@@ -6,18 +6,19 @@ import { endedError, statementError } from "./serverError.js"
 import { Turns } from "./mutex.js"
 
 /**
- * A dedicated PostgreSQL session: one connection outside the pool that belongs to the scope it was opened in and to nobody
- * else. Advisory locks, LISTEN, `SET` and online schema changes need one. It is opened over `directUrl`, so it never goes
- * through a transaction pooler.
+ * A dedicated PostgreSQL session: one connection outside the pool that belongs to the scope it was
+ * opened in and to nobody else. Advisory locks, LISTEN, `SET` and online schema changes need one.
+ * It is opened over `directUrl`, so it never goes through a transaction pooler.
  */
 export interface Session {
   /** The backend's process id, as in `pg_stat_activity.pid`. */
   readonly processId: number
 
   /**
-   * Runs one statement and gives its rows as objects. Without parameters the text may hold several statements separated by
-   * semicolons (the rows of the last one are given). An interruption cancels the statement through PostgreSQL's cancel
-   * protocol; the next statement waits until the backend is idle again. Statements of one session run one after the other.
+   * Runs one statement and gives its rows as objects. Without parameters the text may hold several
+   * statements separated by semicolons (the rows of the last one are given). An interruption
+   * cancels the statement through PostgreSQL's cancel protocol; the next statement waits until the
+   * backend is idle again. Statements of one session run one after the other.
    */
   readonly query: <Row extends object = Record<string, unknown>>(
     sql: string,
@@ -25,7 +26,10 @@ export interface Session {
     options?: QueryOptions
   ) => Effect.Effect<ReadonlyArray<Row>, DatabaseError>
 
-  /** Calls `listener` with each notification of the channels that the session listens to, until the scope closes. */
+  /**
+   * Calls `listener` with each notification of the channels that the session listens to, until the
+   * scope closes.
+   */
   readonly onNotification: (
     listener: (notification: Notification) => void
   ) => Effect.Effect<void, never, Scope.Scope>

@@ -11,9 +11,9 @@ export interface SeveritySource {
 }
 
 /**
- * Gives the errors and notices of a connection their severity in English (field V, documentation, chapter "Error and Notice Message
- * Fields"). `pg` keeps the translated one only (field S), and FATAL has to be told from ERROR in every language. To be called before
- * the connection is opened.
+ * Gives the errors and notices of a connection their severity in English (field V, documentation,
+ * chapter "Error and Notice Message Fields"). `pg` keeps the translated one only (field S), and
+ * FATAL has to be told from ERROR in every language. To be called before the connection is opened.
  */
 export const readSeverities = (connection: SeveritySource, encrypted: boolean): void => {
   const reader = new SeverityReader()
@@ -36,7 +36,10 @@ export class SeverityReader {
   /** How many bytes of the next chunk belong to a message that was looked at. */
   private rest = 0
 
-  /** The severity of the next error or notice; `undefined` from a server that does not send it (a pooler, which speaks English). */
+  /**
+   * The severity of the next error or notice; `undefined` from a server that does not send it (a
+   * pooler, which speaks English).
+   */
   next(): string | undefined {
     return this.found.shift()
   }

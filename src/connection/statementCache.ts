@@ -1,4 +1,7 @@
-/** Counts how often the statements of a pool's connections became outdated: each connection compares what it prepared with it. */
+/**
+ * Counts how often the statements of a pool's connections became outdated: each connection compares
+ * what it prepared with it.
+ */
 export class Generation {
   current = 0
 }
@@ -6,12 +9,15 @@ export class Generation {
 /**
  * Which statements of one connection are prepared on the server, and under which name.
  *
- * A statement is prepared when its text comes for the second time, so that statements that come once cost the server
- * nothing. The least recently used one is given up when `capacity` is reached. What was prepared in an older generation is
- * prepared anew before it is run.
+ * A statement is prepared when its text comes for the second time, so that statements that come
+ * once cost the server nothing. The least recently used one is given up when `capacity` is reached.
+ * What was prepared in an older generation is prepared anew before it is run.
  */
 export class StatementCache {
-  /** Text to name; `undefined` for a text that is not prepared. In the order of use, the oldest first. */
+  /**
+   * Text to name; `undefined` for a text that is not prepared. In the order of use, the oldest
+   * first.
+   */
   private readonly names = new Map<string, string | undefined>()
   private readonly discarded: Array<string> = []
   private next = 1
@@ -50,7 +56,9 @@ export class StatementCache {
     for (const text of this.names.keys()) this.discard(text)
   }
 
-  /** Gives up what every connection of the pool has prepared, unless another one found out first. */
+  /**
+   * Gives up what every connection of the pool has prepared, unless another one found out first.
+   */
   outdate(): void {
     if (this.known === this.generation.current) this.generation.current++
     this.prepareAnew()

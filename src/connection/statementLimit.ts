@@ -1,6 +1,7 @@
 /**
- * The `statement_timeout` in force on a connection, as far as it is known: from the settings, and from what is set in a text. It tells
- * a timeout from a cancellation, which have one SQLSTATE and one routine (57014, ProcessInterrupts).
+ * The `statement_timeout` in force on a connection, as far as it is known: from the settings, and
+ * from what is set in a text. It tells a timeout from a cancellation, which have one SQLSTATE and
+ * one routine (57014, ProcessInterrupts).
  */
 export class StatementLimit {
   private local: number | undefined | typeof unset = unset
@@ -43,7 +44,10 @@ export class StatementLimit {
     this.local = unset
   }
 
-  /** Whether a statement that the server ended after so many milliseconds had run for as long as it may; `undefined` if that is not known. */
+  /**
+   * Whether a statement that the server ended after so many milliseconds had run for as long as it
+   * may; `undefined` if that is not known.
+   */
   isOverdue(millis: number): boolean | undefined {
     const limit = this.local === unset ? this.session : this.local
     if (limit === undefined || Number.isNaN(limit)) return undefined

@@ -9,7 +9,10 @@ export interface UrlSettings {
   readonly idleInTransactionTimeout?: Duration.Duration
 }
 
-/** The parameters of a url, those of libpq among them (PostgreSQL 18, chapter "Parameter Key Words"), or the rules that they break. */
+/**
+ * The parameters of a url, those of libpq among them (PostgreSQL 18, chapter "Parameter Key
+ * Words"), or the rules that they break.
+ */
 export interface UrlParameters {
   readonly rules: ReadonlyArray<string>
   /** Those that say where the server is, and how to reach it. */
@@ -26,7 +29,10 @@ export interface UrlParameters {
 /** libpq's `channel_binding`: whether SCRAM is bound to the TLS connection that it runs in. */
 export type ChannelBinding = "disable" | "prefer" | "require"
 
-/** Reads what follows the `?` of a url. No parameter is left out in silence: it is honoured, or refused by its name. */
+/**
+ * Reads what follows the `?` of a url. No parameter is left out in silence: it is honoured, or
+ * refused by its name.
+ */
 export const read = (query: string): UrlParameters => {
   const rules: Array<string> = []
   const connection = new URLSearchParams()
@@ -100,7 +106,10 @@ const forParser = new Set([
 
 const protocols = ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]
 
-/** The parameters that are honoured, and the values of those that have no other: what this library does anyway among them. */
+/**
+ * The parameters that are honoured, and the values of those that have no other: what this library
+ * does anyway among them.
+ */
 const accepted: Readonly<Record<string, true | ReadonlyArray<string>>> = {
   host: true,
   port: true,
@@ -275,7 +284,10 @@ interface ServerOption {
   readonly value: string
 }
 
-/** The backend's options: white space divides them, unless a backslash stands before it (chapter "postgres"). */
+/**
+ * The backend's options: white space divides them, unless a backslash stands before it (chapter
+ * "postgres").
+ */
 const optionsOf = (options: string): ReadonlyArray<ServerOption> => {
   const words = options.match(/(?:\\.|[^\s\\])+/gs) ?? []
   const found: Array<ServerOption> = []

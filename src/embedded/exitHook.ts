@@ -5,9 +5,10 @@ import * as Server from "./server.js"
 import * as ServerProcess from "./serverProcess.js"
 
 /**
- * Runs `stop` when the process ends before the scope closes: at `process.exit`, after an uncaught exception, or by a signal that nobody else
- * handles. A program that does handle the signal, as those under `runMain` do, closes the scope itself. `stop` is synchronous: nothing
- * else runs at that time.
+ * Runs `stop` when the process ends before the scope closes: at `process.exit`, after an uncaught
+ * exception, or by a signal that nobody else handles. A program that does handle the signal, as
+ * those under `runMain` do, closes the scope itself. `stop` is synchronous: nothing else runs at
+ * that time.
  */
 export const install = (stop: () => void): Effect.Effect<void, never, Scope.Scope> =>
   Effect.acquireRelease(
@@ -26,7 +27,10 @@ export const install = (stop: () => void): Effect.Effect<void, never, Scope.Scop
     (listener) => Effect.sync(() => uninstall(listener))
   )
 
-/** Stops the server of a data directory, if there is one, and waits for at most three seconds while everything else stands still. */
+/**
+ * Stops the server of a data directory, if there is one, and waits for at most three seconds while
+ * everything else stands still.
+ */
 export const stopNow = (data: string, mode: Server.StopMode): void => {
   const running = Server.findPostmaster(data)
   if (Option.isNone(running)) return
@@ -38,7 +42,7 @@ export const stopNow = (data: string, mode: Server.StopMode): void => {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------
 
 const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const
 
@@ -49,6 +53,9 @@ const uninstall = (listener: Listener): void => {
   for (const signal of signals) process.off(signal, listener)
 }
 
-/** Listeners that are not ours; ours, of which each server in the process has one, are known by their name. */
+/**
+ * Listeners that are not ours; ours, of which each server in the process has one, are known by
+ * their name.
+ */
 const hasOtherListeners = (signal: NodeJS.Signals): boolean =>
   process.listeners(signal).some((listener) => listener.name !== "stopEmbeddedPostgres")

@@ -39,8 +39,9 @@ export const defaultEnvironment: Effect.Effect<Environment> = Effect.sync(() => 
 }))
 
 /**
- * A file system in memory, where a database is cloned some thirty times faster: CREATE DATABASE is the making of a few hundred small files. Not if it is
- * small, and not if TMPDIR says where temporary files go.
+ * A file system in memory, where a database is cloned some thirty times faster: CREATE DATABASE is
+ * the making of a few hundred small files. Not if it is small, and not if TMPDIR says where
+ * temporary files go.
  */
 const memory = (): ReadonlyArray<string> => {
   if (process.env["TMPDIR"] !== undefined) return []
@@ -72,8 +73,9 @@ export interface Handle {
 }
 
 /**
- * Provides a running server until the scope closes. This process is registered as a user before anything is started and until
- * everything is stopped, so that of several processes exactly the last one to leave stops the server.
+ * Provides a running server until the scope closes. This process is registered as a user before
+ * anything is started and until everything is stopped, so that of several processes exactly the
+ * last one to leave stops the server.
  */
 export const acquire = (
   options: Settings,
@@ -166,7 +168,7 @@ export const acquire = (
     } satisfies Handle
   })
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------
 
 /** The caller's directory: lock, users, log, and the cluster unless it has to be elsewhere. */
 const persistentHome = (dataDirectory: string): Effect.Effect<string, EmbeddedPostgresError> =>
@@ -264,7 +266,10 @@ const place = (
 
 const locationFile = (home: string): string => path.join(home, "cluster-location")
 
-/** Whether a cluster outside its home is that of this home, and not that of an earlier one at the same path, which was deleted. */
+/**
+ * Whether a cluster outside its home is that of this home, and not that of an earlier one at the
+ * same path, which was deleted.
+ */
 const belongs = (home: string, directory: string): boolean =>
   path.dirname(directory) === home || !fs.existsSync(directory) || fs.existsSync(locationFile(home))
 

@@ -3,11 +3,12 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 
 /**
- * Evaluates `condition` until it is true, waiting `every` between two evaluations. The result is false when it did not become
- * true within `atMost`.
+ * Evaluates `condition` until it is true, waiting `every` between two evaluations. The result is
+ * false when it did not become true within `atMost`.
  *
- * Time is always the machine's: the server is a real process, which goes on while a test's clock stands still. The limit is
- * a deadline and not `Effect.timeout`, because it also has to hold inside finalizers, where nothing can be interrupted.
+ * Time is always the machine's: the server is a real process, which goes on while a test's clock
+ * stands still. The limit is a deadline and not `Effect.timeout`, because it also has to hold
+ * inside finalizers, where nothing can be interrupted.
  */
 export const until = <E>(
   condition: Effect.Effect<boolean, E>,

@@ -10,8 +10,9 @@ import { EmbeddedPostgresError, fileSystem } from "./embeddedPostgresError.js"
 import * as Polling from "./polling.js"
 
 /**
- * A name that says which process made it: process id, start time of the process, boot of the machine, and a random part.
- * A process id alone is reused, soon in containers; with the start time and the boot it is not.
+ * A name that says which process made it: process id, start time of the process, boot of the
+ * machine, and a random part. A process id alone is reused, soon in containers; with the start time
+ * and the boot it is not.
  */
 export const newToken = (): string =>
   [
@@ -32,13 +33,19 @@ export const isAlive = (token: string): boolean => {
   })
 }
 
-/** Whether the process that made this token is known to be dead: false for processes of another container, or before a reboot. */
+/**
+ * Whether the process that made this token is known to be dead: false for processes of another
+ * container, or before a reboot.
+ */
 export const isKnownDead = (token: string): boolean => token.split("-")[2] === bootId() && !isAlive(token)
 
 /** Process id in a token. */
 const processIdOf = (token: string): number => Number(token.split("-")[0])
 
-/** Tokens of running processes in a directory of tokens. What dead processes left there is removed. Synchronous, for exit handlers. */
+/**
+ * Tokens of running processes in a directory of tokens. What dead processes left there is removed.
+ * Synchronous, for exit handlers.
+ */
 export const livingSync = (directory: string): ReadonlyArray<string> =>
   fs.readdirSync(directory).filter((token) => {
     if (isAlive(token)) return true
@@ -63,9 +70,10 @@ export const unregister = (directory: string, token: string): Effect.Effect<void
 /**
  * Runs the effect while no other holder of the same lock runs, in this process or another.
  *
- * The lock is a directory of tokens. Whoever wants it adds its own token, then looks: alone, it has the lock; not alone, it
- * takes its token away and tries again. Of two, the one that added last sees the other. There is no lock file to take over from a dead
- * process, which is where such locks go wrong: tokens of the dead do not count, and nobody's removal of them can hit a living one.
+ * The lock is a directory of tokens. Whoever wants it adds its own token, then looks: alone, it has
+ * the lock; not alone, it takes its token away and tries again. Of two, the one that added last
+ * sees the other. There is no lock file to take over from a dead process, which is where such locks
+ * go wrong: tokens of the dead do not count, and nobody's removal of them can hit a living one.
  */
 export const withLock =
   (directory: string) =>
@@ -78,7 +86,7 @@ export const withLock =
       )
     })
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------
 
 const unknownStart = "unknown"
 
@@ -125,7 +133,10 @@ const acquireLock = (directory: string, token: string): Effect.Effect<void, Embe
 // Longer than the slowest start that another process may be going through (see Server.ts).
 const lockTimeout = "150 seconds"
 
-/** Start time of a running process, `unknown` when the system does not tell, none when there is no such process (or only its zombie). */
+/**
+ * Start time of a running process, `unknown` when the system does not tell, none when there is no
+ * such process (or only its zombie).
+ */
 export const startTime = (pid: number): Option.Option<string> =>
   process.platform === "linux" ? startTimeFromProc(pid) : startTimeFromPs(pid)
 
@@ -134,7 +145,8 @@ const startTimeFromProc = (pid: number): Option.Option<string> =>
     // With hidepid=2 the processes of other users are invisible there.
     onNone: () => (exists(pid) ? Option.some(unknownStart) : Option.none()),
     onSome: (stat) => {
-      // The second field, the command in parentheses, may hold spaces and parentheses itself: count from the last one.
+      // The second field, the command in parentheses, may hold spaces and parentheses itself: count
+      // from the last one.
       const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ")
       const [state, start] = [fields[0], fields[19]]
       return state === "Z" || state === "X" ? Option.none() : Option.fromNullable(start)

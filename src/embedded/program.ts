@@ -25,7 +25,8 @@ export const run = (
     const chunks: Array<Buffer> = []
     child.stdout?.on("data", (chunk: Buffer) => chunks.push(chunk))
     child.stderr?.on("data", (chunk: Buffer) => chunks.push(chunk))
-    // A program that ends early closes its input: its exit code and output say why, not the broken pipe.
+    // A program that ends early closes its input: its exit code and output say why, not the broken
+    // pipe.
     child.stdin?.on("error", () => {})
     child.on("error", (cause) => resume(Effect.fail(cannotRun(binaries, program, cause))))
     child.on("close", (code) =>
@@ -42,8 +43,8 @@ export const run = (
   })
 
 /**
- * Starts a program of PostgreSQL as the account, in an environment that nothing of ours reaches: PGDATA, PGPORT and the like
- * would change what it does.
+ * Starts a program of PostgreSQL as the account, in an environment that nothing of ours reaches:
+ * PGDATA, PGPORT and the like would change what it does.
  */
 export const start = (
   binaries: Binaries,
@@ -58,7 +59,8 @@ export const start = (
     // Messages in English: a few of them decide what to do next.
     env: { PATH: "/usr/bin:/bin", LC_ALL: "C", TZ: "UTC" },
     stdio,
-    // In a session of its own, a Ctrl-C in the terminal reaches us only, and we stop the server in order.
+    // In a session of its own, a Ctrl-C in the terminal reaches us only, and we stop the server in
+    // order.
     detached: true,
     ...Option.match(account, { onNone: () => ({}), onSome: ({ gid, uid }) => ({ gid, uid }) })
   })

@@ -19,15 +19,19 @@ export interface Postmaster {
   readonly status: "starting" | "ready" | "stopping"
 }
 
-/** `smart` waits for every session to end, `fast` ends them, `immediate` does not shut down: the next start recovers. */
+/**
+ * `smart` waits for every session to end, `fast` ends them, `immediate` does not shut down: the
+ * next start recovers.
+ */
 export type StopMode = "smart" | "fast" | "immediate"
 
 /** The signal for each mode (PostgreSQL, chapter 18.5, shutting down the server). */
 export const stopSignals = { smart: "SIGTERM", fast: "SIGINT", immediate: "SIGQUIT" } as const
 
 /**
- * The server that runs on this data directory; none when there is none. The process in `postmaster.pid` counts only when it really is
- * a server on this directory: the file outlives a killed server, and its process id is given to others. Synchronous, for exit handlers.
+ * The server that runs on this data directory; none when there is none. The process in
+ * `postmaster.pid` counts only when it really is a server on this directory: the file outlives a
+ * killed server, and its process id is given to others. Synchronous, for exit handlers.
  */
 export const findPostmaster = (data: string): Option.Option<Postmaster> =>
   Presence.readText(path.join(data, "postmaster.pid")).pipe(
@@ -40,8 +44,8 @@ export const findPostmaster = (data: string): Option.Option<Postmaster> =>
   )
 
 /**
- * The running server, after waiting for one that is starting (an orphan that recovers) or stopping. None means that nothing is in the way
- * of a start. Requires the lock.
+ * The running server, after waiting for one that is starting (an orphan that recovers) or stopping.
+ * None means that nothing is in the way of a start. Requires the lock.
  */
 export const settle = (
   cluster: Cluster.Cluster
@@ -60,8 +64,8 @@ export const settle = (
   })
 
 /**
- * Starts the server. Requires the lock, and `settle` to have found none. `port` is the port to use and no other; without it the port of the
- * last start is used if it is free, else any other.
+ * Starts the server. Requires the lock, and `settle` to have found none. `port` is the port to use
+ * and no other; without it the port of the last start is used if it is free, else any other.
  */
 export const start = (
   cluster: Cluster.Cluster,
@@ -76,7 +80,8 @@ export const stop = (cluster: Cluster.Cluster, mode: StopMode): Effect.Effect<vo
     const running = findPostmaster(data)
     if (Option.isNone(running)) return
     const { pid } = running.value
-    // A process that ends loses its arguments before what it has open: gone is only one that has no start time any more.
+    // A process that ends loses its arguments before what it has open: gone is only one that has no
+    // start time any more.
     const started = Option.getOrNull(Presence.startTime(pid))
     yield* signal(pid, data, mode)
     const gone = yield* Polling.until(
@@ -106,7 +111,7 @@ export const stopFirmly = (
     )
   )
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------
 
 // Crash recovery of a large cluster is what takes long.
 const startTimeout = "60 seconds"
@@ -124,8 +129,9 @@ const signal = (pid: number, data: string, mode: StopMode): Effect.Effect<void> 
   })
 
 /**
- * The server removes the file of a dead process itself, after looking for survivors in its shared memory, and is right to. But when the dead
- * process's id belongs to another process now (in containers, where ids start anew, it often does), it takes that one for a server.
+ * The server removes the file of a dead process itself, after looking for survivors in its shared
+ * memory, and is right to. But when the dead process's id belongs to another process now (in
+ * containers, where ids start anew, it often does), it takes that one for a server.
  */
 const removeStalePidFile = (data: string): Effect.Effect<void, EmbeddedPostgresError> =>
   fileSystem(`remove the stale postmaster.pid in ${data}`, () => {
@@ -158,7 +164,8 @@ const startOnSomePort = (
       return outcome.postmaster
     }
     const portTaken = /could not bind|Address already in use/.test(outcome.log)
-    // The processes of a killed server, or of a killed single-user mode, are about to notice and end.
+    // The processes of a killed server, or of a killed single-user mode, are about to notice and
+    // end.
     const survivors = /shared memory block|lock file "postmaster.pid" already exists/.test(outcome.log)
     if ((!portTaken && !survivors) || attempt >= startAttempts) {
       return yield* startFailed(cluster, log, port, outcome.log)
@@ -174,7 +181,9 @@ type Outcome =
   | { readonly _tag: "Ready"; readonly postmaster: Postmaster }
   | { readonly _tag: "Failed"; readonly log: string }
 
-/** Starts the server process and waits until it accepts connections, or ends. Interruption stops it. */
+/**
+ * Starts the server process and waits until it accepts connections, or ends. Interruption stops it.
+ */
 const launch = (
   cluster: Cluster.Cluster,
   log: string,
@@ -254,8 +263,9 @@ const startFailed = (
   })
 
 /**
- * A port below those that systems give to outgoing connections (from 32768 on Linux, 49152 elsewhere): one of those could take the server's
- * port while it restarts, even the connection of a client of ours that tries to reach it.
+ * A port below those that systems give to outgoing connections (from 32768 on Linux, 49152
+ * elsewhere): one of those could take the server's port while it restarts, even the connection of a
+ * client of ours that tries to reach it.
  */
 const freePort: Effect.Effect<number, EmbeddedPostgresError> = Effect.gen(function* () {
   for (let attempt = 0; attempt < 100; attempt++) {

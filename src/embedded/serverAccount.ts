@@ -12,8 +12,9 @@ export interface ServerAccount {
 }
 
 /**
- * The account to run the server as: none for the current one, which is right for everybody but root. `initdb` and `postgres` refuse
- * to run as root, and need an account that is in the password file: the first of `candidates` that exists.
+ * The account to run the server as: none for the current one, which is right for everybody but
+ * root. `initdb` and `postgres` refuse to run as root, and need an account that is in the password
+ * file: the first of `candidates` that exists.
  */
 export const find = (
   candidates: ReadonlyArray<string>
@@ -50,15 +51,21 @@ export const ownerOf = (
     return Option.some(account)
   })
 
-/** Whether the account may enter this directory and every one above it. Access lists and further groups are not considered. */
+/**
+ * Whether the account may enter this directory and every one above it. Access lists and further
+ * groups are not considered.
+ */
 export const canEnter = (directory: string, account: ServerAccount): boolean =>
   ancestors(directory).every((ancestor) => permits(ancestor, account, 0o1))
 
-/** Whether the account may read (and for `execute` run) this file, provided that it can enter its directory. */
+/**
+ * Whether the account may read (and for `execute` run) this file, provided that it can enter its
+ * directory.
+ */
 export const canRead = (file: string, account: ServerAccount, execute = false): boolean =>
   permits(file, account, execute ? 0o5 : 0o4)
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------
 
 const readAccounts: Effect.Effect<ReadonlyArray<ServerAccount>, EmbeddedPostgresError> = Effect.map(
   fileSystem("read /etc/passwd", () => fs.readFileSync("/etc/passwd", "utf8")),

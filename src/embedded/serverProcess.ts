@@ -1,4 +1,7 @@
-/** Which processes are PostgreSQL servers, and on which data directory. Synchronous, for exit handlers. */
+/**
+ * Which processes are PostgreSQL servers, and on which data directory. Synchronous, for exit
+ * handlers.
+ */
 import * as Option from "effect/Option"
 import { spawnSync } from "node:child_process"
 import * as fs from "node:fs"
@@ -13,13 +16,16 @@ export interface ServerProcess {
   readonly data: Option.Option<string>
 }
 
-/** Whether the process is a server on this data directory, by whatever spelling of the path it was started. */
+/**
+ * Whether the process is a server on this data directory, by whatever spelling of the path it was
+ * started.
+ */
 export const isPostmaster = (pid: number, data: string): boolean =>
   Option.exists(serverProcess(pid), (server) => runsOn(server, data))
 
 /**
- * Whether the process is certainly no server on this data directory. Neither this nor `isPostmaster` holds for a server whose data directory
- * cannot be told.
+ * Whether the process is certainly no server on this data directory. Neither this nor
+ * `isPostmaster` holds for a server whose data directory cannot be told.
  */
 export const isStranger = (pid: number, data: string): boolean =>
   Option.match(serverProcess(pid), {
@@ -28,14 +34,15 @@ export const isStranger = (pid: number, data: string): boolean =>
   })
 
 /**
- * The server that a line of `ps -o command=` describes; none for other programs. Spaces separate the arguments there, and are in paths, too.
+ * The server that a line of `ps -o command=` describes; none for other programs. Spaces separate
+ * the arguments there, and are in paths, too.
  */
 export const fromCommandLine = (line: string): Option.Option<ServerProcess> =>
   Option.map(Option.fromNullable(/^(?:.*\/)?postgres(?: -D ?(.+)| .*)?$/s.exec(line)), ([, argument]) =>
     described(Option.fromNullable(argument))
   )
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -----------------------------------------------------------------------------
 
 const serverProcess = (pid: number): Option.Option<ServerProcess> =>
   process.platform === "linux"
@@ -55,7 +62,8 @@ const fromArguments = (
   const at = args.findIndex((arg) => arg.startsWith("-D"))
   const argument = Option.fromNullable(args[at] === "-D" ? args[at + 1] : args[at]?.slice(2))
   const server = described(argument)
-  // A server goes into its data directory before it writes postmaster.pid. Only its own user and root can see that.
+  // A server goes into its data directory before it writes postmaster.pid. Only its own user and
+  // root can see that.
   const workingDirectory = Option.liftThrowable(() => fs.readlinkSync(`/proc/${pid}/cwd`))()
   return Option.some({ ...server, data: Option.orElse(workingDirectory, () => server.data) })
 }

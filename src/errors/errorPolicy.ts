@@ -9,18 +9,25 @@ import {
 } from "../DatabaseError.js"
 
 /**
- * What one database decides about its errors: the standard decisions, changed by the program's own `errorPolicy` within what is safe. Whoever makes an
- * error, lends a connection again or runs a transaction again asks here.
+ * What one database decides about its errors: the standard decisions, changed by the program's own
+ * `errorPolicy` within what is safe. Whoever makes an error, lends a connection again or runs a
+ * transaction again asks here.
  */
 export class Decisions {
-  /** `onDefect` is told when the program's function throws; the standard decision holds then. `showRaised` is the setting. */
+  /**
+   * `onDefect` is told when the program's function throws; the standard decision holds then.
+   * `showRaised` is the setting.
+   */
   constructor(
     private readonly own?: ErrorPolicy | undefined,
     private readonly onDefect: (cause: unknown) => void = () => {},
     private readonly showRaised = true
   ) {}
 
-  /** What may be retried and what becomes of the connection, `inTransaction` where COMMIT had not been sent. */
+  /**
+   * What may be retried and what becomes of the connection, `inTransaction` where COMMIT had not
+   * been sent.
+   */
   policy(reason: Reason, inTransaction = false): Policy {
     const base = this.base(reason, inTransaction)
     const asked = this.ask(reason, base)
@@ -31,8 +38,8 @@ export class Decisions {
   }
 
   /**
-   * Whether `Transaction.run` with `retry` runs the transaction again. One that a read-only server refused may be run again, too, but elsewhere and later:
-   * that takes a program's own decision.
+   * Whether `Transaction.run` with `retry` runs the transaction again. One that a read-only server
+   * refused may be run again, too, but elsewhere and later: that takes a program's own decision.
    */
   isTransient(reason: Reason | undefined): boolean {
     if (reason === undefined) return false

@@ -32,7 +32,10 @@ export interface RebuildResult {
 /** Nothing was done. */
 export const empty: RebuildResult = { rebuilt: [], unchanged: [], refused: [], failed: [], warnings: [] }
 
-/** Several results as one, in their order: those of the `Finished` events of a run are what it has done. */
+/**
+ * Several results as one, in their order: those of the `Finished` events of a run are what it has
+ * done.
+ */
 export const combine = (results: ReadonlyArray<RebuildResult>): RebuildResult => ({
   rebuilt: results.flatMap(({ rebuilt }) => rebuilt),
   unchanged: results.flatMap(({ unchanged }) => unchanged),

@@ -1,4 +1,7 @@
-/** list, plan, rebuild, undo, history and check over a way to open sessions. The public face is ForeignKey.ts. */
+/**
+ * list, plan, rebuild, undo, history and check over a way to open sessions. The public face is
+ * ForeignKey.ts.
+ */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
@@ -151,7 +154,10 @@ export const plan = (
     })
   )
 
-/** What keeps keys from doing what their definition says, and those whose definition lets them do nothing. */
+/**
+ * What keeps keys from doing what their definition says, and those whose definition lets them do
+ * nothing.
+ */
 export const check = (
   open: Sessions.Open,
   selectors: Selectors.Selectors = {}

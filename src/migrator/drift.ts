@@ -3,12 +3,21 @@ import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../connection/session.js"
 
-/** An object of a schema, with its definition as PostgreSQL writes it. Owners, privileges, comments and rows are not part of it. */
+/**
+ * An object of a schema, with its definition as PostgreSQL writes it. Owners, privileges, comments
+ * and rows are not part of it.
+ */
 export interface SchemaObject {
-  /** `table`, `column`, `constraint`, `index`, `trigger`, `view`, `sequence`, `function`, `type`, `policy`, ... */
+  /**
+   * `table`, `column`, `constraint`, `index`, `trigger`, `view`, `sequence`, `function`, `type`,
+   * `policy`, ...
+   */
   readonly kind: string
   readonly schema: string
-  /** Quoted where SQL needs that; columns and what else belongs to a table with its name: `class.owner_id`. */
+  /**
+   * Quoted where SQL needs that; columns and what else belongs to a table with its name:
+   * `class.owner_id`.
+   */
   readonly name: string
   readonly definition: string
 }
@@ -24,7 +33,10 @@ export interface Difference {
   readonly actual: string | null
 }
 
-/** Reads the objects of all schemas but the system's own and those of extensions. `without` are tables to leave out, by name. Locks no table. */
+/**
+ * Reads the objects of all schemas but the system's own and those of extensions. `without` are
+ * tables to leave out, by name. Locks no table.
+ */
 export const read = (
   session: Session,
   without: ReadonlyArray<string>
@@ -35,7 +47,10 @@ export const read = (
     session.query<SchemaObject>(select, [without])
   )
 
-/** The differences, in the schemas in which something is expected: the others belong to somebody else. */
+/**
+ * The differences, in the schemas in which something is expected: the others belong to somebody
+ * else.
+ */
 export const compare = (
   expected: ReadonlyArray<SchemaObject>,
   actual: ReadonlyArray<SchemaObject>
@@ -68,7 +83,10 @@ export const compare = (
 const kinds = `CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'partitioned table' WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
       WHEN 'S' THEN 'sequence' WHEN 'f' THEN 'foreign table' ELSE 'composite type' END`
 
-/** Not null constraints are part of their column (from 18 on they are constraints too); clones of partitions follow those of their table. */
+/**
+ * Not null constraints are part of their column (from 18 on they are constraints too); clones of
+ * partitions follow those of their table.
+ */
 const select = `
 WITH extension AS (
   SELECT d.classid, d.objid FROM pg_depend d WHERE d.deptype = 'e'

@@ -1,4 +1,7 @@
-/** Migrations on a temporary database: what they make, what they say to the server, and what they lock. */
+/**
+ * Migrations on a temporary database: what they make, what they say to the server, and what they
+ * lock.
+ */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
@@ -10,11 +13,15 @@ import type { Step } from "./migration.js"
 
 /** What a migration would do. */
 export interface Trial {
-  /** The statements that it runs, in order, without those that control transactions, and without those of {@link foreignKeys}. */
+  /**
+   * The statements that it runs, in order, without those that control transactions, and without
+   * those of {@link foreignKeys}.
+   */
   readonly statements: ReadonlyArray<string>
   /**
-   * The strongest lock on each table, index or sequence that is there before it, held until it commits; ACCESS SHARE is left out. Null for an online migration, whose
-   * transactions are its own.
+   * The strongest lock on each table, index or sequence that is there before it, held until it
+   * commits; ACCESS SHARE is left out. Null for an online migration, whose transactions are its
+   * own.
    */
   readonly locks: ReadonlyArray<Locked> | null
   /** Its changes of foreign keys through `ForeignKey.rebuild`, as `ForeignKey.plan` shows them. */
@@ -53,8 +60,9 @@ export class Recorder {
 }
 
 /**
- * A step that tells what it does when it has run, inside of its transaction if it has one. Changes of foreign keys are planned for the keys of `live`, and for those of
- * the temporary database only where they are not there yet: the plan then has the keys' own state, warnings and refusals.
+ * A step that tells what it does when it has run, inside of its transaction if it has one. Changes
+ * of foreign keys are planned for the keys of `live`, and for those of the temporary database only
+ * where they are not there yet: the plan then has the keys' own state, warnings and refusals.
  */
 export const recorded = (
   recorder: Recorder,
@@ -81,7 +89,10 @@ export const recorded = (
 // internal
 // -----------------------------------------------------------------------------
 
-/** The relations that are there, by OID; those of the system and of this package's ledgers concern nobody. */
+/**
+ * The relations that are there, by OID; those of the system and of this package's ledgers concern
+ * nobody.
+ */
 const relations = Effect.flatMap(SqlClient.SqlClient, (sql) =>
   Effect.map(
     sql<{ readonly oid: string; readonly name: string }>`

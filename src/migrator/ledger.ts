@@ -15,8 +15,8 @@ export interface Applied {
 }
 
 /**
- * Which migrations a database has: the table of `@effect/sql`'s Migrator, so that a database migrated by one is up to date
- * for the other, and beside it a table of checksums of our own.
+ * Which migrations a database has: the table of `@effect/sql`'s Migrator, so that a database
+ * migrated by one is up to date for the other, and beside it a table of checksums of our own.
  */
 export interface Ledger {
   /** Creates the tables if they are not there. Needs the migrator's lock. */
@@ -34,8 +34,8 @@ export interface Ledger {
 }
 
 /**
- * The ledger under a table name; a name with a dot is schema and table. The schema of one without is looked up here, once: a migration may change the search path
- * that it follows from.
+ * The ledger under a table name; a name with a dot is schema and table. The schema of one without
+ * is looked up here, once: a migration may change the search path that it follows from.
  */
 export const make = (table: string): Effect.Effect<Ledger, MigratorError, SqlClient.SqlClient> =>
   Effect.gen(function* () {
@@ -137,7 +137,10 @@ export const make = (table: string): Effect.Effect<Ledger, MigratorError, SqlCli
 /** The largest id that PostgreSQL's type integer holds. */
 const maxInteger = 2 ** 31 - 1
 
-/** What is longer is cut off by PostgreSQL, and the table of checksums has a longer name than the ledger. */
+/**
+ * What is longer is cut off by PostgreSQL, and the table of checksums has a longer name than the
+ * ledger.
+ */
 const maxName = 63 - "_checksums".length
 
 const isName = (table: string): boolean => {
@@ -148,7 +151,10 @@ const isName = (table: string): boolean => {
   )
 }
 
-/** Where the search path finds the table, or where CREATE TABLE would put it. Where neither is, CREATE TABLE will say so. */
+/**
+ * Where the search path finds the table, or where CREATE TABLE would put it. Where neither is,
+ * CREATE TABLE will say so.
+ */
 const schemaOf = (sql: SqlClient.SqlClient, table: string) =>
   Effect.map(
     sql<{ schema: string | null }>`

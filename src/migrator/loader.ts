@@ -14,10 +14,11 @@ const namePattern = /^(\d+)_([^.]+)$/
 const filePattern = /^(?<name>.+)\.(?<kind>[cm]?[jt]s)$/
 
 /**
- * Loads migrations from a directory: files named `<id>_<name>.ts` or `.js`, whose default export is an Effect or a
- * `Migrator.define`. Each is imported when it is needed only. A file that begins with a number and has another form is
- * refused rather than left out; every other file is left alone. A directory without any is refused (`NoMigrations`), because a program that was packed without
- * its migrations would find nothing to do; `allowEmpty` allows it.
+ * Loads migrations from a directory: files named `<id>_<name>.ts` or `.js`, whose default export is
+ * an Effect or a `Migrator.define`. Each is imported when it is needed only. A file that begins
+ * with a number and has another form is refused rather than left out; every other file is left
+ * alone. A directory without any is refused (`NoMigrations`), because a program that was packed
+ * without its migrations would find nothing to do; `allowEmpty` allows it.
  */
 export const fromDirectory = (
   directory: string,
@@ -52,10 +53,11 @@ export const fromDirectory = (
   })
 
 /**
- * Loads migrations that the program imports itself, by names such as `0001_create_table`; for programs that are bundled.
+ * Loads migrations that the program imports itself, by names such as `0001_create_table`; for
+ * programs that are bundled.
  *
- * `version` is another one whenever a migration is: it lets `TestDatabase` keep a migrated template from run to run. What a
- * ledger says of a migration does not depend on it.
+ * `version` is another one whenever a migration is: it lets `TestDatabase` keep a migrated template
+ * from run to run. What a ledger says of a migration does not depend on it.
  */
 export const fromRecord = (
   migrations: Readonly<Record<string, Step>>,
@@ -93,6 +95,9 @@ const named = (
 const importError = (message: string, cause?: unknown) =>
   new Migrator.MigrationError({ reason: "import-error", message, cause })
 
-/** Line ends do not count. TypeScript and what it was compiled to cannot be compared, so the kind of file is part of it. */
+/**
+ * Line ends do not count. TypeScript and what it was compiled to cannot be compared, so the kind of
+ * file is part of it.
+ */
 const checksum = (kind: string, source: string): string =>
   `${kind}:sha256:${Crypto.createHash("sha256").update(source.replaceAll("\r\n", "\n")).digest("hex")}`

@@ -10,16 +10,17 @@ import { MigratorError } from "./migratorError.js"
 /** The migrator's lock, for as long as its scope is open and its session lives. */
 export interface MigratorLock {
   /**
-   * Runs work that only one migrator may do: it is interrupted, and fails with the reason `Locked`, when the session that has the lock is lost.
-   * From that moment on another migrator may have it.
+   * Runs work that only one migrator may do: it is interrupted, and fails with the reason `Locked`,
+   * when the session that has the lock is lost. From that moment on another migrator may have it.
    */
   readonly guard: <A, E, R>(work: Effect.Effect<A, E, R>) => Effect.Effect<A, E | MigratorError, R>
 }
 
 /**
- * Makes this process the only migrator of a ledger in its database until the scope closes: a session advisory lock on a
- * dedicated session. It is tried again and again, and never waited for, because a session that waits inside a statement
- * holds back CREATE INDEX CONCURRENTLY, also its own. `onBusy` is run once, if another one has it.
+ * Makes this process the only migrator of a ledger in its database until the scope closes: a
+ * session advisory lock on a dedicated session. It is tried again and again, and never waited for,
+ * because a session that waits inside a statement holds back CREATE INDEX CONCURRENTLY, also its
+ * own. `onBusy` is run once, if another one has it.
  */
 export const acquire = Effect.fn("Migrator.lock")(function* (
   table: string,
@@ -28,7 +29,8 @@ export const acquire = Effect.fn("Migrator.lock")(function* (
 ): Effect.fn.Return<MigratorLock, MigratorError | DatabaseError, Scope.Scope | Database> {
   const session = yield* (yield* Database).session
   const key = lockKey(table)
-  // From 14 on the server may end sessions that have nothing to do, and this one has nothing to do for as long as a migration runs.
+  // From 14 on the server may end sessions that have nothing to do, and this one has nothing to do
+  // for as long as a migration runs.
   yield* session.query(
     "SELECT pg_catalog.set_config('idle_session_timeout', '0', false) WHERE pg_catalog.current_setting('idle_session_timeout', true) IS NOT NULL"
   )
@@ -83,7 +85,10 @@ const holders = `
     AND ((held.classid::bigint << 32) | held.objid::bigint) = $1::bigint
 `
 
-/** A 64-bit key that no other program is likely to use; advisory locks are one name space in each database. */
+/**
+ * A 64-bit key that no other program is likely to use; advisory locks are one name space in each
+ * database.
+ */
 const lockKey = (table: string): string =>
   Crypto.createHash("sha256")
     .update(`promptgrimoire-db/Migrator/${table}`)

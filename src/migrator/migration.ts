@@ -19,21 +19,27 @@ export interface Definition {
   /** Takes it back again. Without it the migration cannot be undone. */
   readonly down?: Step | undefined
   /**
-   * Whether the migration manages its own transactions, as an online schema change or CREATE INDEX CONCURRENTLY must. It has
-   * to be safe to run again from the start after it was stopped at any point. Otherwise up and down each run in one
-   * transaction together with their ledger entry.
+   * Whether the migration manages its own transactions, as an online schema change or CREATE INDEX
+   * CONCURRENTLY must. It has to be safe to run again from the start after it was stopped at any
+   * point. Otherwise up and down each run in one transaction together with their ledger entry.
    */
   readonly online?: boolean | undefined
 }
 
 const DefinitionTypeId: unique symbol = Symbol.for("promptgrimoire-db/Migrator/Definition")
 
-/** A definition as the default export of a file: still an Effect, so that `@effect/sql`'s Migrator can read the file. */
+/**
+ * A definition as the default export of a file: still an Effect, so that `@effect/sql`'s Migrator
+ * can read the file.
+ */
 export interface Migration extends Effect.Effect<unknown, unknown, MigrationServices> {
   readonly [DefinitionTypeId]: Definition
 }
 
-/** Declares a migration that has a `down`, or that is online. One that has neither is simply an Effect. */
+/**
+ * Declares a migration that has a `down`, or that is online. One that has neither is simply an
+ * Effect.
+ */
 export const define = (definition: Definition): Migration =>
   Object.assign(
     Effect.suspend(() => definition.up),
@@ -51,16 +57,24 @@ export interface Source {
   readonly load: Effect.Effect<Definition, MigratorError>
 }
 
-/** Carries the checksum of a file next to the loader's tuple, which `@effect/sql` fixes at three elements. */
+/**
+ * Carries the checksum of a file next to the loader's tuple, which `@effect/sql` fixes at three
+ * elements.
+ */
 export const ChecksumTypeId: unique symbol = Symbol.for("promptgrimoire-db/Migrator/Checksum")
 
 /** Carries the version of a record of migrations in the same way. */
 export const VersionTypeId: unique symbol = Symbol.for("promptgrimoire-db/Migrator/Version")
 
-/** JavaScript's numbers hold whole ones exactly up to here: enough for a time stamp such as 20240612093000. */
+/**
+ * JavaScript's numbers hold whole ones exactly up to here: enough for a time stamp such as
+ * 20240612093000.
+ */
 export const maxId = Number.MAX_SAFE_INTEGER
 
-/** Reads what a loader gave, refusing ids that occur twice, and those that a number does not hold. */
+/**
+ * Reads what a loader gave, refusing ids that occur twice, and those that a number does not hold.
+ */
 export const sources = Effect.fn("Migrator.sources")(function* <R>(loader: Migrator.Loader<R>) {
   const resolved = yield* Effect.mapError(loader, (cause) =>
     cause.cause instanceof MigratorError

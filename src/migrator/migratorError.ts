@@ -8,13 +8,16 @@ import * as Data from "effect/Data"
  * - `Edited`: an applied migration's file, or its name, is not what was applied.
  * - `Unknown`: the ledger holds a migration that the loader does not have.
  * - `ImportFailed`: a migration could not be loaded.
- * - `Locked`: another migrator is running and did not finish in time, or the lock was lost with its session.
- * - `Failed`: a migration failed; nothing of it was kept, unless it is an online one, which is run again to resume, or its COMMIT was not answered.
+ * - `Locked`: another migrator is running and did not finish in time, or the lock was lost with its
+ *   session.
+ * - `Failed`: a migration failed; nothing of it was kept, unless it is an online one, which is run
+ *   again to resume, or its COMMIT was not answered.
  * - `Irreversible`: a migration that would have to be undone has no `down`.
  * - `NoSuchMigration`: the id that was asked for does not exist.
  * - `NoMigrations`: the directory has no migration in it.
  * - `Ledger`: the ledger could not be read or written.
- * - `NoScratchDatabase`: what is compared or planned is tried on a temporary database, and the role may not create one.
+ * - `NoScratchDatabase`: what is compared or planned is tried on a temporary database, and the role
+ *   may not create one.
  */
 export type MigratorReason =
   | "Duplicate"

@@ -1,4 +1,7 @@
-/** A temporary database beside the one that is migrated, on which migrations are tried: it has no rows, and its locks concern nobody. */
+/**
+ * A temporary database beside the one that is migrated, on which migrations are tried: it has no
+ * rows, and its locks concern nobody.
+ */
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
@@ -9,8 +12,9 @@ import type { Session } from "../connection/session.js"
 import { MigratorError } from "./migratorError.js"
 
 /**
- * Creates the database, with the search path, the schemas in that path and the extensions of the one it stands for, and drops it with the scope. What a killed run has
- * left behind is dropped by the next one. `onStatement` as in `Database.layerElsewhere`.
+ * Creates the database, with the search path, the schemas in that path and the extensions of the
+ * one it stands for, and drops it with the scope. What a killed run has left behind is dropped by
+ * the next one. `onStatement` as in `Database.layerElsewhere`.
  */
 export const make = (
   onStatement?: (text: string) => void

@@ -1,4 +1,6 @@
-/** Inserting any number of rows: a batch of them in each round trip, or a stream of them by COPY. */
+/**
+ * Inserting any number of rows: a batch of them in each round trip, or a stream of them by COPY.
+ */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
@@ -14,11 +16,14 @@ import { InvalidInput } from "./Input.js"
 
 /** How rows are inserted in bulk. */
 export interface Options {
-  /** Rows of one statement, at least 1; 1,000 when left out. A batch also ends once it is larger than 8 MiB. */
+  /**
+   * Rows of one statement, at least 1; 1,000 when left out. A batch also ends once it is larger
+   * than 8 MiB.
+   */
   readonly batchRows?: number | undefined
   /**
-   * What becomes of a row whose id or natural key is taken, by a stored row or by one before it: `fail` (when left out) inserts
-   * nothing at all and fails, `skip` leaves that row out.
+   * What becomes of a row whose id or natural key is taken, by a stored row or by one before it:
+   * `fail` (when left out) inserts nothing at all and fails, `skip` leaves that row out.
    */
   readonly onConflict?: "fail" | "skip" | undefined
 }
@@ -35,8 +40,9 @@ export interface Result {
 // -----------------------------------------------------------------------------
 
 /**
- * Takes rows from `input` as they are needed, so that there can be more of them than fit in memory. What fits in one batch is
- * one statement; more is a transaction of one statement for each batch. Either way all rows are inserted or none.
+ * Takes rows from `input` as they are needed, so that there can be more of them than fit in memory.
+ * What fits in one batch is one statement; more is a transaction of one statement for each batch.
+ * Either way all rows are inserted or none.
  *
  * @internal
  */

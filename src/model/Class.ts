@@ -1,5 +1,6 @@
 /**
- * Classes: the rows of the table `class`. A class belongs to a user and is joined with its invite code.
+ * Classes: the rows of the table `class`. A class belongs to a user and is joined with its invite
+ * code.
  *
  * {@link Class} is a row as it is read; {@link NewClass} is what goes in, and is checked.
  */
@@ -101,9 +102,9 @@ export class InviteCodeTaken extends DomainError.TaggedError("InviteCodeTaken") 
 /**
  * The classes of a database.
  *
- * Every operation joins the transaction that is open. An error that the server reports aborts that transaction, as always in
- * PostgreSQL: to go on after `InviteCodeTaken`, run `create` in a `Transaction.run` of its own, which is a savepoint then, or
- * use `insertOrGet`.
+ * Every operation joins the transaction that is open. An error that the server reports aborts that
+ * transaction, as always in PostgreSQL: to go on after `InviteCodeTaken`, run `create` in a
+ * `Transaction.run` of its own, which is a savepoint then, or use `insertOrGet`.
  */
 export class ClassRepository extends Context.Tag("promptgrimoire-db/ClassRepository")<
   ClassRepository,
@@ -122,14 +123,18 @@ export class ClassRepository extends Context.Tag("promptgrimoire-db/ClassReposit
     /** The class with an invite code, white space around it aside. One statement. */
     readonly findByInviteCode: (inviteCode: string) => Effect.Effect<Option.Option<Class>, SqlError>
 
-    /** The classes with these ids, by id; one that is not there is left out. One statement for any number of ids. */
+    /**
+     * The classes with these ids, by id; one that is not there is left out. One statement for any
+     * number of ids.
+     */
     readonly findManyById: (
       ids: ReadonlyArray<ClassId>
     ) => Effect.Effect<ReadonlyMap<ClassId, Class>, SqlError>
 
     /**
-     * The class with an id, without N+1: `Effect.forEach(ids, load, { batching: true })` is one statement. Inside a transaction
-     * put the `forEach` there too. An interruption waits for the statement; `findManyById` cancels it.
+     * The class with an id, without N+1: `Effect.forEach(ids, load, { batching: true })` is one
+     * statement. Inside a transaction put the `forEach` there too. An interruption waits for the
+     * statement; `findManyById` cancels it.
      */
     readonly load: (id: ClassId) => Effect.Effect<Option.Option<Class>, SqlError>
 
@@ -143,7 +148,8 @@ export class ClassRepository extends Context.Tag("promptgrimoire-db/ClassReposit
     >
 
     /**
-     * Deletes a class, and with it what {@link DeletionImpact} counts (the foreign key of migration 2 does). One statement.
+     * Deletes a class, and with it what {@link DeletionImpact} counts (the foreign key of migration
+     * 2 does). One statement.
      */
     readonly delete: (id: ClassId) => Effect.Effect<void, ClassNotFound | SqlError>
 
@@ -157,9 +163,10 @@ export class ClassRepository extends Context.Tag("promptgrimoire-db/ClassReposit
     ) => Effect.Effect<Page.Page<Class>, Page.InvalidPageRequest | SqlError>
 
     /**
-     * Stores a class, or gives the one of the same owner that has the invite code already, unchanged: of any number of callers at
-     * once, one makes the row and all get it. `InviteCodeTaken` if the code is another owner's. One statement, and one more for
-     * each race that was lost.
+     * Stores a class, or gives the one of the same owner that has the invite code already,
+     * unchanged: of any number of callers at once, one makes the row and all get it.
+     * `InviteCodeTaken` if the code is another owner's. One statement, and one more for each race
+     * that was lost.
      */
     readonly insertOrGet: (
       input: NewClass
@@ -169,8 +176,9 @@ export class ClassRepository extends Context.Tag("promptgrimoire-db/ClassReposit
     >
 
     /**
-     * Stores a class, or gives the one of the same owner that has the invite code already the new name. `InviteCodeTaken` if the
-     * code is another owner's. One statement, and one more for each race that was lost.
+     * Stores a class, or gives the one of the same owner that has the invite code already the new
+     * name. `InviteCodeTaken` if the code is another owner's. One statement, and one more for each
+     * race that was lost.
      */
     readonly upsert: (
       input: NewClass
@@ -179,7 +187,10 @@ export class ClassRepository extends Context.Tag("promptgrimoire-db/ClassReposit
       Input.InvalidInput | InviteCodeTaken | User.UserNotFound | DomainError.IdTaken | SqlError
     >
 
-    /** Stores any number of classes, or none if one of them cannot be. One statement for each batch; see {@link Bulk.insert}. */
+    /**
+     * Stores any number of classes, or none if one of them cannot be. One statement for each batch;
+     * see {@link Bulk.insert}.
+     */
     readonly insertMany: (
       input: Iterable<NewClass>,
       options?: Bulk.Options
@@ -189,8 +200,9 @@ export class ClassRepository extends Context.Tag("promptgrimoire-db/ClassReposit
     >
 
     /**
-     * Stores all classes of a stream, or none if one of them cannot be, and gives their number: for loads that are too large to hold.
-     * One statement that copies; see {@link "../Copy"}`.into` for its limits.
+     * Stores all classes of a stream, or none if one of them cannot be, and gives their number: for
+     * loads that are too large to hold. One statement that copies; see {@link "../Copy"}`.into` for
+     * its limits.
      */
     readonly insertStream: <E, R>(
       input: Stream.Stream<NewClass, E, R>
@@ -200,7 +212,10 @@ export class ClassRepository extends Context.Tag("promptgrimoire-db/ClassReposit
       R
     >
 
-    /** All classes by id, read as they are consumed. One statement, which holds a connection until the stream ends. */
+    /**
+     * All classes by id, read as they are consumed. One statement, which holds a connection until
+     * the stream ends.
+     */
     readonly stream: Stream.Stream<Class, SqlError>
 
     /** The classes of a user, the oldest first, as {@link stream} does. One statement. */
@@ -293,7 +308,10 @@ const repository = Effect.gen(function* () {
   const noOwner = (userId: User.UserId | undefined) =>
     DatabaseError.catchForeignKeyViolation("class_owner_id_fkey", () => new User.UserNotFound({ userId }))
 
-  /** Inserts a class, or gives the row that `stored` makes of the owner's one with the same code, or says what is in the way. */
+  /**
+   * Inserts a class, or gives the row that `stored` makes of the owner's one with the same code, or
+   * says what is in the way.
+   */
   const insertOr = Effect.fnUntraced(function* (made: Class, stored: Statement.Fragment) {
     const row = yield* settle(
       Effect.map(

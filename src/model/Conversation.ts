@@ -1,13 +1,16 @@
 /**
- * Conversations: the rows of the table `conversation`. A conversation belongs to a class and to a user, and carries the text
- * that was pasted and the state of the document that grows from it (a Yjs document, to this library just bytes).
+ * Conversations: the rows of the table `conversation`. A conversation belongs to a class and to a
+ * user, and carries the text that was pasted and the state of the document that grows from it (a
+ * Yjs document, to this library just bytes).
  *
- * {@link Conversation} is a row as it is read; {@link NewConversation} is what goes in, and is checked.
+ * {@link Conversation} is a row as it is read; {@link NewConversation} is what goes in, and is
+ * checked.
  *
- * No save of the state is ever lost. `saveCrdtState` stores a whole state only where the stored one is still the one that the new
- * one was made from; `mergeCrdtState` holds the row while it merges. What tells states apart is {@link CrdtVersion}, a digest of
- * the bytes: it needs no column, so the table stays the application's, it notices saves of programs that know nothing of it, as
- * a counter would not, and sending a save again whose answer was lost does no harm.
+ * No save of the state is ever lost. `saveCrdtState` stores a whole state only where the stored one
+ * is still the one that the new one was made from; `mergeCrdtState` holds the row while it merges.
+ * What tells states apart is {@link CrdtVersion}, a digest of the bytes: it needs no column, so the
+ * table stays the application's, it notices saves of programs that know nothing of it, as a counter
+ * would not, and sending a save again whose answer was lost does no harm.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -77,7 +80,10 @@ export interface ConversationSummary extends Omit<Conversation, "rawText" | "crd
 export const ConversationChanges = Schema.Struct({ rawText: Input.optional(Text.body) })
 export type ConversationChanges = Input.Of<typeof ConversationChanges.Encoded>
 
-/** Tells one state from another: the SHA-256 of its bytes in hexadecimal, or `none` where there is no state. */
+/**
+ * Tells one state from another: the SHA-256 of its bytes in hexadecimal, or `none` where there is
+ * no state.
+ */
 export const CrdtVersion = Schema.String.pipe(
   Schema.pattern(/^(none|[0-9a-f]{64})$/),
   Schema.brand("CrdtVersion")
@@ -103,7 +109,10 @@ export class ConversationNotFound extends DomainError.TaggedError("ConversationN
   }
 }
 
-/** The state was not saved: it was made from another one than is stored. Read the stored one, merge, and save again. */
+/**
+ * The state was not saved: it was made from another one than is stored. Read the stored one, merge,
+ * and save again.
+ */
 export class StaleCrdtState extends DomainError.TaggedError("StaleCrdtState")<{
   readonly conversationId: ConversationId
   /** What the state was made from. */
@@ -123,8 +132,9 @@ export class StaleCrdtState extends DomainError.TaggedError("StaleCrdtState")<{
 /**
  * The conversations of a database.
  *
- * Every operation joins the transaction that is open. An error that the server reports aborts that transaction, as always in
- * PostgreSQL: to go on after `ClassNotFound`, run `create` in a `Transaction.run` of its own, which is a savepoint then.
+ * Every operation joins the transaction that is open. An error that the server reports aborts that
+ * transaction, as always in PostgreSQL: to go on after `ClassNotFound`, run `create` in a
+ * `Transaction.run` of its own, which is a savepoint then.
  */
 export class ConversationRepository extends Context.Tag("promptgrimoire-db/ConversationRepository")<
   ConversationRepository,
@@ -140,14 +150,18 @@ export class ConversationRepository extends Context.Tag("promptgrimoire-db/Conve
     /** The conversation with an id, with text and state. One statement. */
     readonly findById: (id: ConversationId) => Effect.Effect<Option.Option<Conversation>, SqlError>
 
-    /** The conversations with these ids, by id; one that is not there is left out. One statement for any number of ids. */
+    /**
+     * The conversations with these ids, by id; one that is not there is left out. One statement for
+     * any number of ids.
+     */
     readonly findManyById: (
       ids: ReadonlyArray<ConversationId>
     ) => Effect.Effect<ReadonlyMap<ConversationId, Conversation>, SqlError>
 
     /**
-     * The conversation with an id, without N+1: `Effect.forEach(ids, load, { batching: true })` is one statement. Inside a transaction
-     * put the `forEach` there too. An interruption waits for the statement; `findManyById` cancels it.
+     * The conversation with an id, without N+1: `Effect.forEach(ids, load, { batching: true })` is
+     * one statement. Inside a transaction put the `forEach` there too. An interruption waits for
+     * the statement; `findManyById` cancels it.
      */
     readonly load: (id: ConversationId) => Effect.Effect<Option.Option<Conversation>, SqlError>
 
@@ -164,9 +178,10 @@ export class ConversationRepository extends Context.Tag("promptgrimoire-db/Conve
     readonly crdtState: (id: ConversationId) => Effect.Effect<CrdtState, ConversationNotFound | SqlError>
 
     /**
-     * Stores a whole state that was made from the one of the version `expected`, and gives its version. If another one is
-     * stored by now, nothing is changed and the failure is `StaleCrdtState`, unless it is this very state: then it was saved
-     * already. One statement; two where the state was not stored by this call.
+     * Stores a whole state that was made from the one of the version `expected`, and gives its
+     * version. If another one is stored by now, nothing is changed and the failure is
+     * `StaleCrdtState`, unless it is this very state: then it was saved already. One statement; two
+     * where the state was not stored by this call.
      */
     readonly saveCrdtState: (
       id: ConversationId,
@@ -174,9 +189,10 @@ export class ConversationRepository extends Context.Tag("promptgrimoire-db/Conve
     ) => Effect.Effect<CrdtVersion, ConversationNotFound | StaleCrdtState | SqlError>
 
     /**
-     * Stores what `merge` makes of the stored state, such as `Y.mergeUpdates` of it and a new update. It gets the text, for the
-     * first state to begin with, where there is no state yet, and null where there is one. Meanwhile the row is locked (FOR NO
-     * KEY UPDATE): other saves wait, in this process and in all others, readers do not. So `merge` should do nothing but merge.
+     * Stores what `merge` makes of the stored state, such as `Y.mergeUpdates` of it and a new
+     * update. It gets the text, for the first state to begin with, where there is no state yet, and
+     * null where there is one. Meanwhile the row is locked (FOR NO KEY UPDATE): other saves wait,
+     * in this process and in all others, readers do not. So `merge` should do nothing but merge.
      * Two statements, or one if `merge` gives the stored state back, in a transaction.
      */
     readonly mergeCrdtState: <E, R>(
@@ -206,9 +222,10 @@ export class ConversationRepository extends Context.Tag("promptgrimoire-db/Conve
     ) => Effect.Effect<Page.Page<ConversationSummary>, Page.InvalidPageRequest | SqlError>
 
     /**
-     * Stores a conversation under an id that the caller made up, or gives the one that is stored under it already, unchanged: of
-     * any number of callers at once, one makes the row and all get it. `IdTaken` if that one is of another owner or class. One
-     * statement, and one more for each race that was lost.
+     * Stores a conversation under an id that the caller made up, or gives the one that is stored
+     * under it already, unchanged: of any number of callers at once, one makes the row and all get
+     * it. `IdTaken` if that one is of another owner or class. One statement, and one more for each
+     * race that was lost.
      */
     readonly insertOrGet: (
       input: NewConversation & { readonly id: string }
@@ -218,9 +235,9 @@ export class ConversationRepository extends Context.Tag("promptgrimoire-db/Conve
     >
 
     /**
-     * Stores a conversation under an id that the caller made up, or gives the one that is stored under it already the new text;
-     * its state stays as it is. `IdTaken` if that one is of another owner or class. One statement, and one more for each race
-     * that was lost.
+     * Stores a conversation under an id that the caller made up, or gives the one that is stored
+     * under it already the new text; its state stays as it is. `IdTaken` if that one is of another
+     * owner or class. One statement, and one more for each race that was lost.
      */
     readonly upsert: (
       input: NewConversation & { readonly id: string }
@@ -230,8 +247,8 @@ export class ConversationRepository extends Context.Tag("promptgrimoire-db/Conve
     >
 
     /**
-     * Stores any number of conversations, or none if one of them cannot be. One statement for each batch; see
-     * {@link Bulk.insert}.
+     * Stores any number of conversations, or none if one of them cannot be. One statement for each
+     * batch; see {@link Bulk.insert}.
      */
     readonly insertMany: (
       input: Iterable<NewConversation>,
@@ -242,8 +259,9 @@ export class ConversationRepository extends Context.Tag("promptgrimoire-db/Conve
     >
 
     /**
-     * Stores all conversations of a stream, or none if one of them cannot be, and gives their number: for loads that are too large to hold.
-     * One statement that copies; see {@link "../Copy"}`.into` for its limits.
+     * Stores all conversations of a stream, or none if one of them cannot be, and gives their
+     * number: for loads that are too large to hold. One statement that copies; see {@link
+     * "../Copy"}`.into` for its limits.
      */
     readonly insertStream: <E, R>(
       input: Stream.Stream<NewConversation, E, R>
@@ -253,10 +271,15 @@ export class ConversationRepository extends Context.Tag("promptgrimoire-db/Conve
       R
     >
 
-    /** All conversations by id, read as they are consumed. One statement, which holds a connection until the stream ends. */
+    /**
+     * All conversations by id, read as they are consumed. One statement, which holds a connection
+     * until the stream ends.
+     */
     readonly stream: Stream.Stream<Conversation, SqlError>
 
-    /** The conversations that a user owns, the oldest first, as {@link stream} does. One statement. */
+    /**
+     * The conversations that a user owns, the oldest first, as {@link stream} does. One statement.
+     */
     readonly streamByOwner: (ownerId: User.UserId) => Stream.Stream<Conversation, SqlError>
 
     /** The conversations in a class, the oldest first, as {@link stream} does. One statement. */
@@ -277,7 +300,10 @@ export class ConversationRepository extends Context.Tag("promptgrimoire-db/Conve
 // constructors
 // -----------------------------------------------------------------------------
 
-/** A conversation that is not stored yet, with a random id (UUID version 4), no state and the current time. */
+/**
+ * A conversation that is not stored yet, with a random id (UUID version 4), no state and the
+ * current time.
+ */
 export const make = (input: NewConversation): Effect.Effect<Conversation, Input.InvalidInput> => makeAt(input)
 
 /** The version of a state. */
@@ -388,7 +414,10 @@ const repository = Effect.gen(function* () {
       noParent(made)
     )
 
-  /** Inserts a conversation, or gives the row that `stored` makes of the one with the same id, if it is the same one. */
+  /**
+   * Inserts a conversation, or gives the row that `stored` makes of the one with the same id, if it
+   * is the same one.
+   */
   const insertOr = Effect.fnUntraced(function* (made: Conversation, stored: Statement.Fragment) {
     const row = yield* settle(
       Effect.map(
@@ -463,7 +492,8 @@ const repository = Effect.gen(function* () {
 
     saveCrdtState: Effect.fn("ConversationRepository.saveCrdtState")(function* (id, { expected, state }) {
       const saved = crdtVersion(state)
-      // A save that waited for another one checks the version again on the row that the other one left.
+      // A save that waited for another one checks the version again on the row that the other one
+      // left.
       const updated = yield* sql`
         UPDATE conversation SET crdt_state = ${state} WHERE id = ${id} AND ${version} = ${expected} RETURNING id
       `

@@ -1,13 +1,14 @@
 /**
- * Failures that an application expects: an address that is taken, a class that is not there. They are part of what an
- * operation can answer, not faults of the database, and a transaction that one of them ends is logged at WARNING.
+ * Failures that an application expects: an address that is taken, a class that is not there. They
+ * are part of what an operation can answer, not faults of the database, and a transaction that one
+ * of them ends is logged at WARNING.
  */
 import * as Data from "effect/Data"
 import * as Expected from "../errors/expected.js"
 
 /**
- * `Data.TaggedError` for domain errors, for this library's and for an application's own. Their fields are logged: keep
- * addresses, codes and texts out of them.
+ * `Data.TaggedError` for domain errors, for this library's and for an application's own. Their
+ * fields are logged: keep addresses, codes and texts out of them.
  */
 export const TaggedError: typeof Data.TaggedError = (tag) => {
   class DomainError extends Data.TaggedError(tag) {

@@ -4,12 +4,18 @@ import * as Record from "effect/Record"
 import * as Schema from "effect/Schema"
 import * as DomainError from "./DomainError.js"
 
-/** Input that the database must not be given. It says which field and why, and never repeats the value. */
+/**
+ * Input that the database must not be given. It says which field and why, and never repeats the
+ * value.
+ */
 export class InvalidInput extends DomainError.TaggedError("InvalidInput")<{
   /** What was to be made of it, such as `User`. */
   readonly model: string
   readonly issues: ReadonlyArray<{
-    /** The field, such as `displayName`; with the index of the element in front if there were several. */
+    /**
+     * The field, such as `displayName`; with the index of the element in front if there were
+     * several.
+     */
     readonly path: string
     readonly message: string
   }>

@@ -1,6 +1,7 @@
 /**
- * Pages of a list, by keyset: a cursor says after or before which row a page lies, so pages neither overlap nor skip when rows
- * come and go meanwhile, and the last page costs what the first one does.
+ * Pages of a list, by keyset: a cursor says after or before which row a page lies, so pages neither
+ * overlap nor skip when rows come and go meanwhile, and the last page costs what the first one
+ * does.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -80,8 +81,8 @@ export const read = <Row extends { readonly id: string }, A>(options: {
   readonly of: string
   readonly request: Request
   /**
-   * Selects the rows of the list. `window` follows the WHERE clause: it continues the condition over the columns `created_at`
-   * and `id`, and orders and limits.
+   * Selects the rows of the list. `window` follows the WHERE clause: it continues the condition
+   * over the columns `created_at` and `id`, and orders and limits.
    */
   readonly select: (window: Statement.Fragment) => Effect.Effect<ReadonlyArray<Row & Positioned>, SqlError>
   readonly item: (row: Row) => A

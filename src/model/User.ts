@@ -1,13 +1,15 @@
 /**
  * Users: the rows of the table `"user"`.
  *
- * {@link User} is a row as it is read, with whatever other programs have put there. {@link NewUser} is what goes in, and is
- * checked: text is trimmed and not empty, `''` becomes null, lengths are the columns', control characters are refused.
+ * {@link User} is a row as it is read, with whatever other programs have put there. {@link NewUser}
+ * is what goes in, and is checked: text is trimmed and not empty, `''` becomes null, lengths are
+ * the columns', control characters are refused.
  *
- * E-mail addresses are one whatever the case of their letters. They are stored in lower case and in NFC, so that `ix_user_email`
- * keeps them unique. Rows of other programs whose addresses are not in lower case are found all the same, as PostgreSQL's own
- * `lower()` sees them. An address that is not there is therefore looked for twice, the second time by a scan of the table, unless
- * there is an index on `lower(email)`:
+ * E-mail addresses are one whatever the case of their letters. They are stored in lower case and in
+ * NFC, so that `ix_user_email` keeps them unique. Rows of other programs whose addresses are not in
+ * lower case are found all the same, as PostgreSQL's own `lower()` sees them. An address that is
+ * not there is therefore looked for twice, the second time by a scan of the table, unless there is
+ * an index on `lower(email)`:
  *
  * ```sql
  * CREATE INDEX CONCURRENTLY ix_user_lower_email ON "user" (lower(email));
@@ -58,7 +60,10 @@ export const User = Schema.Struct({
 })
 export type User = typeof User.Type
 
-/** What a user is made of: the e-mail address is stored in lower case; id and time are made up where they are left out. */
+/**
+ * What a user is made of: the e-mail address is stored in lower case; id and time are made up where
+ * they are left out.
+ */
 export const NewUser = Schema.Struct({
   id: Input.optional(UserId),
   email: Text.email(255),
@@ -120,9 +125,9 @@ export class StytchMemberTaken extends DomainError.TaggedError("StytchMemberTake
 /**
  * The users of a database.
  *
- * Every operation joins the transaction that is open. An error that the server reports aborts that transaction, as always in
- * PostgreSQL: to go on after `EmailTaken`, run `create` in a `Transaction.run` of its own, which is a savepoint then, or use
- * `insertOrGet`.
+ * Every operation joins the transaction that is open. An error that the server reports aborts that
+ * transaction, as always in PostgreSQL: to go on after `EmailTaken`, run `create` in a
+ * `Transaction.run` of its own, which is a savepoint then, or use `insertOrGet`.
  */
 export class UserRepository extends Context.Tag("promptgrimoire-db/UserRepository")<
   UserRepository,
@@ -141,12 +146,16 @@ export class UserRepository extends Context.Tag("promptgrimoire-db/UserRepositor
     /** The user with an e-mail address, whatever the case of its letters. One statement. */
     readonly findByEmail: (email: string) => Effect.Effect<Option.Option<User>, SqlError>
 
-    /** The users with these ids, by id; one that is not there is left out. One statement for any number of ids. */
+    /**
+     * The users with these ids, by id; one that is not there is left out. One statement for any
+     * number of ids.
+     */
     readonly findManyById: (ids: ReadonlyArray<UserId>) => Effect.Effect<ReadonlyMap<UserId, User>, SqlError>
 
     /**
-     * The user with an id, without N+1: `Effect.forEach(ids, load, { batching: true })` is one statement. Inside a transaction
-     * put the `forEach` there too. An interruption waits for the statement; `findManyById` cancels it.
+     * The user with an id, without N+1: `Effect.forEach(ids, load, { batching: true })` is one
+     * statement. Inside a transaction put the `forEach` there too. An interruption waits for the
+     * statement; `findManyById` cancels it.
      */
     readonly load: (id: UserId) => Effect.Effect<Option.Option<User>, SqlError>
 
@@ -157,7 +166,8 @@ export class UserRepository extends Context.Tag("promptgrimoire-db/UserRepositor
     ) => Effect.Effect<User, Input.InvalidInput | UserNotFound | EmailTaken | StytchMemberTaken | SqlError>
 
     /**
-     * Deletes a user, and with them what {@link DeletionImpact} counts (the foreign keys of migration 2 do). One statement.
+     * Deletes a user, and with them what {@link DeletionImpact} counts (the foreign keys of
+     * migration 2 do). One statement.
      */
     readonly delete: (id: UserId) => Effect.Effect<void, UserNotFound | SqlError>
 
@@ -165,8 +175,9 @@ export class UserRepository extends Context.Tag("promptgrimoire-db/UserRepositor
     readonly deletionImpact: (id: UserId) => Effect.Effect<DeletionImpact, UserNotFound | SqlError>
 
     /**
-     * Stores a user, or gives the one who has the e-mail address already, unchanged: of any number of callers at once, one makes
-     * the row and all get it. Never aborts a transaction. One statement, and one more for each race that was lost.
+     * Stores a user, or gives the one who has the e-mail address already, unchanged: of any number
+     * of callers at once, one makes the row and all get it. Never aborts a transaction. One
+     * statement, and one more for each race that was lost.
      */
     readonly insertOrGet: (
       input: NewUser
@@ -176,8 +187,9 @@ export class UserRepository extends Context.Tag("promptgrimoire-db/UserRepositor
     >
 
     /**
-     * Stores a user, or gives the one who has the e-mail address already the new display name, and the new Stytch member id if
-     * there is one. One statement, and one more for each race that was lost.
+     * Stores a user, or gives the one who has the e-mail address already the new display name, and
+     * the new Stytch member id if there is one. One statement, and one more for each race that was
+     * lost.
      */
     readonly upsert: (
       input: NewUser
@@ -186,7 +198,10 @@ export class UserRepository extends Context.Tag("promptgrimoire-db/UserRepositor
       Input.InvalidInput | StytchMemberTaken | DomainError.IdTaken | SqlError
     >
 
-    /** Stores any number of users, or none if one of them cannot be. One statement for each batch; see {@link Bulk.insert}. */
+    /**
+     * Stores any number of users, or none if one of them cannot be. One statement for each batch;
+     * see {@link Bulk.insert}.
+     */
     readonly insertMany: (
       input: Iterable<NewUser>,
       options?: Bulk.Options
@@ -196,8 +211,9 @@ export class UserRepository extends Context.Tag("promptgrimoire-db/UserRepositor
     >
 
     /**
-     * Stores all users of a stream, or none if one of them cannot be, and gives their number: for loads that are too large to hold.
-     * Two statements, one that reads the addresses of other programs and one that copies; see {@link "../Copy"}`.into` for its limits.
+     * Stores all users of a stream, or none if one of them cannot be, and gives their number: for
+     * loads that are too large to hold. Two statements, one that reads the addresses of other
+     * programs and one that copies; see {@link "../Copy"}`.into` for its limits.
      */
     readonly insertStream: <E, R>(
       input: Stream.Stream<NewUser, E, R>
@@ -207,7 +223,10 @@ export class UserRepository extends Context.Tag("promptgrimoire-db/UserRepositor
       R
     >
 
-    /** All users by id, read as they are consumed. One statement, which holds a connection until the stream ends. */
+    /**
+     * All users by id, read as they are consumed. One statement, which holds a connection until the
+     * stream ends.
+     */
     readonly stream: Stream.Stream<User, SqlError>
 
     /** How many users there are. One statement, which scans the table. */
@@ -283,8 +302,9 @@ const repository = Effect.gen(function* () {
   const { columns } = rows
 
   /**
-   * The spelling that an address has where it is stored, except by a user who gets it now; else that of ours. `typed` is looked
-   * for too: PostgreSQL puts some letters into another lower case than JavaScript, and none but ASCII in the locale C.
+   * The spelling that an address has where it is stored, except by a user who gets it now; else
+   * that of ours. `typed` is looked for too: PostgreSQL puts some letters into another lower case
+   * than JavaScript, and none but ASCII in the locale C.
    */
   const spelling = (typed: string, except: UserId | null = null) => {
     const email = Text.canonicalEmail(typed)
@@ -313,7 +333,10 @@ const repository = Effect.gen(function* () {
       DatabaseError.catchUniqueViolation("user_pkey", () => new DomainError.IdTaken({ model: "User", id }))
     )
 
-  /** Inserts a user, or gives the row that `stored` makes of the one with the same address, or says what is in the way. */
+  /**
+   * Inserts a user, or gives the row that `stored` makes of the one with the same address, or says
+   * what is in the way.
+   */
   const insertOr = Effect.fnUntraced(function* (user: User, stored: Statement.Fragment) {
     const row = yield* settle(
       Effect.map(

@@ -7,12 +7,15 @@ import * as Request from "effect/Request"
 import * as RequestResolver from "effect/RequestResolver"
 
 /**
- * A lookup by key that is batched: the lookups of one `Effect.forEach(keys, lookup, { batching: true })` are one `fetch`.
+ * A lookup by key that is batched: the lookups of one `Effect.forEach(keys, lookup, { batching:
+ * true })` are one `fetch`.
  *
- * A request carries the context it was made in, so it is answered by the transaction it was made in, and lookups of different
- * transactions are never answered together. This is the one place that knows how `@effect/sql` marks a transaction.
+ * A request carries the context it was made in, so it is answered by the transaction it was made
+ * in, and lookups of different transactions are never answered together. This is the one place that
+ * knows how `@effect/sql` marks a transaction.
  *
- * Effect waits for a batch that runs when its `forEach` is interrupted; the statement timeout is the limit of that.
+ * Effect waits for a batch that runs when its `forEach` is interrupted; the statement timeout is
+ * the limit of that.
  */
 export const make = <Key extends string, A>(
   fetch: (keys: ReadonlyArray<Key>) => Effect.Effect<ReadonlyMap<Key, A>, SqlError>

@@ -1,4 +1,7 @@
-/** What the repositories do with the rows of their tables alike: each statement is written here once. */
+/**
+ * What the repositories do with the rows of their tables alike: each statement is written here
+ * once.
+ */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
@@ -6,7 +9,10 @@ import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import * as Lookup from "./lookup.js"
 
-/** The rows of the table of that name: the columns that make one, under the names of its fields, and what is made of them. */
+/**
+ * The rows of the table of that name: the columns that make one, under the names of its fields, and
+ * what is made of them.
+ */
 export const make = <Row extends { readonly id: Id }, Id extends string, A>(
   sql: SqlClient.SqlClient,
   name: string,

@@ -1,19 +1,30 @@
 import * as Schema from "effect/Schema"
 
-/** The length of a text as PostgreSQL counts it for `varchar(n)`: in characters (code points), not in UTF-16 units. */
+/**
+ * The length of a text as PostgreSQL counts it for `varchar(n)`: in characters (code points), not
+ * in UTF-16 units.
+ */
 const characters = (value: string): number => {
   let count = 0
   for (const _ of value) count++
   return count
 }
 
-/** One line without white space around it, in the one form that Unicode's composed and decomposed letters have in common (NFC). */
+/**
+ * One line without white space around it, in the one form that Unicode's composed and decomposed
+ * letters have in common (NFC).
+ */
 export const canonicalLine = (value: string): string => value.trim().normalize("NFC")
 
-/** The spelling under which an address is stored and looked up: two spellings of one address are not two accounts. */
+/**
+ * The spelling under which an address is stored and looked up: two spellings of one address are not
+ * two accounts.
+ */
 export const canonicalEmail = (value: string): string => canonicalLine(value.toLowerCase())
 
-/** Whether PostgreSQL can hold a text at all; what it cannot hold it must not be asked for either. */
+/**
+ * Whether PostgreSQL can hold a text at all; what it cannot hold it must not be asked for either.
+ */
 export const isStorable = (value: string): boolean => !/[\0\p{Cs}]/u.test(value)
 
 // -----------------------------------------------------------------------------
@@ -41,7 +52,10 @@ const atMost =
     return length > max ? `must be at most ${max} characters long, and has ${length}` : undefined
   }
 
-/** PostgreSQL cannot store NUL at all, and half of a surrogate pair would come back as another character. */
+/**
+ * PostgreSQL cannot store NUL at all, and half of a surrogate pair would come back as another
+ * character.
+ */
 const storable =
   (unwanted: RegExp): Rule =>
   (value) => {
@@ -51,7 +65,10 @@ const storable =
     return `must not contain control characters or broken surrogates, and has ${code} at position ${found.index}`
   }
 
-/** Line ends also of Unicode; and what turns the direction of the text that follows, on the page around it too. */
+/**
+ * Line ends also of Unicode; and what turns the direction of the text that follows, on the page
+ * around it too.
+ */
 const oneLine = storable(/[\p{Cc}\p{Cs}\u2028\u2029\u202a-\u202e\u2066-\u2069]/u)
 const manyLines = storable(/(?![\t\n\r])[\p{Cc}\p{Cs}]/u)
 const address: Rule = (value) => {
@@ -86,10 +103,16 @@ export const uuid = obeying((value) =>
   /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(value) ? undefined : "must be a UUID in lower case"
 ).annotations({ arbitrary: () => (fc) => fc.uuid() })
 
-/** A text as a column holds it: at most `max` characters, and otherwise whatever another program has put there. */
+/**
+ * A text as a column holds it: at most `max` characters, and otherwise whatever another program has
+ * put there.
+ */
 export const stored = (max: number) => obeying(atMost(max))
 
-/** One line that says something, in the spelling of {@link canonicalLine}; it has no control characters. */
+/**
+ * One line that says something, in the spelling of {@link canonicalLine}; it has no control
+ * characters.
+ */
 export const line = (max: number) => normalized(obeying(notEmpty, atMost(max), oneLine), canonicalLine)
 
 /** An e-mail address, in the spelling of {@link canonicalEmail}. */
@@ -99,8 +122,8 @@ export const email = (max: number) =>
 const textOrNull = Schema.NullOr(Schema.String).annotations({ message: () => "must be text or null" })
 
 /**
- * One line or nothing: an empty text, or one of which nothing is to be seen, means `null`. What another system has given out has
- * its letters as they were given.
+ * One line or nothing: an empty text, or one of which nothing is to be seen, means `null`. What
+ * another system has given out has its letters as they were given.
  */
 export const optionalLine = Schema.transform(
   textOrNull,
@@ -115,5 +138,8 @@ export const optionalLine = Schema.transform(
   }
 )
 
-/** A text of any length, kept to the character: line ends, tabs, blank lines, outer white space, or nothing at all. */
+/**
+ * A text of any length, kept to the character: line ends, tabs, blank lines, outer white space, or
+ * nothing at all.
+ */
 export const body = obeying(manyLines)

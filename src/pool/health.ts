@@ -8,7 +8,8 @@ import * as Pool from "./pool.js"
  * Whether a program can use its database.
  *
  * - `ready`: a connection was had and the server answered on it.
- * - `saturated`: the server answers, but every connection of the pool is in use. More traffic would only wait.
+ * - `saturated`: the server answers, but every connection of the pool is in use. More traffic would
+ *   only wait.
  * - `down`: the server does not answer.
  */
 export type Health =
@@ -19,7 +20,10 @@ export type Health =
 /** A health check that takes longer is of no use to who asks. */
 const patience = Duration.seconds(2)
 
-/** Asks on a pooled connection; when none is to be had, on one of its own, so that a full pool is told from a dead server. */
+/**
+ * Asks on a pooled connection; when none is to be had, on one of its own, so that a full pool is
+ * told from a dead server.
+ */
 export const check = (pool: Pool.Pool, dial: DialOptions): Effect.Effect<Health> =>
   Effect.gen(function* () {
     const before = yield* pool.state

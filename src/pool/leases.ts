@@ -1,10 +1,11 @@
 import * as Tarn from "tarn"
 
 /**
- * The pool of `tarn`, which keeps count of what is free, used and being opened, and of who waits. Three things of it are not
- * enough here, and subclasses may do them: a free connection is handed over at once, without a promise and two timers;
- * whoever gives up waiting leaves the queue in the same instant (`abort` leaves the queue some microtasks later, and a
- * connection that is released meanwhile is lent to nobody, and stays lent); and what was idle for too long is for the user of
+ * The pool of `tarn`, which keeps count of what is free, used and being opened, and of who waits.
+ * Three things of it are not enough here, and subclasses may do them: a free connection is handed
+ * over at once, without a promise and two timers; whoever gives up waiting leaves the queue in the
+ * same instant (`abort` leaves the queue some microtasks later, and a connection that is released
+ * meanwhile is lent to nobody, and stays lent); and what was idle for too long is for the user of
  * this class to find and {@link discard}: `tarn` measures it by the time of day, which can jump.
  */
 export class Leases<T> extends Tarn.Pool<T> {
@@ -24,20 +25,29 @@ export class Leases<T> extends Tarn.Pool<T> {
     return true
   }
 
-  /** Ends a wait that has lasted for too long, with `tarn`'s `TimeoutError`; no more when a resource has been handed over. */
+  /**
+   * Ends a wait that has lasted for too long, with `tarn`'s `TimeoutError`; no more when a resource
+   * has been handed over.
+   */
   expire(pending: Pending<T>): void {
     remove(this.pendingAcquires, (other) => other === pending)
-    // `tarn` would know some microtasks later, and hand a resource over meanwhile that nobody takes.
+    // `tarn` would know some microtasks later, and hand a resource over meanwhile that nobody
+    // takes.
     pending.isRejected = true
     pending.reject(new Tarn.TimeoutError())
   }
 
-  /** Takes a resource out that is not to be lent again; `false` when it is lent. Closing it is left to the caller. */
+  /**
+   * Takes a resource out that is not to be lent again; `false` when it is lent. Closing it is left
+   * to the caller.
+   */
   discard(resource: T): boolean {
     return remove(this.free, (free) => free.resource === resource)
   }
 
-  /** Takes a lent resource out, which makes room for another one. Closing it is left to the caller. */
+  /**
+   * Takes a lent resource out, which makes room for another one. Closing it is left to the caller.
+   */
   drop(resource: T): void {
     if (remove(this.used, (used) => used.resource === resource)) this._tryAcquireOrCreate()
   }
@@ -45,7 +55,10 @@ export class Leases<T> extends Tarn.Pool<T> {
   /** Switches off the eviction of `tarn`. */
   override _startReaping(): void {}
 
-  /** Opens what is missing to `min`, and `more` where there is room; gives the promises of what is being opened. */
+  /**
+   * Opens what is missing to `min`, and `more` where there is room; gives the promises of what is
+   * being opened.
+   */
   topUp(more = 0): ReadonlyArray<Promise<T>> {
     const count = this.used.length + this.free.length + this.pendingCreates.length
     const missing = Math.min(this.min + more, this.max) - count

@@ -46,7 +46,9 @@ export type PoolEvent =
   | { readonly _tag: "Refused"; readonly error: DatabaseError }
   /** Every connection older than an error was given up. */
   | { readonly _tag: "Invalidated"; readonly error: DatabaseError }
-  /** A connection has been lent for longer than `leakWarning`. `holder` is the span that took it. */
+  /**
+   * A connection has been lent for longer than `leakWarning`. `holder` is the span that took it.
+   */
   | {
       readonly _tag: "Leak"
       readonly processId: number
@@ -54,7 +56,10 @@ export type PoolEvent =
       readonly heldMillis: number
     }
 
-/** A connection that a fiber holds, until it is over: what was forked meanwhile, or waits for the end, goes on without it. */
+/**
+ * A connection that a fiber holds, until it is over: what was forked meanwhile, or waits for the
+ * end, goes on without it.
+ */
 export interface Hold {
   readonly line: Line
   over: boolean
@@ -66,18 +71,22 @@ export class Held extends Context.Reference<Held>()("promptgrimoire-db/driver/He
 }) {}
 
 /**
- * A pool of backends. `tarn` does the pooling: it keeps to the maximum and hands a free connection to whoever waits
- * longest. What is added here is the discipline around it: a connection is lent only if it
- * is open, young enough, outside any transaction and, after a pause, proven alive; a caller's wait is not tied to the one
- * dial that it caused, and leaves nothing behind when it is interrupted.
+ * A pool of backends. `tarn` does the pooling: it keeps to the maximum and hands a free connection
+ * to whoever waits longest. What is added here is the discipline around it: a connection is lent
+ * only if it is open, young enough, outside any transaction and, after a pause, proven alive; a
+ * caller's wait is not tied to the one dial that it caused, and leaves nothing behind when it is
+ * interrupted.
  */
 export interface Pool {
   /**
-   * Lends a backend until `release`. For a caller that cannot be interrupted but in what it `restore`s, so that a backend is
-   * never lost between the pool and its user.
+   * Lends a backend until `release`. For a caller that cannot be interrupted but in what it
+   * `restore`s, so that a backend is never lost between the pool and its user.
    */
   readonly acquire: (restore: Restore) => Effect.Effect<Line, DatabaseError>
-  /** Takes a backend back that it has lent. One that is not idle and clean is closed, never lent again. */
+  /**
+   * Takes a backend back that it has lent. One that is not idle and clean is closed, never lent
+   * again.
+   */
   release(line: Line): Effect.Effect<void>
   readonly state: Effect.Effect<PoolState>
   /** What happens from now on; who is too slow loses the oldest events. */
@@ -156,8 +165,9 @@ export const make = Effect.fn("Pool.make")(function* (
   }
 
   /**
-   * Dials, and after a second dials again beside it, every second: a network that swallowed the first dial may be back. The first
-   * one goes on for as long as it may, for a server that needs its time.
+   * Dials, and after a second dials again beside it, every second: a network that swallowed the
+   * first dial may be back. The first one goes on for as long as it may, for a server that needs
+   * its time.
    */
   const dialTwice = Effect.suspend(() => {
     let taken = false
@@ -210,7 +220,8 @@ export const make = Effect.fn("Pool.make")(function* (
       )
     }),
     Effect.tapError((error) => {
-      // While other connections are alive, whoever waits gets one of them; without any, nobody will.
+      // While other connections are alive, whoever waits gets one of them; without any, nobody
+      // will.
       if (live.size === 0) leases.failFirst(error)
       dialFailure = error
       publish({ _tag: "DialFailed", error })
@@ -320,7 +331,10 @@ export const make = Effect.fn("Pool.make")(function* (
       return refused === undefined ? wait(restore, context, started, mine) : Effect.fail(refused)
     })
 
-  /** Why a caller must not even wait: too many do for whom there is neither a free connection nor room for one, or whoever could give it a connection waits for one, too. */
+  /**
+   * Why a caller must not even wait: too many do for whom there is neither a free connection nor
+   * room for one, or whoever could give it a connection waits for one, too.
+   */
   const refusal = (mine: ReadonlyArray<Lease>): DatabaseError | undefined => {
     const everybodyWaits =
       mine.length > 0 &&
@@ -418,8 +432,9 @@ export const make = Effect.fn("Pool.make")(function* (
     })
 
   /**
-   * Ends idle connections that are due, but never so many that fewer than the minimum are left: those go when another one is
-   * open in their place, or one at a time where the maximum leaves no room for that.
+   * Ends idle connections that are due, but never so many that fewer than the minimum are left:
+   * those go when another one is open in their place, or one at a time where the maximum leaves no
+   * room for that.
    */
   const renew = (now: number) => {
     const due = [...live].flatMap(([backend, lease]) =>
@@ -452,7 +467,10 @@ export const make = Effect.fn("Pool.make")(function* (
     for (const backend of idle.slice(0, spare)) retire(backend)
   }
 
-  /** Renews connections, closes those that were idle for too long, and opens new ones up to the minimum. */
+  /**
+   * Renews connections, closes those that were idle for too long, and opens new ones up to the
+   * minimum.
+   */
   const housekeeping = Effect.suspend(() => {
     renew(unsafeNow())
     evictIdle(unsafeNow())
@@ -588,7 +606,10 @@ interface Lease {
   waits: { count: number }
 }
 
-/** The span that somebody works in, and the one around it: what was being done when a connection was taken. */
+/**
+ * The span that somebody works in, and the one around it: what was being done when a connection was
+ * taken.
+ */
 const nameOf = (holder: Context.Context<never>): string => {
   const names: Array<string> = []
   let span = Option.getOrUndefined(Context.getOption(holder, Tracer.ParentSpan))
@@ -613,10 +634,16 @@ const housekeepingMillis = 1000
 /** Connections that are lost within so many milliseconds are lost for one reason. */
 const sameLossMillis = 1000
 
-/** The part of its lifetime by which a connection's end comes early at most: those of one start must not end together. */
+/**
+ * The part of its lifetime by which a connection's end comes early at most: those of one start must
+ * not end together.
+ */
 const maxJitter = 0.15
 
-/** How long a pool that closes waits for what is lent; then statements are cancelled and connections cut. */
+/**
+ * How long a pool that closes waits for what is lent; then statements are cancelled and connections
+ * cut.
+ */
 const closeGrace = Duration.seconds(3)
 
 /** The longest time that Node's timers can hold. */

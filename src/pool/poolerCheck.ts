@@ -2,7 +2,10 @@ import * as Effect from "effect/Effect"
 import type { Pooler } from "../DatabaseConfig.js"
 import * as Pool from "./pool.js"
 
-/** Whether something stands between the pool and PostgreSQL: a pooler makes up the process id that it tells a client, so the backend's own is another one. */
+/**
+ * Whether something stands between the pool and PostgreSQL: a pooler makes up the process id that
+ * it tells a client, so the backend's own is another one.
+ */
 export const isBehindPooler = (pool: Pool.Pool) =>
   Pool.use(pool, (backend) =>
     Effect.map(backend.run({ text: "SELECT pg_catalog.pg_backend_pid() AS pid" }), (response) => {

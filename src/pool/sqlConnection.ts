@@ -58,7 +58,10 @@ export const makeConnection = (
   }
 })
 
-/** Statements outside any transaction: each borrows a connection for itself. `begin` begins the transaction that a stream needs. */
+/**
+ * Statements outside any transaction: each borrows a connection for itself. `begin` begins the
+ * transaction that a stream needs.
+ */
 export const autocommit = (pool: Pool.Pool, begin: string, decisions: Decisions): CopyConnection =>
   makeConnection(
     (request) => Pool.use(pool, (backend) => runFresh(backend, request, Effect.void)),
@@ -72,8 +75,9 @@ export const autocommit = (pool: Pool.Pool, begin: string, decisions: Decisions)
   )
 
 /**
- * A connection of one's own, outside any transaction block that we know of. A stream needs one: while it is read nothing else runs, unless the user of the
- * connection has begun a transaction, in which streams and statements mix.
+ * A connection of one's own, outside any transaction block that we know of. A stream needs one:
+ * while it is read nothing else runs, unless the user of the connection has begun a transaction, in
+ * which streams and statements mix.
  */
 export const reserved = (
   pool: Pool.Pool,
@@ -125,8 +129,9 @@ export const reserved = (
   })
 
 /**
- * What the user of a reserved connection has set, created, locked or listened to is the session's, and SELECT alone can do all of that: it is ended in any case
- * before anybody else gets the connection, or the connection is.
+ * What the user of a reserved connection has set, created, locked or listened to is the session's,
+ * and SELECT alone can do all of that: it is ended in any case before anybody else gets the
+ * connection, or the connection is.
  */
 const reset = (backend: Line): Effect.Effect<void> =>
   Effect.zipRight(
@@ -157,8 +162,9 @@ export const streamPortal = (portal: PortalHandle, turn: Turn): Stream.Stream<ob
   scopedStream(pullPortal(portal, turn))
 
 /**
- * A stream in one scope for all that it takes. Streams inside streams have a scope each, and when they fail the outer one is
- * closed first: the connection would be back in the pool before its transaction is rolled back.
+ * A stream in one scope for all that it takes. Streams inside streams have a scope each, and when
+ * they fail the outer one is closed first: the connection would be back in the pool before its
+ * transaction is rolled back.
  */
 const scopedStream = (
   open: Effect.Effect<Pull, DatabaseError, Scope.Scope>
@@ -189,8 +195,8 @@ const pullPortal = (portal: PortalHandle, turn: Turn): Effect.Effect<Pull, never
   })
 
 /**
- * A portal needs a transaction block: one of its own, committed when the stream ends and rolled back when it fails. Nothing is sent any more once `isOver`: the
- * connection is another's then.
+ * A portal needs a transaction block: one of its own, committed when the stream ends and rolled
+ * back when it fails. Nothing is sent any more once `isOver`: the connection is another's then.
  */
 const pullInOwnTransaction = (
   backend: Line,
@@ -240,13 +246,16 @@ const rollbackRest = (backend: Line): Effect.Effect<void> =>
 
 const isInTransaction = (backend: Line) => backend.isOpen && backend.transactionStatus !== "I"
 
-/** On a reserved connection: whatever a transaction that is open there did before is not ours to repeat. */
+/**
+ * On a reserved connection: whatever a transaction that is open there did before is not ours to
+ * repeat.
+ */
 const runAlone = (backend: Line, request: Request): Effect.Effect<Response, DatabaseError> =>
   backend.transactionStatus === "I" ? runFresh(backend, request, Effect.void) : backend.run(request)
 
 /**
- * Runs a statement and, when only the way in which it had been prepared made it fail, runs it again, once and unprepared. What the error
- * has undone is made good by `restart`.
+ * Runs a statement and, when only the way in which it had been prepared made it fail, runs it
+ * again, once and unprepared. What the error has undone is made good by `restart`.
  */
 export const runFresh = (
   backend: Line,

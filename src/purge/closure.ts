@@ -1,6 +1,7 @@
 /**
- * The rows that one DELETE would delete, as SQL. A row is its table's OID and its ctid as text (13 cannot hash a tid), which is exact within
- * one statement: everything here is one statement, so one snapshot.
+ * The rows that one DELETE would delete, as SQL. A row is its table's OID and its ctid as text (13
+ * cannot hash a tid), which is exact within one statement: everything here is one statement, so one
+ * snapshot.
  */
 import * as Graph from "./graph.js"
 import { identifier, rowsOf } from "../sql/identifiers.js"
@@ -21,7 +22,10 @@ export const isRoot = (key: RootKey, alias: string): string =>
 export interface Counts {
   /** Rows to delete of each node. */
   readonly rows: ReadonlyArray<number>
-  /** For each edge that is no cascade: rows that refer to a deleted row and stay, and those that go too. Of those that stay, how many would get a default that refers to no row. */
+  /**
+   * For each edge that is no cascade: rows that refer to a deleted row and stay, and those that go
+   * too. Of those that stay, how many would get a default that refers to no row.
+   */
   readonly references: ReadonlyArray<{
     readonly staying: number
     readonly going: number
@@ -29,7 +33,10 @@ export interface Counts {
   }>
 }
 
-/** Counts what one DELETE would delete and change, in one statement that locks the tables ACCESS SHARE. */
+/**
+ * Counts what one DELETE would delete and change, in one statement that locks the tables ACCESS
+ * SHARE.
+ */
 export const count = (graph: Graph.Graph, from: string, key: RootKey): string => `
 WITH RECURSIVE reach (rel, place) AS (
   SELECT t.tableoid::oid::int8, t.ctid::text FROM ${from} t WHERE ${isRoot(key, "t")}
@@ -47,8 +54,9 @@ SELECT pg_catalog.jsonb_build_object(
 )::text AS counts`
 
 /**
- * Which rows of a node would go, from their identities: the parameters after those of the root are one array of texts for each part. Gives the
- * ordinals of those that do. It follows the keys upwards, so it reads a row's ancestors only.
+ * Which rows of a node would go, from their identities: the parameters after those of the root are
+ * one array of texts for each part. Gives the ordinals of those that do. It follows the keys
+ * upwards, so it reads a row's ancestors only.
  */
 export const going = (graph: Graph.Graph, from: string, key: RootKey, node: Graph.Node): string => `
 WITH RECURSIVE up (rel, place, ord) AS (
@@ -69,15 +77,19 @@ WITH RECURSIVE up (rel, place, ord) AS (
 SELECT DISTINCT u.ord::int4 AS ord FROM up u JOIN ${from} t ON t.tableoid::oid::int8 = u.rel AND t.ctid::text = u.place
 WHERE ${isRoot(key, "t")}`
 
-/** Identities as a table of texts `k0`, `k1`, ... with their ordinal `ord`; the arrays are the parameters from `first` on. */
+/**
+ * Identities as a table of texts `k0`, `k1`, ... with their ordinal `ord`; the arrays are the
+ * parameters from `first` on.
+ */
 export const values = (node: Graph.Node, first: number): string => {
   const names = node.identity.map((_, index) => `k${index}`)
   return `(SELECT * FROM ${arrays(names.length, first)} WITH ORDINALITY AS w(${names.join(", ")}, ord))`
 }
 
 /**
- * Parameters that are arrays of texts, as rows with a column for each. Functions have their schema: the statements of a purge run with the role's own search path, in which
- * somebody else may have put functions of the same names.
+ * Parameters that are arrays of texts, as rows with a column for each. Functions have their schema:
+ * the statements of a purge run with the role's own search path, in which somebody else may have
+ * put functions of the same names.
  */
 export const arrays = (count: number, first: number): string =>
   `ROWS FROM (${Array.from({ length: count }, (_, index) => `pg_catalog.unnest($${first + index}::text[])`).join(", ")})`
@@ -109,7 +121,10 @@ export const rootPart = (column: string, type: string, operator: string): Graph.
 const union = (selects: ReadonlyArray<string>, none: string) =>
   selects.length === 0 ? none : selects.join("\n    UNION ALL\n    ")
 
-/** The rows below the row `r`. The list of OIDs is a one-time filter, which keeps keys of other tables from being looked at. */
+/**
+ * The rows below the row `r`. The list of OIDs is a one-time filter, which keeps keys of other
+ * tables from being looked at.
+ */
 const below = (edge: Graph.Edge, columns: string) => `SELECT ${columns}
     FROM ${rowsOf(edge.key.referenced)} p JOIN ${rowsOf(edge.key.referencing)} c ON ${Graph.matches(edge, "p", "c")}
     WHERE r.rel IN (${edge.parent.relations.join(", ")}) AND p.tableoid::oid::int8 = r.rel AND p.ctid = r.place::tid`
@@ -136,7 +151,10 @@ const countEdge = (graph: Graph.Graph, edge: Graph.Edge) =>
         'dangling', pg_catalog.count(*) FILTER (WHERE NOT x.going AND x.dangling)
       ) FROM reach r CROSS JOIN LATERAL (${below(edge, `(${member(graph, edge)}) AS going, (${dangles(edge)}) AS dangling`)}) x`
 
-/** Whether the row `c` would refer to no row that stays, once SET DEFAULT has set its columns. Only the server knows what a default gives that is not constant. */
+/**
+ * Whether the row `c` would refer to no row that stays, once SET DEFAULT has set its columns. Only
+ * the server knows what a default gives that is not constant.
+ */
 const dangles = ({ child, columns, comparisons, key, kind }: Graph.Edge) => {
   const values = key.columns.map((column) =>
     columns.includes(column) ? child.defaults[column] : `c.${identifier(column)}`

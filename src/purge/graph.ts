@@ -1,6 +1,7 @@
 /**
- * Which foreign keys a DELETE follows, read from the catalogs: tables as nodes (partitions belong to their topmost partitioned table), keys as
- * edges from the referenced to the referencing table. Takes ACCESS SHARE on catalogs only.
+ * Which foreign keys a DELETE follows, read from the catalogs: tables as nodes (partitions belong
+ * to their topmost partitioned table), keys as edges from the referenced to the referencing table.
+ * Takes ACCESS SHARE on catalogs only.
  */
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
@@ -51,7 +52,10 @@ export interface Rights {
 /** The equality of a pair of columns, the referenced one on the left. */
 export interface Comparison {
   readonly operator: string
-  /** The referenced column's collation as SQL, by which PostgreSQL compares where the referencing one has another; else null. */
+  /**
+   * The referenced column's collation as SQL, by which PostgreSQL compares where the referencing
+   * one has another; else null.
+   */
   readonly collation: string | null
 }
 
@@ -74,7 +78,10 @@ export interface Graph {
   readonly nodes: ReadonlyArray<Node>
   /** The keys that reference those tables and act. */
   readonly edges: ReadonlyArray<Edge>
-  /** Keys among them whose triggers are not what the catalog says, or not the same on every partition. */
+  /**
+   * Keys among them whose triggers are not what the catalog says, or not the same on every
+   * partition.
+   */
   readonly faulty: ReadonlyArray<{ readonly constraint: string; readonly problem: string }>
   /** Keys that do nothing because their triggers are disabled. */
   readonly disabled: ReadonlyArray<string>
@@ -87,7 +94,10 @@ export const isInner = (graph: Graph, node: Node): boolean =>
 /** Whether cascades reach a table. */
 export const isReached = (graph: Graph, node: Node): boolean => graph.nodes.includes(node)
 
-/** The condition under which two values are equal, as a key compares them (ri_GenerateQualCollation, ri_triggers.c). */
+/**
+ * The condition under which two values are equal, as a key compares them (ri_GenerateQualCollation,
+ * ri_triggers.c).
+ */
 export const isEqual = (
   referenced: string,
   referencing: string,
@@ -97,7 +107,10 @@ export const isEqual = (
   return `${referenced} OPERATOR(${operator}) ${referencing}${collation === null ? "" : ` COLLATE ${collation}`}`
 }
 
-/** The condition under which a row `child` refers to a row `parent`, compared as the key itself does it. */
+/**
+ * The condition under which a row `child` refers to a row `parent`, compared as the key itself does
+ * it.
+ */
 export const matches = (edge: Edge, parent: string, child: string): string =>
   edge.key.columns
     .map((column, index) =>
@@ -186,7 +199,10 @@ export const read = (session: Session, root: number): Effect.Effect<Graph, Datab
 // internal
 // -----------------------------------------------------------------------------
 
-/** SET NULL forbids the delete of a row that is referred to where it cannot be carried out: a column is NOT NULL, or MATCH FULL has no references that are null in part. */
+/**
+ * SET NULL forbids the delete of a row that is referred to where it cannot be carried out: a column
+ * is NOT NULL, or MATCH FULL has no references that are null in part.
+ */
 const kindOf = (key: Catalog.Key, columns: ReadonlyArray<string>, { rights }: Node): Edge["kind"] =>
   key.onDelete === "no-action" ||
   key.onDelete === "restrict" ||

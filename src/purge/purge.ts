@@ -1,4 +1,7 @@
-/** Large cascades in small transactions: what a DELETE would do, and doing it in batches. The public face is ../Purge.ts. */
+/**
+ * Large cascades in small transactions: what a DELETE would do, and doing it in batches. The public
+ * face is ../Purge.ts.
+ */
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
@@ -22,11 +25,14 @@ export { Blocked, Stuck } from "./walk.js"
 /** Which row to delete. */
 export interface Target {
   readonly from: TableSelector
-  /** The columns of a primary or unique key of the table, and their values as text. The values appear in no message. */
+  /**
+   * The columns of a primary or unique key of the table, and their values as text. The values
+   * appear in no message.
+   */
   readonly where: ReadonlyArray<{ readonly column: string; readonly value: string }>
   /**
-   * A row trigger that fires before a delete can keep its row, with all that hangs below it, so tables that have one are refused unless this says that none
-   * does. Default false.
+   * A row trigger that fires before a delete can keep its row, with all that hangs below it, so
+   * tables that have one are refused unless this says that none does. Default false.
    */
   readonly trustTriggers?: boolean | undefined
 }
@@ -39,7 +45,9 @@ export interface Options extends Target {
   readonly lockTimeout?: Duration.DurationInput | undefined
   /** The longest that one batch may take. Default 30 seconds. */
   readonly statementTimeout?: Duration.DurationInput | undefined
-  /** How often a batch is tried that does not get its locks or is a deadlock's victim. Default 30. */
+  /**
+   * How often a batch is tried that does not get its locks or is a deadlock's victim. Default 30.
+   */
   readonly tries?: number | undefined
   readonly onProgress?: ((event: Progress) => Effect.Effect<void>) | undefined
 }
@@ -87,7 +95,10 @@ export interface Plan {
 /** What was deleted. */
 export interface Result {
   readonly table: string
-  /** Rows deleted by statements of the purge, for each table. Rows that came at the last moment go with the last statement's cascade and are not counted. */
+  /**
+   * Rows deleted by statements of the purge, for each table. Rows that came at the last moment go
+   * with the last statement's cascade and are not counted.
+   */
   readonly rows: ReadonlyArray<{ readonly table: string; readonly rows: number }>
   readonly updates: ReadonlyArray<{ readonly constraint: string; readonly rows: number }>
   readonly transactions: number
@@ -124,7 +135,10 @@ export class Refused extends Data.TaggedError("Refused")<{ readonly refusals: Re
 /** How a session of its own is opened. */
 type Open = Effect.Effect<Session, DatabaseError, Scope.Scope>
 
-/** What a single DELETE would do. Reads in one statement, which can take long and locks the tables ACCESS SHARE; writes nothing. */
+/**
+ * What a single DELETE would do. Reads in one statement, which can take long and locks the tables
+ * ACCESS SHARE; writes nothing.
+ */
 export const plan = (open: Open, target: Target): Effect.Effect<Plan, DatabaseError | UnknownTarget> =>
   Effect.scoped(
     Effect.gen(function* () {
@@ -305,8 +319,8 @@ const findTable = (session: Session, { schema, table }: TableSelector) =>
   })
 
 /**
- * A column's type without domains and without a length or precision: an explicit cast cuts a text to the length of varchar(3) and rounds a number, and another row
- * would be meant.
+ * A column's type without domains and without a length or precision: an explicit cast cuts a text
+ * to the length of varchar(3) and rounds a number, and another row would be meant.
  */
 const baseType = (type: string) => `(
               WITH RECURSIVE base AS (

@@ -1,9 +1,11 @@
 /**
  * Deletes what hangs below a row, children before parents, in statements of at most so many rows.
  *
- * It walks depth-first, a page of rows at a time, and reads each page when it needs it: nothing is prepared, so nothing is lost when it dies, and a rerun begins with
- * what is left. That is safe because a parent never goes before its children: what is left can still be reached from the root. Rows that refer to each other
- * in a circle cannot go one by one, a delete of any of them cascades to all; such rows are kept until the uppermost of them is ready and go in one statement.
+ * It walks depth-first, a page of rows at a time, and reads each page when it needs it: nothing is
+ * prepared, so nothing is lost when it dies, and a rerun begins with what is left. That is safe
+ * because a parent never goes before its children: what is left can still be reached from the root.
+ * Rows that refer to each other in a circle cannot go one by one, a delete of any of them cascades
+ * to all; such rows are kept until the uppermost of them is ready and go in one statement.
  */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
@@ -38,7 +40,10 @@ export interface Task {
   readonly onUpdated: (edge: Graph.Edge, rows: number) => Effect.Effect<void>
 }
 
-/** Rows appeared during the purge that forbid the rest of it. What was deleted stays deleted; everything left is consistent. */
+/**
+ * Rows appeared during the purge that forbid the rest of it. What was deleted stays deleted;
+ * everything left is consistent.
+ */
 export class Blocked extends Data.TaggedError("Blocked")<{
   /** The foreign key that forbids it. */
   readonly constraint: string
@@ -48,14 +53,19 @@ export class Blocked extends Data.TaggedError("Blocked")<{
   }
 }
 
-/** Rows stay although they are deleted, or refer to others although their reference was set to null. */
+/**
+ * Rows stay although they are deleted, or refer to others although their reference was set to null.
+ */
 export class Stuck extends Data.TaggedError("Stuck")<{ readonly table: string }> {
   override get message() {
     return `rows of ${this.table} stay as they were although they were deleted, or their reference set to null: a trigger or rule of it keeps them. What was deleted stays deleted`
   }
 }
 
-/** Deletes below the root until at most one batch was found, and then that and the root itself. Gives the number of rows. */
+/**
+ * Deletes below the root until at most one batch was found, and then that and the root itself.
+ * Gives the number of rows.
+ */
 export const toTheEnd = (task: Task): Effect.Effect<number, DatabaseError | Blocked | Stuck> =>
   Effect.gen(function* () {
     let total = 0
@@ -93,13 +103,18 @@ interface Frame {
   edge: number
   /** Children of the current edge that are not to be read again. */
   skip: Array<Row>
-  /** Whether the current edge has more children than one page; how far the walk was when they were read, and how often it came no further. */
+  /**
+   * Whether the current edge has more children than one page; how far the walk was when they were
+   * read, and how often it came no further.
+   */
   more: boolean
   seen: number
   standstills: number
 }
 
-/** Leaves are read so many batches at a time: rows that were just deleted cost the next read time. */
+/**
+ * Leaves are read so many batches at a time: rows that were just deleted cost the next read time.
+ */
 const batchesOfLeaves = 20
 
 const pass = (
@@ -154,7 +169,8 @@ const pass = (
       if (edge === undefined) {
         if (frame.depth === 0 && deleted > batch) return { deleted, rootIsLeft: true }
         stack.pop()
-        // If one row of a circle waits for a higher frame, so do all that wait with it: none may go before another.
+        // If one row of a circle waits for a higher frame, so do all that wait with it: none may go
+        // before another.
         const all = [...frame.held, ...rows]
         const low = Math.min(...all.map((row) => row.low))
         const ready = all.filter((row) => low >= frame.depth || row.low === Number.POSITIVE_INFINITY)
@@ -199,7 +215,8 @@ const pass = (
         } else {
           const row = same
           if (row.frame !== undefined && row.low >= row.frame.depth && !isAbove(row, parent)) {
-            // It is still to be worked on, higher up: down here it comes before the row that it refers to.
+            // It is still to be worked on, higher up: down here it comes before the row that it
+            // refers to.
             row.edge = edge
             row.via = parent
             row.parents.push(parent)
@@ -386,8 +403,8 @@ const setNull = ({ batch, onUpdated, run }: Task, edge: Graph.Edge, rows: Readon
   })
 
 /**
- * Deletes rows in one statement, so in one transaction: ROW EXCLUSIVE on their tables, and locks on these rows. A row that no longer refers to the one
- * it was found below is left alone.
+ * Deletes rows in one statement, so in one transaction: ROW EXCLUSIVE on their tables, and locks on
+ * these rows. A row that no longer refers to the one it was found below is left alone.
  */
 const remove = ({ onDeleted, run }: Task, rows: ReadonlyArray<Row>) =>
   Effect.gen(function* () {

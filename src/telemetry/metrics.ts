@@ -5,8 +5,10 @@ import * as MetricLabel from "effect/MetricLabel"
 import { reasonOf } from "../DatabaseError.js"
 
 /**
- * What a pool and its transactions tell about themselves, as Effect metrics under the names of OpenTelemetry's semantic conventions for database clients
- * (`db.client.*`, times in seconds). Those of the pool are labelled with its name, those of operations with the database, the operation and the error. Two have no name there: `promptgrimoire.db.transactions` by outcome, and
+ * What a pool and its transactions tell about themselves, as Effect metrics under the names of
+ * OpenTelemetry's semantic conventions for database clients (`db.client.*`, times in seconds).
+ * Those of the pool are labelled with its name, those of operations with the database, the
+ * operation and the error. Two have no name there: `promptgrimoire.db.transactions` by outcome, and
  * `promptgrimoire.db.transaction.retries`.
  */
 export interface Telemetry {
@@ -32,8 +34,8 @@ export type Place = Readonly<
 >
 
 /**
- * `db.response.status_code` and `error.type` of a failed operation: both are the SQLSTATE where the server gave one; else `error.type` is the tag of the
- * reason.
+ * `db.response.status_code` and `error.type` of a failed operation: both are the SQLSTATE where the
+ * server gave one; else `error.type` is the tag of the reason.
  */
 export const errorAttributes = (error: unknown): ReadonlyArray<readonly [string, string]> => {
   const reason = reasonOf(error)
@@ -72,7 +74,9 @@ export const make = (name: string, place: Place, max: number, min: number): Tele
   const used = gauge("db.client.connection.count", state("used"))
   const pending = gauge("db.client.connection.pending_requests")
   const operations = new Map<string, (millis: number) => void>()
-  /** By operation and error: there are few of them, and a metric is looked up by all of its labels. */
+  /**
+   * By operation and error: there are few of them, and a metric is looked up by all of its labels.
+   */
   const operation = (name: string | undefined, error: unknown) => {
     const failure = error === undefined ? [] : errorAttributes(error)
     const key = `${name} ${failure[0]?.[1]}`

@@ -1,6 +1,6 @@
 /**
- * The Layers that tests swap in: a program that needs `Database`, `PgClient` or `SqlClient` runs on a database of its own,
- * cloned from a template that the migrations were applied to once.
+ * The Layers that tests swap in: a program that needs `Database`, `PgClient` or `SqlClient` runs on
+ * a database of its own, cloned from a template that the migrations were applied to once.
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
 import type * as Migrator from "@effect/sql/Migrator"
@@ -42,15 +42,18 @@ export interface Options {
 }
 
 /**
- * The effects that waited for a commit (`Transaction.afterCommit`) under {@link rollback}: there is no commit, so they are kept
- * instead of being run.
+ * The effects that waited for a commit (`Transaction.afterCommit`) under {@link rollback}: there is
+ * no commit, so they are kept instead of being run.
  */
 export class AfterCommit extends Context.Tag("promptgrimoire-db/testing/AfterCommit")<
   AfterCommit,
   {
     /** What would have run by now, in that order: of transactions that the program committed. */
     readonly captured: Effect.Effect<ReadonlyArray<Effect.Effect<unknown, unknown>>>
-    /** Runs them in order and forgets them; fails with the first one that does. Gives how many there were. */
+    /**
+     * Runs them in order and forgets them; fails with the first one that does. Gives how many there
+     * were.
+     */
     readonly run: Effect.Effect<number, unknown>
   }
 >() {}
@@ -67,10 +70,12 @@ type Failure =
 // -----------------------------------------------------------------------------
 
 /**
- * A fresh database, dropped with the Layer. It is on the server of `TEST_DATABASE_URL` or `DATABASE_URL`, whose role must be
- * allowed to create databases; without either on an embedded server that is started for it. Provide it once to a suite
- * (`layer(TestDatabase.layer(...))` of `@effect/vitest`). With `TEST_POOLER_URL`, the same server behind a transaction pooler, the Layer goes through that. With `KEEP_TEST_DATABASE=1` it is kept, and the log says how to connect. What killed runs left
- * behind is dropped by the next one.
+ * A fresh database, dropped with the Layer. It is on the server of `TEST_DATABASE_URL` or
+ * `DATABASE_URL`, whose role must be allowed to create databases; without either on an embedded
+ * server that is started for it. Provide it once to a suite (`layer(TestDatabase.layer(...))` of
+ * `@effect/vitest`). With `TEST_POOLER_URL`, the same server behind a transaction pooler, the Layer
+ * goes through that. With `KEEP_TEST_DATABASE=1` it is kept, and the log says how to connect. What
+ * killed runs left behind is dropped by the next one.
  */
 export const layer = (options: Options = {}): Layer.Layer<Database.Provided, Failure> =>
   Layer.unwrapScoped(
@@ -85,8 +90,9 @@ export const layer = (options: Options = {}): Layer.Layer<Database.Provided, Fai
   )
 
 /**
- * One test in a transaction that is rolled back: the program of the test runs its own transactions as savepoints in it, with the same log records, typed
- * failures and retries, and leaves nothing behind. Provide it to each test, over a database that the suite shares:
+ * One test in a transaction that is rolled back: the program of the test runs its own transactions
+ * as savepoints in it, with the same log records, typed failures and retries, and leaves nothing
+ * behind. Provide it to each test, over a database that the suite shares:
  *
  * @example
  * ```ts
@@ -95,9 +101,11 @@ export const layer = (options: Options = {}): Layer.Layer<Database.Provided, Fai
  * })
  * ```
  *
- * Deferred constraints are checked where the program commits. Effects that wait for a commit are captured there and not run:
- * {@link AfterCommit} tells them, and runs them when a test wants that. What a single transaction cannot do: isolation levels and READ ONLY have no effect, notifications are never delivered, `Database.session` does not see what the
- * test wrote, and two transactions of the program never run at the same time.
+ * Deferred constraints are checked where the program commits. Effects that wait for a commit are
+ * captured there and not run: {@link AfterCommit} tells them, and runs them when a test wants that.
+ * What a single transaction cannot do: isolation levels and READ ONLY have no effect, notifications
+ * are never delivered, `Database.session` does not see what the test wrote, and two transactions of
+ * the program never run at the same time.
  */
 export const rollback: Layer.Layer<Database.Provided | AfterCommit, DatabaseError, Database.Database> =
   Layer.flatMap(
@@ -109,8 +117,8 @@ export const rollback: Layer.Layer<Database.Provided | AfterCommit, DatabaseErro
   )
 
 /**
- * The database of a suite, failing at chosen statements, so that a program's handling of errors is tested on a real server: refused by the server, a defect,
- * a delay, or a connection that is cut.
+ * The database of a suite, failing at chosen statements, so that a program's handling of errors is
+ * tested on a real server: refused by the server, a defect, a delay, or a connection that is cut.
  *
  * @example
  * ```ts
@@ -131,8 +139,8 @@ export const failing = (
   })
 
 /**
- * The url of a fresh database, for programs that are started from outside. Closing the scope drops it, and does not wait until
- * that is done.
+ * The url of a fresh database, for programs that are started from outside. Closing the scope drops
+ * it, and does not wait until that is done.
  */
 export const make = (options: Options = {}): Effect.Effect<Redacted.Redacted, Failure, Scope.Scope> =>
   Effect.map(clone(options), ({ url }) => url)
@@ -147,7 +155,8 @@ const clone = Effect.fn("TestDatabase.make")(function* (
   const server = yield* serverUrl
   const id = Crypto.randomUUID().replaceAll("-", "")
   const name = `${prefix}_${id}`
-  // Until the drop is done the lock keeps others from it, and what a killed process does not get to is a leftover like any other.
+  // Until the drop is done the lock keeps others from it, and what a killed process does not get to
+  // is a leftover like any other.
   const life = yield* Effect.acquireRelease(Scope.make(), (scope) =>
     Effect.flatMap(isKept, (kept) => {
       const end = Scope.close(scope, Exit.void)
@@ -161,7 +170,8 @@ const clone = Effect.fn("TestDatabase.make")(function* (
       { concurrency: "unbounded" }
     )
     const from = Option.match(source, { onNone: () => "template0", onSome: (template) => template.name })
-    // Held by this session for as long as the database is in use, so that others can tell it from a leftover.
+    // Held by this session for as long as the database is in use, so that others can tell it from a
+    // leftover.
     const [state] = yield* admin.query<{ isReady: boolean; strategy: string }>(
       `SELECT ${Lock.take("$1")}, ${Template.isReady("$2")} AS "isReady", ${strategy} AS strategy`,
       [name, from]
@@ -215,8 +225,9 @@ const capturing = (
 }
 
 /**
- * How a database is copied fastest. FILE_COPY (CREATE DATABASE, PostgreSQL 15) writes no log of the pages and brings the template's
- * cache of catalogs along; the checkpoints that it waits for are cheap only on a server that does not wait for its disk.
+ * How a database is copied fastest. FILE_COPY (CREATE DATABASE, PostgreSQL 15) writes no log of the
+ * pages and brings the template's cache of catalogs along; the checkpoints that it waits for are
+ * cheap only on a server that does not wait for its disk.
  */
 const strategy = `
   CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 150000 AND NOT pg_catalog.current_setting('fsync')::bool

@@ -1,4 +1,7 @@
-/** A database that fails at chosen statements, so that a program's handling of errors is tested on a real server. */
+/**
+ * A database that fails at chosen statements, so that a program's handling of errors is tested on a
+ * real server.
+ */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import { DatabaseError } from "../DatabaseError.js"
@@ -9,13 +12,19 @@ import { WrappedLine } from "./wrappedConnection.js"
 
 /** What goes wrong. */
 export type Fault =
-  /** The server refuses the statement with an SQLSTATE, such as `40001`; in a transaction that aborts it. */
+  /**
+   * The server refuses the statement with an SQLSTATE, such as `40001`; in a transaction that
+   * aborts it.
+   */
   | { readonly _tag: "Fail"; readonly code: string }
   /** A defect. */
   | { readonly _tag: "Die"; readonly defect: unknown }
   /** The statement waits until this effect succeeds. */
   | { readonly _tag: "Delay"; readonly until: Effect.Effect<unknown> }
-  /** The connection is lost before the statement is sent, or after it was carried out and before its answer came. */
+  /**
+   * The connection is lost before the statement is sent, or after it was carried out and before its
+   * answer came.
+   */
   | { readonly _tag: "Cut"; readonly when: "before" | "after" }
 
 /** Where it goes wrong. */
@@ -23,14 +32,18 @@ export interface FaultPoint {
   /** `BEGIN`, `COMMIT` or `ROLLBACK`; or text that a statement contains or matches. */
   readonly at: string | RegExp
   /**
-   * Which of the statements that match; 1, the first, when left out, and `every` for all of them. Where several points mean one statement, the first of them in
-   * the list acts, and all of them count it.
+   * Which of the statements that match; 1, the first, when left out, and `every` for all of them.
+   * Where several points mean one statement, the first of them in the list acts, and all of them
+   * count it.
    */
   readonly occurrence?: number | "every" | undefined
   readonly fault: Fault
 }
 
-/** Makes pools whose connections fail at chosen statements, counted over all of them, on a real server: nothing is imitated. */
+/**
+ * Makes pools whose connections fail at chosen statements, counted over all of them, on a real
+ * server: nothing is imitated.
+ */
 export const make = (points: ReadonlyArray<FaultPoint>): ((pool: Pool) => Pool) => {
   const counted = points.map((point) => ({ ...point, matches: matching(point.at), seen: 0 }))
   /** What goes wrong with a statement. Every point that it matches counts it. */
@@ -71,10 +84,14 @@ export const make = (points: ReadonlyArray<FaultPoint>): ((pool: Pool) => Pool) 
 
 const controls = new Set(["BEGIN", "COMMIT", "ROLLBACK"])
 
-/** Whether a statement is meant. `ROLLBACK` is the end of a transaction and not a return to a savepoint. */
+/**
+ * Whether a statement is meant. `ROLLBACK` is the end of a transaction and not a return to a
+ * savepoint.
+ */
 const matching = (at: string | RegExp): ((text: string) => boolean) => {
   if (typeof at !== "string") {
-    // A search looks at the whole text, whereas a test with the flag g or y goes on from where the last one ended.
+    // A search looks at the whole text, whereas a test with the flag g or y goes on from where the
+    // last one ended.
     return (text) => text.search(at) >= 0
   }
   if (!controls.has(at)) return (text) => text.includes(at)

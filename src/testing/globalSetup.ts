@@ -1,6 +1,7 @@
 /**
- * The `globalSetup` of vitest: one server for all test files, whose url is in TEST_DATABASE_URL. It is that of TEST_DATABASE_URL or DATABASE_URL, else an embedded
- * one that ends with the run. Without a server the run fails here, with the reason, before any test.
+ * The `globalSetup` of vitest: one server for all test files, whose url is in TEST_DATABASE_URL. It
+ * is that of TEST_DATABASE_URL or DATABASE_URL, else an embedded one that ends with the run.
+ * Without a server the run fails here, with the reason, before any test.
  */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"

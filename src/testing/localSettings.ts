@@ -1,14 +1,20 @@
-/** The settings that a program makes for one transaction, where that is a savepoint of a longer one: RELEASE does not take them back, as COMMIT would. */
+/**
+ * The settings that a program makes for one transaction, where that is a savepoint of a longer one:
+ * RELEASE does not take them back, as COMMIT would.
+ */
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Line, Request } from "../connection/connection.js"
 
-/** Settings by name, as they were before a transaction changed them; undefined for one that did not exist. */
+/**
+ * Settings by name, as they were before a transaction changed them; undefined for one that did not
+ * exist.
+ */
 export type Before = Map<string, string | null>
 
 /**
- * Notes how the settings are that a statement is about to make for its transaction, by SET LOCAL or set_config. What a function of the database sets by itself is
- * not seen.
+ * Notes how the settings are that a statement is about to make for its transaction, by SET LOCAL or
+ * set_config. What a function of the database sets by itself is not seen.
  */
 export const note = (line: Line, before: Before, request: Request): Effect.Effect<void, DatabaseError> =>
   Effect.suspend(() => {
@@ -33,7 +39,8 @@ export const restore = (line: Line, before: Before): Effect.Effect<void, Databas
     ? Effect.void
     : Effect.asVoid(
         line.run({
-          // Most settings refuse an empty text, which is what one of a program's own has after the transaction that made it.
+          // Most settings refuse an empty text, which is what one of a program's own has after the
+          // transaction that made it.
           text: `
             SELECT pg_catalog.set_config(name, coalesce(value, ''), true)
             FROM unnest($1::text[], $2::text[]) AS setting (name, value)

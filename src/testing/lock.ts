@@ -1,6 +1,7 @@
 /**
- * Advisory locks by the names of databases: whoever holds one uses that database. They are taken in the database that a session is connected to, and looked for in
- * all of them, because runs on one server can be connected to different ones.
+ * Advisory locks by the names of databases: whoever holds one uses that database. They are taken in
+ * the database that a session is connected to, and looked for in all of them, because runs on one
+ * server can be connected to different ones.
  */
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
@@ -12,7 +13,10 @@ export const key = (name: string) => `pg_catalog.hashtextextended(${name}, 0)`
 /** SQL that waits for the lock and takes it, for as long as the session lives. */
 export const take = (name: string) => `pg_catalog.pg_advisory_lock(${key(name)})`
 
-/** SQL for whether any session of the server holds a lock. A key of 64 bits is shown in two halves (documentation, view pg_locks). */
+/**
+ * SQL for whether any session of the server holds a lock. A key of 64 bits is shown in two halves
+ * (documentation, view pg_locks).
+ */
 export const isHeld = (name: string) =>
   `EXISTS (
     SELECT FROM pg_catalog.pg_locks l

@@ -12,12 +12,14 @@ import * as LocalSettings from "./localSettings.js"
 import { WrappedLine } from "./wrappedConnection.js"
 
 /**
- * A pool of one connection that stays inside one transaction, which is rolled back with the scope. What the program above it takes for a transaction is a
- * savepoint here: BEGIN, COMMIT and ROLLBACK are translated, everything else passes. A statement outside any transaction gets a savepoint of its own, as it
- * would get a transaction.
+ * A pool of one connection that stays inside one transaction, which is rolled back with the scope.
+ * What the program above it takes for a transaction is a savepoint here: BEGIN, COMMIT and ROLLBACK
+ * are translated, everything else passes. A statement outside any transaction gets a savepoint of
+ * its own, as it would get a transaction.
  *
- * Deferred constraints are checked where the program commits, and what it set for its transaction ends there. A caller that cannot have the connection within
- * `acquireTimeout` fails, and one that has it already fails at once.
+ * Deferred constraints are checked where the program commits, and what it set for its transaction
+ * ends there. A caller that cannot have the connection within `acquireTimeout` fails, and one that
+ * has it already fails at once.
  */
 export const make = (
   pool: Pool.Pool,
@@ -146,7 +148,10 @@ class SandboxLine extends WrappedLine {
     })
   }
 
-  /** What follows BEGIN in the same text are limits of the transaction; its modes belong to the transaction around and are left out. */
+  /**
+   * What follows BEGIN in the same text are limits of the transaction; its modes belong to the
+   * transaction around and are left out.
+   */
   private begin(request: Request) {
     const [, ...rest] = request.text.split(";")
     this.settings = new Map()
@@ -215,8 +220,9 @@ const checkDeferred = (backend: Line) =>
     : Effect.asVoid(backend.run({ text: "SET CONSTRAINTS ALL IMMEDIATE" }))
 
 /**
- * The check made them immediate for the rest of the transaction around; the next transaction of the program finds them as they were declared. SET CONSTRAINTS means
- * every constraint of a name in a schema and fails if one of them is not deferrable, so those of such names stay immediate.
+ * The check made them immediate for the rest of the transaction around; the next transaction of the
+ * program finds them as they were declared. SET CONSTRAINTS means every constraint of a name in a
+ * schema and fails if one of them is not deferrable, so those of such names stay immediate.
  */
 const deferAgain = `DO $$ DECLARE
   names text := (

@@ -26,7 +26,10 @@ export const isKept = Effect.map(
   (value) => Option.isSome(value) && !["", "0", "false"].includes(value.value)
 )
 
-/** The url of TEST_DATABASE_URL or DATABASE_URL, else of an embedded server that lives as long as the scope. */
+/**
+ * The url of TEST_DATABASE_URL or DATABASE_URL, else of an embedded server that lives as long as
+ * the scope.
+ */
 export const serverUrl = Effect.gen(function* () {
   const given = yield* Config.nonEmptyString("TEST_DATABASE_URL").pipe(
     Config.orElse(() => Config.nonEmptyString("DATABASE_URL")),
@@ -55,7 +58,10 @@ export const reach = ({ name, url }: { readonly name: string; readonly url: Reda
     })
   )
 
-/** A session that creates databases and waits for whoever makes the same template; it lives as long as what it created. */
+/**
+ * A session that creates databases and waits for whoever makes the same template; it lives as long
+ * as what it created.
+ */
 export const adminSession = Effect.fnUntraced(function* (server: string) {
   const config = yield* DatabaseConfig.resolve({
     url: server,

@@ -1,4 +1,7 @@
-/** The databases that test databases are cloned from: one for each set of migrations, which were applied to it once. */
+/**
+ * The databases that test databases are cloned from: one for each set of migrations, which were
+ * applied to it once.
+ */
 import type * as Migrator from "@effect/sql/Migrator"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
@@ -39,8 +42,9 @@ export const isReady = (name: string) =>
   `EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = ${name} AND datistemplate)`
 
 /**
- * Makes the template on first use. An advisory lock keeps parallel test processes from making it twice; those that connect to another database of the server do not
- * see it, so the template is made under a name of its own and takes its place in one transaction.
+ * Makes the template on first use. An advisory lock keeps parallel test processes from making it
+ * twice; those that connect to another database of the server do not see it, so the template is
+ * made under a name of its own and takes its place in one transaction.
  */
 export const make = Effect.fn("TestDatabase.makeTemplate")(function* (
   server: string,

@@ -12,8 +12,9 @@ interface Hook {
 }
 
 /**
- * What is to run after the outermost transaction has ended. A level hands its hooks to the level around it when it is released, and is dropped
- * with its savepoint: then only what waits for a rollback is left.
+ * What is to run after the outermost transaction has ended. A level hands its hooks to the level
+ * around it when it is released, and is dropped with its savepoint: then only what waits for a
+ * rollback is left.
  */
 export class Hooks {
   private waiting: Array<Hook> = []
@@ -32,8 +33,9 @@ export class Hooks {
   }
 
   /**
-   * Runs, in the order of their registration, the hooks for an outcome. One that fails is logged, and undoes nothing. The end of a transaction cannot be interrupted;
-   * each hook has a fiber of its own, so that what it interrupts itself, by a timeout for instance, ends.
+   * Runs, in the order of their registration, the hooks for an outcome. One that fails is logged,
+   * and undoes nothing. The end of a transaction cannot be interrupted; each hook has a fiber of
+   * its own, so that what it interrupts itself, by a timeout for instance, ends.
    */
   run(outcome: Outcome): Effect.Effect<void> {
     return Effect.forEach(

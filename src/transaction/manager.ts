@@ -27,7 +27,10 @@ import { type Attempt, once, type RetryOptions } from "./retry.js"
 import type { Telemetry } from "../telemetry/metrics.js"
 import { type Restore, Turns } from "../connection/mutex.js"
 
-/** The isolation levels of SQL that PostgreSQL tells apart (documentation, chapter "Transaction Isolation"). */
+/**
+ * The isolation levels of SQL that PostgreSQL tells apart (documentation, chapter "Transaction
+ * Isolation").
+ */
 export type IsolationLevel = "read committed" | "repeatable read" | "serializable"
 
 /** How a transaction runs. */
@@ -45,18 +48,20 @@ export interface TransactionOptions<E = unknown> {
   /** `lock_timeout` of this transaction. */
   readonly lockTimeout?: Duration.DurationInput | undefined
   /**
-   * Whether an error of the caller's own is no fault: it still rolls back, but is logged at WARNING without its trace. Domain
-   * errors need no mention.
+   * Whether an error of the caller's own is no fault: it still rolls back, but is logged at WARNING
+   * without its trace. Domain errors need no mention.
    */
   readonly expected?: ((error: E) => boolean) | undefined
   /**
-   * Runs the whole body again when the server could not serialize it or ended it as a deadlock's victim (40001, 40P01, also
-   * raised by COMMIT), when it ended the session before COMMIT was sent (57P01, 57P02), and when the setting `errorPolicy` says so. Only for bodies that do nothing but work on the database. Ignored inside another transaction.
+   * Runs the whole body again when the server could not serialize it or ended it as a deadlock's
+   * victim (40001, 40P01, also raised by COMMIT), when it ended the session before COMMIT was sent
+   * (57P01, 57P02), and when the setting `errorPolicy` says so. Only for bodies that do nothing but
+   * work on the database. Ignored inside another transaction.
    */
   readonly retry?: RetryOptions | undefined
   /**
-   * Takes the transaction's id at its start, in the same round trip as BEGIN, so that a `CommitOutcomeUnknown` can be
-   * resolved. It uses up a transaction id even if nothing is written.
+   * Takes the transaction's id at its start, in the same round trip as BEGIN, so that a
+   * `CommitOutcomeUnknown` can be resolved. It uses up a transaction id even if nothing is written.
    */
   readonly resolvable?: boolean | undefined
 }
@@ -70,9 +75,14 @@ export type Transact = <A, E, R>(
 /** What a client needs to route its statements: its own transactions, and nobody else's. */
 export interface Transactions {
   readonly transact: Transact
-  /** The connection of the transaction that is open in a context, if there is one of this client. */
+  /**
+   * The connection of the transaction that is open in a context, if there is one of this client.
+   */
   readonly connectionIn: (context: Context.Context<never>) => CopyConnection | undefined
-  /** Runs an effect after the outermost transaction has ended so; at once, where none is open and it waits for a commit. */
+  /**
+   * Runs an effect after the outermost transaction has ended so; at once, where none is open and it
+   * waits for a commit.
+   */
   readonly after: <A, E, R>(when: Outcome, effect: Effect.Effect<A, E, R>) => Effect.Effect<void, never, R>
 }
 
@@ -96,8 +106,9 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
   /** Under this what the library's own tag holds keeps its level, if it is one of ours. */
   const levelOf = Symbol(CurrentLevel.key)
   /**
-   * What the library's own tag holds in a transaction: a resolver carries it from a request to its batch. Another client would take it for a connection of its
-   * own, and run its statements in a database that they are not meant for, so that it runs none.
+   * What the library's own tag holds in a transaction: a resolver carries it from a request to its
+   * batch. Another client would take it for a connection of its own, and run its statements in a
+   * database that they are not meant for, so that it runs none.
    */
   const carrierOf = (level: Level): readonly [Connection, number] => [
     { ...foreignConnection, [levelOf]: level } as Connection,
@@ -192,8 +203,9 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
     })
 
   /**
-   * A connection on which BEGIN was answered. One can have died without anybody knowing, and it is BEGIN that finds out: nothing of the transaction can have run
-   * then, so that it begins on another one, once.
+   * A connection on which BEGIN was answered. One can have died without anybody knowing, and it is
+   * BEGIN that finds out: nothing of the transaction can have run then, so that it begins on
+   * another one, once.
    */
   const beginOn = (
     restore: Restore,
@@ -268,7 +280,8 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
             const outcome = Exit.isSuccess(exit) ? "committed" : root.isUnknown ? "unknown" : "rolled back"
             defaults.telemetry.transaction(outcome)
             if (attempt.again) defaults.telemetry.retried()
-            // Nobody knows whether what waits for the end may run after a COMMIT whose outcome is unknown.
+            // Nobody knows whether what waits for the end may run after a COMMIT whose outcome is
+            // unknown.
             return outcome === "unknown"
               ? Effect.void
               : level.hooks.run(outcome === "committed" ? "committed" : "rolledBack")
@@ -469,7 +482,10 @@ const begin = (options: TransactionOptions<never>, session: ReadonlyArray<string
   return [["BEGIN", modes.join(", ")].join(" ").trim(), ...session, ...setLimits(options), ...id].join(";")
 }
 
-/** Assigns the transaction's id and gives it (documentation, chapter "Transaction ID and Snapshot Information Functions"). */
+/**
+ * Assigns the transaction's id and gives it (documentation, chapter "Transaction ID and Snapshot
+ * Information Functions").
+ */
 const transactionIdQuery = "SELECT pg_catalog.pg_current_xact_id()::text AS id"
 
 const transactionIdOf = (response: Response): string | undefined => {
@@ -505,11 +521,17 @@ const notInsideAnother = (
     : `${changed.join(", ")} cannot change inside a transaction: set it on the outermost one`
 }
 
-/** Whether a statement of the body has ended the transaction: what follows would run, and be kept, outside of it. */
+/**
+ * Whether a statement of the body has ended the transaction: what follows would run, and be kept,
+ * outside of it.
+ */
 const isOver = ({ backend }: Root): boolean =>
   backend.isOpen && backend.isQuiet && backend.transactionStatus === "I"
 
-/** Names the error that aborted a transaction in the errors that follow from it, and says of a server's end that nothing of the transaction was kept. */
+/**
+ * Names the error that aborted a transaction in the errors that follow from it, and says of a
+ * server's end that nothing of the transaction was kept.
+ */
 const naming = <A, E, R>(
   { backend, decisions }: Root,
   step: Effect.Effect<A, E | DatabaseError, R>
@@ -536,7 +558,8 @@ const commit = (root: Root): Effect.Effect<void, DatabaseError> =>
     return Commit.commit(backend, {
       decisions: root.decisions,
       transactionId: root.transactionId,
-      // It cannot be interrupted, so that it has the transaction's limit also where a program set another one that is not known.
+      // It cannot be interrupted, so that it has the transaction's limit also where a program set
+      // another one that is not known.
       timeoutMillis: backend.answerMillis ?? Number.POSITIVE_INFINITY
     })
   }).pipe(
@@ -609,7 +632,10 @@ const rollbackToSavepoint = <E>(
     endWith(cause, root, [`ROLLBACK TO SAVEPOINT ${name}`, `RELEASE SAVEPOINT ${name}`, ...restoreLimits])
   )
 
-/** A savepoint in which a statement failed cannot be kept, even if its body succeeded: the caller must know. */
+/**
+ * A savepoint in which a statement failed cannot be kept, even if its body succeeded: the caller
+ * must know.
+ */
 const releaseSavepoint = (savepoint: Savepoint): Effect.Effect<void, DatabaseError> =>
   Effect.suspend(() => {
     const { name, restoreLimits, root } = savepoint

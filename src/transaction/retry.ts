@@ -6,7 +6,9 @@ import * as Random from "effect/Random"
 export interface RetryOptions {
   /** Tries after the first one. Default 3. */
   readonly times?: number | undefined
-  /** The longest pause before the second try; it doubles with every try. Default 10 milliseconds. */
+  /**
+   * The longest pause before the second try; it doubles with every try. Default 10 milliseconds.
+   */
   readonly base?: Duration.DurationInput | undefined
   /** No pause is longer. Default 1 second. */
   readonly max?: Duration.DurationInput | undefined
@@ -26,8 +28,9 @@ export interface Attempt {
 export const once = (): Attempt => ({ number: 1, mayRetry: false, again: false })
 
 /**
- * Runs tries until one does not ask for another, or the options allow no more. The pause before a try is random between zero and a limit that doubles ("full
- * jitter"): transactions that collided must not meet again.
+ * Runs tries until one does not ask for another, or the options allow no more. The pause before a
+ * try is random between zero and a limit that doubles ("full jitter"): transactions that collided
+ * must not meet again.
  */
 export const run = <A, E, R>(
   { base = Duration.millis(10), max = Duration.seconds(1), times = 3 }: RetryOptions,

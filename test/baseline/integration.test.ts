@@ -17,8 +17,9 @@ import { TestDatabase } from "../../src/testing/index.js"
 import * as Transaction from "../../src/Transaction.js"
 
 /**
- * The 6 tests that PromptGrimoire has of its database (tests/integration/test_db_async.py), each in its Effect form: what was
- * a session there is a transaction here, and the schema is what the migrations make.
+ * The 6 tests that PromptGrimoire has of its database (tests/integration/test_db_async.py), each in
+ * its Effect form: what was a session there is a transaction here, and the schema is what the
+ * migrations make.
  */
 
 const migrations = Path.resolve(Path.dirname(fileURLToPath(import.meta.url)), "../../migrations")

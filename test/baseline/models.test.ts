@@ -7,7 +7,10 @@ import * as Class from "../../src/model/Class.js"
 import * as Conversation from "../../src/model/Conversation.js"
 import * as User from "../../src/model/User.js"
 
-/** The 20 tests that PromptGrimoire has of its models (tests/unit/test_db_models.py), each in its Effect form. */
+/**
+ * The 20 tests that PromptGrimoire has of its models (tests/unit/test_db_models.py), each in its
+ * Effect form.
+ */
 
 const uuid = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/
 

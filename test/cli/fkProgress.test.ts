@@ -10,7 +10,10 @@ const pair = `
   CREATE TABLE child (parent_id int CONSTRAINT fk REFERENCES parent);
   CREATE INDEX ON child (parent_id)`
 
-/** A key whose comparisons end only when nobody holds the advisory lock 7 any more, so that VALIDATE works, without waiting for a lock, for as long as that. */
+/**
+ * A key whose comparisons end only when nobody holds the advisory lock 7 any more, so that VALIDATE
+ * works, without waiting for a lock, for as long as that.
+ */
 const slow = `
   CREATE FUNCTION slow_equal(a int, b int) RETURNS boolean LANGUAGE plpgsql AS $$
   BEGIN

@@ -9,7 +9,9 @@ import { bundled } from "../support/bundled.js"
 import { bundledCommand, repository } from "../support/command.js"
 import { adminSession, emptyDatabase } from "../support/server.js"
 
-/** Runs Node in a pipeline of a shell, and answers with what came out of it and Node's exit code. */
+/**
+ * Runs Node in a pipeline of a shell, and answers with what came out of it and Node's exit code.
+ */
 const pipeline = (args: ReadonlyArray<string>, rest: string) =>
   Effect.promise(async () => {
     const child = spawn(

@@ -10,11 +10,17 @@ export interface Block {
   readonly line: number
   readonly language: string
   readonly text: string
-  /** What the comment `<!-- test: ... -->` before the block says, such as `{ file: "main.ts" }` or `{ continues: true }`. */
+  /**
+   * What the comment `<!-- test: ... -->` before the block says, such as `{ file: "main.ts" }` or
+   * `{ continues: true }`.
+   */
   readonly directives: Readonly<Record<string, string | true>>
 }
 
-/** Blocks of one page that share a database: the first one gets a fresh one, the others say `continues`. */
+/**
+ * Blocks of one page that share a database: the first one gets a fresh one, the others say
+ * `continues`.
+ */
 export type Group = readonly [Block, ...Array<Block>]
 
 /** The pages of the documentation. */

@@ -19,10 +19,12 @@ export interface File {
 }
 
 /**
- * A project as a user of the package has it, outside the repository: `promptgrimoire-db` in node_modules, and a directory for each page.
+ * A project as a user of the package has it, outside the repository: `promptgrimoire-db` in
+ * node_modules, and a directory for each page.
  *
- * JavaScript is made from the sources at hand, so that no build is needed and none can be stale; types are the sources themselves. Programs and the command are
- * bundled, because a process for each of them has to load the library.
+ * JavaScript is made from the sources at hand, so that no build is needed and none can be stale;
+ * types are the sources themselves. Programs and the command are bundled, because a process for
+ * each of them has to load the library.
  */
 export class Project extends Context.Tag("test/docs/Project")<
   Project,
@@ -77,7 +79,10 @@ export const layer = (files: ReadonlyArray<File>): Layer.Layer<Project> =>
 // internal
 // -----------------------------------------------------------------------------
 
-/** What a program must not see of the tests: their database, the version of their server, their runner. */
+/**
+ * What a program must not see of the tests: their database, the version of their server, their
+ * runner.
+ */
 const surroundings = {
   DATABASE_URL: undefined,
   DATABASE_DIRECT_URL: undefined,

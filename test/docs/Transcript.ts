@@ -5,7 +5,10 @@ import { adminSession } from "../support/server.js"
 /** How many conversations the database of the transcript has. */
 const conversations = 100_000
 
-/** The tables of PromptGrimoire before the CASCADE fix, and rows in them, so that there is something to validate. */
+/**
+ * The tables of PromptGrimoire before the CASCADE fix, and rows in them, so that there is something
+ * to validate.
+ */
 const prepare = `
   CREATE TABLE "user" (id int PRIMARY KEY, email text NOT NULL);
   CREATE TABLE class (
@@ -40,7 +43,10 @@ const commands: ReadonlyArray<{ readonly args: ReadonlyArray<string>; readonly w
   { args: ["fk", "history"] }
 ]
 
-/** What a person sees who changes the foreign keys of a database: one text for each command, both of its outputs as on a terminal. */
+/**
+ * What a person sees who changes the foreign keys of a database: one text for each command, both of
+ * its outputs as on a terminal.
+ */
 export const record = Effect.fnUntraced(function* (
   database: string,
   run: (args: ReadonlyArray<string>) => Effect.Effect<Ended>
@@ -58,7 +64,10 @@ export const record = Effect.fnUntraced(function* (
   )
 })
 
-/** A text without what differs from run to run: durations, points in time, and whether a lock was to be had at once. */
+/**
+ * A text without what differs from run to run: durations, points in time, and whether a lock was to
+ * be had at once.
+ */
 export const comparable = (text: string): string =>
   text
     .replaceAll(/\d+(\.\d+)? (ms|s)\b/g, "N ms")

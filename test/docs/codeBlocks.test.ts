@@ -3,12 +3,15 @@
  *
  * A comment before a block says how it is run, `<!-- test: a, b=c -->`:
  *
- * - nothing, before TypeScript: it is a whole program, run on a fresh database that has the migrations of this package.
- * - `database=empty`, `database=NAME.sql`: an empty database, or one with a file of `test/fixtures`.
+ * - nothing, before TypeScript: it is a whole program, run on a fresh database that has the
+ *   migrations of this package.
+ * - `database=empty`, `database=NAME.sql`: an empty database, or one with a file of
+ *   `test/fixtures`.
  * - `continues`: it is run on the database of the block before it.
- * - `file=PATH`: it is written to that file, for the blocks of its page that import or load it. Suites (`*.test.ts`) are run with vitest, under the
- *   `vitest.config.ts` of the page.
- * - `output`: it is what the program or the command before it prints on standard output; durations and points in time are not compared.
+ * - `file=PATH`: it is written to that file, for the blocks of its page that import or load it.
+ *   Suites (`*.test.ts`) are run with vitest, under the `vitest.config.ts` of the page.
+ * - `output`: it is what the program or the command before it prints on standard output; durations
+ *   and points in time are not compared.
  * - `exit=CODE`, before commands: the exit code of the last one.
  * - `transcript`: it is what `Transcript.ts` records.
  * - nothing, before text: it is a drawing.
@@ -135,7 +138,10 @@ const runGroup = Effect.fnUntraced(function* (group: Block.Group) {
   }
 })
 
-/** The commands of this package in a block; of every other line at least the name of the program is checked. */
+/**
+ * The commands of this package in a block; of every other line at least the name of the program is
+ * checked.
+ */
 const commandsOf = (block: Block.Block) =>
   block.text
     .replaceAll("\\\n", " ")

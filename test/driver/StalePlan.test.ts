@@ -13,7 +13,10 @@ const silent = Logger.remove(Logger.defaultLogger)
 
 let tables = 0
 
-/** A table, a statement over all its columns that every connection has prepared, and what changes the columns. */
+/**
+ * A table, a statement over all its columns that every connection has prepared, and what changes
+ * the columns.
+ */
 const changing = (connections: number) =>
   Effect.gen(function* () {
     const sql = yield* SqlClient.SqlClient

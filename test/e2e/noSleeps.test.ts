@@ -12,7 +12,10 @@ const sources = ["test/e2e", "examples"].flatMap((folder) =>
     .map((name) => Path.join(folder, name))
 )
 
-/** The ways to let time pass: of Playwright, of JavaScript, of Node, and of Effect. Put together, so that they are not found here. */
+/**
+ * The ways to let time pass: of Playwright, of JavaScript, of Node, and of Effect. Put together, so
+ * that they are not found here.
+ */
 const sleeps = new RegExp(
   [
     ["waitFor", "Timeout"],

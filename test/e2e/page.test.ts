@@ -58,7 +58,8 @@ const picture = (name: string, pages: ReadonlyArray<Page>, backdrop: string) =>
       const taken = await page.locator("body").screenshot()
       const path = `${images}${name}`
       const stored = Fs.existsSync(path) ? Fs.readFileSync(path) : undefined
-      // Two renderings of the same differ by a shade here and there, which is no reason to change a file.
+      // Two renderings of the same differ by a shade here and there, which is no reason to change a
+      // file.
       if (stored === undefined || !(await looksLike(page, stored, taken))) Fs.writeFileSync(path, taken)
       await page.close()
     })

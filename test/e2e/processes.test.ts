@@ -13,7 +13,10 @@ import * as Tab from "./support/Tab.js"
 /** A second program on the same database. */
 const another = Effect.flatMap(Site.Site, ({ database }) => Program.start(database))
 
-/** A program with a single connection, which waits for locks, and for that connection, as long as it takes. */
+/**
+ * A program with a single connection, which waits for locks, and for that connection, as long as it
+ * takes.
+ */
 const patient = Effect.flatMap(Site.Site, ({ database }) =>
   Program.start(database, {
     environment: {

@@ -3,7 +3,10 @@ import * as Effect from "effect/Effect"
 import * as Site from "./support/Site.js"
 import * as Tab from "./support/Tab.js"
 
-/** The 21 behaviours of PromptGrimoire's `test_two_tab_sync.py`, each on a text of its own, in a database. */
+/**
+ * The 21 behaviours of PromptGrimoire's `test_two_tab_sync.py`, each on a text of its own, in a
+ * database.
+ */
 layer(Site.layer, { excludeTestServices: true, timeout: "2 minutes" })("two tabs in sync", (it) => {
   it.scoped("both tabs start empty", () =>
     Effect.gen(function* () {
@@ -48,7 +51,8 @@ layer(Site.layer, { excludeTestServices: true, timeout: "2 minutes" })("two tabs
         ["p95", at(0.95)],
         ["most", at(1)]
       ] as const
-      // Committed to disk in between. The 95th percentile is for who reads it: on a busy machine it says nothing about the program.
+      // Committed to disk in between. The 95th percentile is for who reads it: on a busy machine it
+      // says nothing about the program.
       yield* Effect.sync(() =>
         console.log(
           `From a key to the other tab, ${latencies.length} keys: ${figures.map(([name, ms]) => `${name} ${ms.toFixed(1)} ms`).join(", ")}`
@@ -248,8 +252,8 @@ layer(Site.layer, { excludeTestServices: true, timeout: "2 minutes" })("two tabs
 })
 
 /**
- * Collects, in the page, the times at which something happens there. Both pages read the same clock: that of the machine, at the
- * start of each page, and a steady one from then on.
+ * Collects, in the page, the times at which something happens there. Both pages read the same
+ * clock: that of the machine, at the start of each page, and a steady one from then on.
  */
 const times = (tab: Tab.Tab, observe: string) =>
   Effect.as(

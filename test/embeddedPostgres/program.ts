@@ -1,6 +1,7 @@
 /**
- * A program of its own that uses the server: `program.ts plain|main [DIRECTORY]`. It prints one line of JSON when the server is up, and
- * leaves when its input ends. `main` runs under runMain, which handles signals; `plain` handles none.
+ * A program of its own that uses the server: `program.ts plain|main [DIRECTORY]`. It prints one
+ * line of JSON when the server is up, and leaves when its input ends. `main` runs under runMain,
+ * which handles signals; `plain` handles none.
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as Effect from "effect/Effect"

@@ -7,7 +7,10 @@ import * as Os from "node:os"
 import * as Path from "node:path"
 import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 
-/** Urls of a primary and of its hot standby, which streams from it and lets no reader delay the replay. */
+/**
+ * Urls of a primary and of its hot standby, which streams from it and lets no reader delay the
+ * replay.
+ */
 export interface Pair {
   readonly primary: Redacted.Redacted
   readonly standby: Redacted.Redacted

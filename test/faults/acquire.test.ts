@@ -25,7 +25,10 @@ import { adminSession } from "../support/server.js"
 import * as Proxy from "../support/Proxy.js"
 import { check, makeRig, outcome, report, type Rig, running, tally, tagOf, timed } from "./support.js"
 
-/** Lends so many connections at once, each with a statement on it, and gives the longest wait in milliseconds. */
+/**
+ * Lends so many connections at once, each with a statement on it, and gives the longest wait in
+ * milliseconds.
+ */
 const lendable = ({ sql }: Pick<Rig, "sql">, count: number) =>
   Effect.gen(function* () {
     const all = yield* Deferred.make<void>()

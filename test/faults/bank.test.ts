@@ -69,7 +69,10 @@ const transfer = Effect.gen(function* () {
     : ({ id, outcome: "failed", tag: tagOf(error), answer: undefined } satisfies Transfer)
 })
 
-/** What the resolver says of an unknown outcome, in the midst of the faults: asked until the server can be reached. */
+/**
+ * What the resolver says of an unknown outcome, in the midst of the faults: asked until the server
+ * can be reached.
+ */
 const resolved = (error: DatabaseError.DatabaseError) =>
   Transaction.resolve(error).pipe(
     Effect.retry({ schedule: Schedule.spaced("100 millis").pipe(Schedule.upTo("30 seconds")) })
@@ -185,7 +188,8 @@ describe("A bank under faults", () => {
       assert.strictEqual(Number(total), accounts * initial)
       const rows = yield* sql<{ id: string }>`SELECT id FROM ledger`
       const ledger = new Set(rows.map((row) => row.id))
-      // A transfer is in the ledger exactly when somebody knows that it was committed: nothing is missing, nothing is there twice.
+      // A transfer is in the ledger exactly when somebody knows that it was committed: nothing is
+      // missing, nothing is there twice.
       const committed = [
         ...withOutcome("acknowledged"),
         ...unknown.filter(({ answer }) => answer === "committed")

@@ -6,7 +6,10 @@ const files = [
   new URL("../transaction/faults.test.ts", import.meta.url)
 ]
 
-/** F1 to F29 and F31. F30 and F32 are about what there is not here: a checker of histories, and replicas. */
+/**
+ * F1 to F29 and F31. F30 and F32 are about what there is not here: a checker of histories, and
+ * replicas.
+ */
 const ids = Array.from({ length: 31 }, (_, index) => `F${index + 1}`).filter((id) => id !== "F30")
 
 it("Each fault check has a test with its id in its title, and no other id is in one", () => {

@@ -5,9 +5,9 @@ import * as Scope from "effect/Scope"
 import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 
 /**
- * One server of the major version POSTGRES_VERSION for the whole run, never that of DATABASE_URL: the checks kill sessions and
- * fill it up. Its superuser url is in TEST_DATABASE_URL. Where its binaries are missing the run fails here, and says how to
- * install them.
+ * One server of the major version POSTGRES_VERSION for the whole run, never that of DATABASE_URL:
+ * the checks kill sessions and fill it up. Its superuser url is in TEST_DATABASE_URL. Where its
+ * binaries are missing the run fails here, and says how to install them.
  */
 export default (): Promise<() => Promise<void>> =>
   Effect.runPromise(

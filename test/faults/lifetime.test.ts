@@ -51,7 +51,10 @@ const makeWallClock = Effect.map(
   }
 )
 
-/** Resumes when whatever keeps house has been round once more: it reports the connection that is held meanwhile. Needs a `leakWarning` of 1 ms. */
+/**
+ * Resumes when whatever keeps house has been round once more: it reports the connection that is
+ * held meanwhile. Needs a `leakWarning` of 1 ms.
+ */
 const houseKept = ({ sql }: Rig) =>
   Effect.scoped(
     Effect.gen(function* () {

@@ -21,7 +21,10 @@ const open = (url: Redacted.Redacted) =>
     })
   )
 
-/** Both servers, and a table on them that replay empties: it takes an ACCESS EXCLUSIVE lock on the standby, too. */
+/**
+ * Both servers, and a table on them that replay empties: it takes an ACCESS EXCLUSIVE lock on the
+ * standby, too.
+ */
 const servers = Effect.gen(function* () {
   const { primary, standby } = yield* Standby.make
   const writer = yield* open(primary)

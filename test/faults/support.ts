@@ -29,7 +29,10 @@ export const check = (name: string, test: Effect.Effect<unknown, unknown, Scope.
     return test.pipe(Effect.provideService(Logs, records), Effect.provide(recordLogs(records)))
   })
 
-/** A database of its own behind a proxy, a pool that reaches it through the proxy, and a superuser's session that does not. */
+/**
+ * A database of its own behind a proxy, a pool that reaches it through the proxy, and a superuser's
+ * session that does not.
+ */
 export interface Rig {
   readonly sql: PgClient.PgClient
   readonly database: Context.Tag.Service<Database.Database>

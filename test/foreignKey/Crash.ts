@@ -8,7 +8,10 @@ import * as ForeignKey from "../../src/ForeignKey.js"
 import { next } from "../support/length.js"
 import { application, comparable, database, vectors } from "./support.js"
 
-/** The server ends the session that runs the n-th DDL command or write to the ledger from now, right after it. */
+/**
+ * The server ends the session that runs the n-th DDL command or write to the ledger from now, right
+ * after it.
+ */
 const bomb = `
   CREATE SCHEMA crash;
   CREATE SEQUENCE crash.command;
@@ -57,7 +60,10 @@ const rebuild = (
     allowRowMovement: true
   })
 
-/** The change is done, nothing of ours is left, the key is what an uninterrupted change makes of it, and the ledger says how it was before. */
+/**
+ * The change is done, nothing of ours is left, the key is what an uninterrupted change makes of it,
+ * and the ledger says how it was before.
+ */
 const converges = Effect.fnUntraced(function* (session: Session, swapTries: number, reference: unknown) {
   const result = yield* rebuild("cascade", swapTries)
   assert.deepStrictEqual([result.refused, result.failed], [[], []])

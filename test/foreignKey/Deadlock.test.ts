@@ -1,6 +1,7 @@
 /**
- * What keeps an application from becoming the victim of a deadlock with a change: the watcher, which cancels our request as soon as somebody waits for it in a
- * circle, and the cap, which ends it before the server looks for deadlocks. Each is tested where the other one cannot help.
+ * What keeps an application from becoming the victim of a deadlock with a change: the watcher,
+ * which cancels our request as soon as somebody waits for it in a circle, and the cap, which ends
+ * it before the server looks for deadlocks. Each is tested where the other one cannot help.
  */
 import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
@@ -71,7 +72,8 @@ const queued = (observer: Session, table: string, millis = 0) =>
   )
 
 describe.concurrent("an application that closes a circle with a change that waits for it", () => {
-  // The server would look for deadlocks after a minute, and our request for a lock ends after two seconds.
+  // The server would look for deadlocks after a minute, and our request for a lock ends after two
+  // seconds.
   const patient = { lockTimeout: "2 seconds" } as const
   for (const [step, holds, waitedFor, wants] of [
     ["add", "INSERT INTO child VALUES (1)", "child", "UPDATE parent SET touched = 1 WHERE id = 1"],
@@ -113,7 +115,8 @@ describe.concurrent("an application that closes a circle with a change that wait
     }).pipe(Effect.provide(database("1min")))
   )
 
-  // To move autovacuum aside takes longer than a second, so there the cap is above every deadlock_timeout that is shorter.
+  // To move autovacuum aside takes longer than a second, so there the cap is above every
+  // deadlock_timeout that is shorter.
   inMatrix(it).scopedLive(
     "is not the victim, where the server looks for deadlocks sooner than our request ends",
     () =>
@@ -123,7 +126,8 @@ describe.concurrent("an application that closes a circle with a change that wait
         yield* app.query("BEGIN; LOCK TABLE child IN SHARE ROW EXCLUSIVE MODE")
         yield* isOld(observer, app, 1_000)
         const fiber = yield* Effect.fork(change(patient))
-        // The change has looked for a deadlock already, and found none, so that the server would end the application's transaction.
+        // The change has looked for a deadlock already, and found none, so that the server would
+        // end the application's transaction.
         yield* queued(observer, "child", 600)
         yield* app.query("LOCK TABLE parent IN SHARE MODE; COMMIT")
         const { failed, rebuilt } = yield* Fiber.join(fiber)

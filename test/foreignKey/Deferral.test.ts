@@ -1,4 +1,7 @@
-/** SET CONSTRAINTS keeps its state by the constraint's OID, so what an application has deferred by name is another constraint after the swap. */
+/**
+ * SET CONSTRAINTS keeps its state by the constraint's OID, so what an application has deferred by
+ * name is another constraint after the swap.
+ */
 import { assert, describe, inMatrix, it } from "../support/it.js"
 import { cases } from "../support/length.js"
 import * as Deferred from "effect/Deferred"

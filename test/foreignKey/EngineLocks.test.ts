@@ -1,4 +1,7 @@
-/** Plan.test.ts shows that planned statements take the planned locks. Here the engine's own sessions are looked at, in every step that there is. */
+/**
+ * Plan.test.ts shows that planned statements take the planned locks. Here the engine's own sessions
+ * are looked at, in every step that there is.
+ */
 import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -56,7 +59,10 @@ const interrupted = (onDelete: ForeignKey.Action, after: StepName) =>
     return (yield* Fiber.await(running))._tag === "Failure"
   })
 
-/** As if the database's OIDs had got another digit since the keys were made: "..._99" sorts after "..._100000". */
+/**
+ * As if the database's OIDs had got another digit since the keys were made: "..._99" sorts after
+ * "..._100000".
+ */
 const lateTriggers = (session: Session) =>
   session.query(`
     DO $$ DECLARE r record; BEGIN

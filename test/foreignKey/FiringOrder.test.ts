@@ -31,7 +31,8 @@ describe("on the partitions of a referenced table, while both keys are there", (
       yield* session.query(`${parent}${partitions}
         CREATE TABLE one (id int, parent_id int CONSTRAINT one_parent REFERENCES parent);
         INSERT INTO parent VALUES (1), (1001); INSERT INTO one VALUES (1, 1), (2, 1001)`)
-      // As in a database whose OIDs got another digit between the partitions: the one's trigger has a name that sorts last.
+      // As in a database whose OIDs got another digit between the partitions: the one's trigger has
+      // a name that sorts last.
       yield* session.query(`UPDATE pg_trigger g SET tgname = 'z_' || g.tgname
         FROM pg_constraint k WHERE k.oid = g.tgconstraint AND g.tgrelid = 'parent_2'::regclass`)
       const tried: Array<unknown> = []

@@ -10,7 +10,10 @@ import type * as ForeignKey from "../../src/ForeignKey.js"
 /** With these steps the new action comes into force. */
 const switches: ReadonlySet<string> = new Set(["swap", "switch-enable", "switch-delete", "switch-names"])
 
-/** Looks, at every boundary of a step, whether a delete and a key update come out as with the original alone. They are rolled back. */
+/**
+ * Looks, at every boundary of a step, whether a delete and a key update come out as with the
+ * original alone. They are rolled back.
+ */
 export const watch = (session: Session, keys: ReadonlyArray<Catalog.Key>) =>
   Effect.map(Ref.make<ReadonlyArray<string> | undefined>(undefined), (before) => {
     const look = (key: Catalog.Key) => {

@@ -1,4 +1,7 @@
-/** A key and its successor are both there for as long as rows are checked. Whatever others do meanwhile must come out as if the original were alone. */
+/**
+ * A key and its successor are both there for as long as rows are checked. Whatever others do
+ * meanwhile must come out as if the original were alone.
+ */
 import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -88,7 +91,10 @@ const rename = (session: Session, constraint: string, prefix: string) =>
     LOOP EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO %I', r.tgname, r.relation, '${prefix}' || r.tgname); END LOOP;
   END $$`)
 
-/** What a delete, a key update and an insert do in a transaction that is rolled back: the rows that are left, or the error with the constraint that it names. */
+/**
+ * What a delete, a key update and an insert do in a transaction that is rolled back: the rows that
+ * are left, or the error with the constraint that it names.
+ */
 const outcomes = (session: Session, { from, mode, name }: Case, role: Role) => {
   // Where the new key of another role acts all the same, as the plan says (Overlap.test.ts).
   const isExcepted = role !== "a superuser" && from === "no-action"
@@ -156,10 +162,16 @@ const choice = ({ name, to }: Case) => ({
   lockTimeout: "20 seconds" as const
 })
 
-/** An outcome without the name of a constraint, which is another one for a moment where a change is made table by table. */
+/**
+ * An outcome without the name of a constraint, which is another one for a moment where a change is
+ * made table by table.
+ */
 const unnamed = (outcome: string) => outcome.replace(/(Violation) \S+$/, "$1")
 
-/** Changes one key; at every boundary of a step a reader holds its locks while everything is tried. From the swap on it comes out as with the original or as it does in the end. */
+/**
+ * Changes one key; at every boundary of a step a reader holds its locks while everything is tried.
+ * From the swap on it comes out as with the original or as it does in the end.
+ */
 const change = (
   session: Session,
   reader: Session,

@@ -187,7 +187,8 @@ describe("the index of a partitioned referencing table", () => {
       const session = yield* application
       const other = yield* application
       yield* session.query(tables)
-      // A build waits, CONCURRENTLY, for the end of a transaction that has written to the partition.
+      // A build waits, CONCURRENTLY, for the end of a transaction that has written to the
+      // partition.
       yield* other.query("BEGIN; INSERT INTO low VALUES (1, 1)")
       const fiber = yield* Effect.fork(ForeignKey.rebuild(build))
       const ended = yield* Ref.make(0)

@@ -18,7 +18,10 @@ const tables = `
   INSERT INTO parent SELECT generate_series(1, 100);
   INSERT INTO child SELECT id, id FROM parent`
 
-/** The n-th DDL command or write to the ledger of a change waits, after it was carried out, until the test lets go of a lock. */
+/**
+ * The n-th DDL command or write to the ledger of a change waits, after it was carried out, until
+ * the test lets go of a lock.
+ */
 const hold = `
   CREATE SCHEMA crash;
   CREATE SEQUENCE crash.command;

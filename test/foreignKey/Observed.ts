@@ -11,7 +11,10 @@ import { application, heldBy } from "./support.js"
 /** A transaction, or a statement that cannot be in one. */
 export interface Transaction {
   readonly sql: string
-  /** The strongest lock above ACCESS SHARE on each table, and on indexes where it is indexes that are changed. */
+  /**
+   * The strongest lock above ACCESS SHARE on each table, and on indexes where it is indexes that
+   * are changed.
+   */
   readonly held: Readonly<Record<string, string>>
 }
 
@@ -22,7 +25,10 @@ const commit = ";\nCOMMIT"
 
 const isOutside = (sql: string) => /^(CREATE|DROP|REINDEX) INDEX CONCURRENTLY /.test(sql)
 
-/** Carries out a change on the very sessions that it opens itself; only each COMMIT is sent after a look at the locks. */
+/**
+ * Carries out a change on the very sessions that it opens itself; only each COMMIT is sent after a
+ * look at the locks.
+ */
 export const transactions = <A, E, R>(change: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const database = yield* Database.Database
@@ -46,7 +52,8 @@ export const transactions = <A, E, R>(change: Effect.Effect<A, E, R>) =>
           : isOutside(sql)
             ? Effect.scoped(
                 Effect.gen(function* () {
-                  // It has all its locks, and waits, while somebody who has written to the tables goes on.
+                  // It has all its locks, and waits, while somebody who has written to the tables
+                  // goes on.
                   yield* holder.query(touchAll)
                   const running = yield* Effect.forkScoped(session.query<never>(sql, params))
                   yield* eventually("a statement that waits", waits(observer, session))

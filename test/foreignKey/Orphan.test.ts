@@ -4,7 +4,10 @@ import * as Effect from "effect/Effect"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { application, database, withRole } from "./support.js"
 
-/** Pairs of types that a key compares in its own way: a plain `=`, with names resolved in pg_catalog only, finds another operator for some and none for others. */
+/**
+ * Pairs of types that a key compares in its own way: a plain `=`, with names resolved in pg_catalog
+ * only, finds another operator for some and none for others.
+ */
 const pairs = [
   {
     what: "an operator that no search path finds",

@@ -1,4 +1,7 @@
-/** What the usual ways to change a key do to the same applications that the engine leaves alone (Soak.test.ts). */
+/**
+ * What the usual ways to change a key do to the same applications that the engine leaves alone
+ * (Soak.test.ts).
+ */
 import { assert, describe, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -10,7 +13,9 @@ import * as Traffic from "./Traffic.js"
 
 const definition = "FOREIGN KEY (parent_id) REFERENCES parent ON UPDATE CASCADE ON DELETE CASCADE DEFERRABLE"
 
-/** How many sessions wait for a lock that `migration` holds or waits for, directly or behind others. */
+/**
+ * How many sessions wait for a lock that `migration` holds or waits for, directly or behind others.
+ */
 const waiting = (observer: Session, migration: Session) =>
   Effect.map(
     observer.query<{ readonly waiting: number }>(
@@ -26,14 +31,20 @@ const waiting = (observer: Session, migration: Session) =>
     ([row]) => row?.waiting ?? 0
   )
 
-/** Ids are taken when a row is inserted, not while the insert waits for a lock, and can be read at any time. */
+/**
+ * Ids are taken when a row is inserted, not while the insert waits for a lock, and can be read at
+ * any time.
+ */
 const children = (observer: Session) =>
   Effect.map(
     observer.query<{ readonly last: string }>("SELECT last_value::text AS last FROM child_id_seq"),
     ([row]) => Number(row?.last)
   )
 
-/** The migration tool is as likely as an application to be the victim of a deadlock, and would be run again then. */
+/**
+ * The migration tool is as likely as an application to be the victim of a deadlock, and would be
+ * run again then.
+ */
 const untilNoVictim = <A, R>(effect: Effect.Effect<A, DatabaseError, R>) =>
   Effect.retry(effect, { while: ({ reason }) => reason._tag === "DeadlockDetected" })
 

@@ -21,7 +21,10 @@ const originals = actions.flatMap((onDelete) =>
   }))
 )
 
-/** Those that are changed by whole runs: SET NULL and SET DEFAULT are like CASCADE in everything but the rows, and all of them are looked at below. */
+/**
+ * Those that are changed by whole runs: SET NULL and SET DEFAULT are like CASCADE in everything but
+ * the rows, and all of them are looked at below.
+ */
 const changed = originals.filter(
   ({ mode, onDelete }) =>
     mode === "DEFERRABLE INITIALLY DEFERRED" || !["set-null", "set-default"].includes(onDelete)
@@ -37,7 +40,10 @@ const addKey = (schema: string, suffix: string, name: string, onDelete: ForeignK
   ALTER TABLE ${schema}.child_${suffix} ADD CONSTRAINT ${name} FOREIGN KEY (parent_id) REFERENCES ${schema}.parent_${suffix}
     ON DELETE ${Action.sql(onDelete)} ${mode};`
 
-/** What a delete did to a row that refers to the deleted one: the action that was carried out, or whose error it was and when it came. */
+/**
+ * What a delete did to a row that refers to the deleted one: the action that was carried out, or
+ * whose error it was and when it came.
+ */
 const outcome = (session: Session, schema: string, suffix: string, before = "", putBack = false) =>
   Effect.gen(function* () {
     const run = (sql: string) =>
@@ -195,7 +201,8 @@ describe("while a key and its successor are both there", () => {
         for (const target of actions) {
           for (const first of ["original", "new"] as const) {
             const schema = `${first}_${target.replace("-", "_")}`
-            // PostgreSQL names triggers by OID, so the key that was added first has the smaller name; renamed, it has not.
+            // PostgreSQL names triggers by OID, so the key that was added first has the smaller
+            // name; renamed, it has not.
             yield* session.query(
               [
                 `CREATE SCHEMA ${schema}`,

@@ -73,7 +73,8 @@ describe("partitions that come and go during a change", () => {
             Effect.gen(function* () {
               const session = yield* application
               const version = yield* Catalog.serverVersion(session)
-              // PostgreSQL 13 and 14 themselves drop the key of a partition that is detached if the referenced table is partitioned too.
+              // PostgreSQL 13 and 14 themselves drop the key of a partition that is detached if the
+              // referenced table is partitioned too.
               const drops = version < 150_000 && side === "child" && event === "detached"
               for (let at = 1; ; at = next(at)) {
                 yield* session.query(tables(drops ? "" : parts))
@@ -115,7 +116,10 @@ describe("partitions that come and go during a change", () => {
   }
 })
 
-/** What somebody does to the part of the key that one partition has, and a question whose answer is true from then on. */
+/**
+ * What somebody does to the part of the key that one partition has, and a question whose answer is
+ * true from then on.
+ */
 const touches = [
   [
     "comment",

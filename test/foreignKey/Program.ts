@@ -3,7 +3,10 @@ import { spawn } from "node:child_process"
 import { fileURLToPath } from "node:url"
 import { bundled } from "../support/bundled.js"
 
-/** Starts a process of its own that changes every key to CASCADE, with the arguments of `changeAll.ts`; it ends with the scope, at the latest. */
+/**
+ * Starts a process of its own that changes every key to CASCADE, with the arguments of
+ * `changeAll.ts`; it ends with the scope, at the latest.
+ */
 export const start = (args: ReadonlyArray<string>) =>
   Effect.acquireRelease(
     Effect.sync(() => {

@@ -14,7 +14,9 @@ const tables = `
   INSERT INTO parent SELECT generate_series(1, 10);
   INSERT INTO child SELECT id, id FROM parent`
 
-/** Somebody else's event trigger, which does something in the transaction that drops the original. */
+/**
+ * Somebody else's event trigger, which does something in the transaction that drops the original.
+ */
 const meddle = (statement: string, when = "true") => `
   CREATE SCHEMA meddling;
   CREATE FUNCTION meddling.meddle() RETURNS event_trigger LANGUAGE plpgsql SET search_path = public AS $$
@@ -155,7 +157,8 @@ describe("a key that somebody else changes between any two steps", () => {
               isGone ? [[], ["Disappeared"], 0] : [[], [], 1],
               where
             )
-            // Until it is settled a key that is INITIALLY IMMEDIATE looks as if somebody had given it the other mode.
+            // Until it is settled a key that is INITIALLY IMMEDIATE looks as if somebody had given
+            // it the other mode.
             const isOpen = (yield* Ref.get(found)).some(
               ({ action, mode, name }) => name === "fk" && action === "c" && mode === "deferred"
             )

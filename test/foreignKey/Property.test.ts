@@ -18,7 +18,10 @@ import { isFull, isQuick } from "../support/length.js"
 const keys = Number(process.env["FK_PROPERTY_KEYS"] ?? (isFull ? 500 : isQuick ? 2 : 4))
 const largest = isFull ? 24 : 2
 
-/** `PROPERTY_SEED` makes the keys the same in every run, as where a change is to be judged and not the luck of the draw. */
+/**
+ * `PROPERTY_SEED` makes the keys the same in every run, as where a change is to be judged and not
+ * the luck of the draw.
+ */
 const seed = process.env["PROPERTY_SEED"]
 const seeded = seed === undefined ? {} : { seed: Number(seed) }
 

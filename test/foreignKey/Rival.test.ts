@@ -182,7 +182,8 @@ describe("a key that is bound to one of several equal unique indexes", () => {
         ALTER TABLE parent ADD CONSTRAINT second UNIQUE (id);
         ALTER TABLE parent DROP CONSTRAINT first;
         CREATE TABLE child (parent_id int CONSTRAINT fk REFERENCES parent (id))`)
-      // The only one can be bound; one with a lower OID cannot be had on a partitioned table, but by a dropped one whose OID is used again.
+      // The only one can be bound; one with a lower OID cannot be had on a partitioned table, but
+      // by a dropped one whose OID is used again.
       yield* session.query(`
         ALTER TABLE parent ADD CONSTRAINT third UNIQUE (id);
         UPDATE pg_constraint SET conindid = 'third'::regclass WHERE conname LIKE 'fk%' AND contype = 'f' AND conindid = 'second'::regclass`)

@@ -15,7 +15,10 @@ export interface Shape {
   readonly schemas: readonly [string, string]
   readonly onDelete: Action
   readonly onUpdate: Action
-  /** How many of the columns ON DELETE SET NULL or SET DEFAULT names (15 and later); 0 means no list. */
+  /**
+   * How many of the columns ON DELETE SET NULL or SET DEFAULT names (15 and later); 0 means no
+   * list.
+   */
   readonly someColumns: number
   readonly matchFull: boolean
   readonly mode: "not deferrable" | "initially immediate" | "initially deferred"
@@ -33,10 +36,16 @@ export interface Shape {
   readonly triggers: "origin" | "disabled" | "always" | "replica"
   readonly inheritance: boolean
   readonly generatedName: boolean
-  /** How the referencing table is cut; `leaf only` means that one partition has the key, the others do not. */
+  /**
+   * How the referencing table is cut; `leaf only` means that one partition has the key, the others
+   * do not.
+   */
   readonly referencingParts: "none" | "partitioned" | "two levels" | "leaf only"
   readonly referencedParts: "none" | "partitioned" | "two levels"
-  /** Whether the key is on tables of its own, or is another one of those of the shape before, also on the same columns, or points back. */
+  /**
+   * Whether the key is on tables of its own, or is another one of those of the shape before, also
+   * on the same columns, or points back.
+   */
   readonly relation: "own tables" | "same tables" | "same columns" | "back"
 }
 
@@ -66,7 +75,10 @@ export const plain: Shape = {
   relation: "own tables"
 }
 
-/** What makes a change take other steps or other locks: the kinds of tables, as differences from {@link plain}. */
+/**
+ * What makes a change take other steps or other locks: the kinds of tables, as differences from
+ * {@link plain}.
+ */
 export const kinds: ReadonlyArray<readonly [string, Partial<Shape>]> = [
   ["ordinary tables", {}],
   ["a self-reference", { selfReference: true }],
@@ -113,7 +125,10 @@ const unique = (name: string, index: number, part = "") => {
   return kept + suffix
 }
 
-/** The values of the fields that have some few, the frequent ones more than once; those that a server of this version accepts. */
+/**
+ * The values of the fields that have some few, the frequent ones more than once; those that a
+ * server of this version accepts.
+ */
 export const choices = (version: number) =>
   ({
     reversedKey: [false, true],
@@ -192,7 +207,10 @@ export const numbered = (shape: Shape, index: number): Shape => ({
   ])
 })
 
-/** The shapes with names that are valid and their own, on the tables of the last before them that has tables of its own. */
+/**
+ * The shapes with names that are valid and their own, on the tables of the last before them that
+ * has tables of its own.
+ */
 export const together = (shapes: ReadonlyArray<Shape>, version: number): ReadonlyArray<Shape> => {
   let owner: Shape | undefined
   return shapes.map((shape, index) => {
@@ -205,7 +223,10 @@ export const together = (shapes: ReadonlyArray<Shape>, version: number): Readonl
   })
 }
 
-/** A partitioned table cannot have keys that are not valid (up to 17), nor an enforced and a not enforced one on the same columns (18). */
+/**
+ * A partitioned table cannot have keys that are not valid (up to 17), nor an enforced and a not
+ * enforced one on the same columns (18).
+ */
 const onTablesOf = (owner: Shape, own: Shape, index: number, version: number): Shape => {
   const { columns, parentKey, referenced, referencedParts, referencing, referencingParts, selfReference } =
     owner
@@ -246,7 +267,10 @@ const onTablesOf = (owner: Shape, own: Shape, index: number, version: number): S
   return placed.state === "not valid" && version < 180_000 ? { ...placed, state: "valid" } : placed
 }
 
-/** Keys between two tables: a second one, one more on the columns of the first, and one back, which makes a circle. */
+/**
+ * Keys between two tables: a second one, one more on the columns of the first, and one back, which
+ * makes a circle.
+ */
 export const circle: ReadonlyArray<Shape> = together(
   (["own tables", "same tables", "same columns", "back"] as const).map((relation) => ({
     ...plain,
@@ -268,7 +292,10 @@ export const key = (shape: Shape) => ({
 
 const partName = (table: string, part: string) => unique(table, Number(/\d+$/.exec(table)?.[0] ?? 0), part)
 
-/** Partitions by the first column: below 10, the rest, which is cut again for two levels, and a default one. */
+/**
+ * Partitions by the first column: below 10, the rest, which is cut again for two levels, and a
+ * default one.
+ */
 const parts = (
   cut: Shape["referencingParts"],
   schema: string,

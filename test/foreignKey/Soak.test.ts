@@ -17,7 +17,9 @@ const ways = [
   ["table by table", 0]
 ] as const
 
-/** Changes the key with these applications beside it, and looks at what they and it went through. */
+/**
+ * Changes the key with these applications beside it, and looks at what they and it went through.
+ */
 const soak = (
   cut: Traffic.Cut,
   swapTries: number,
@@ -98,7 +100,8 @@ describe("applications", () => {
             const originals = new Set<string | undefined>()
             yield* probe(originals)
             const names = new Set<string | undefined>()
-            // From one action that raises an error to another the steps that lock one table each cannot do that (see the documentation).
+            // From one action that raises an error to another the steps that lock one table each
+            // cannot do that (see the documentation).
             const raising = swapTries === 0 ? [] : (["no-action"] as const)
             for (const onDelete of ["cascade", "restrict", ...raising] as const) {
               const { rebuilt } = yield* ForeignKey.rebuild({
@@ -123,7 +126,8 @@ describe("applications", () => {
       Effect.gen(function* () {
         const session = yield* application
         yield* session.query(Traffic.tables())
-        // As if the database's OIDs had got another digit since the key was made: "..._99" sorts after "..._100000".
+        // As if the database's OIDs had got another digit since the key was made: "..._99" sorts
+        // after "..._100000".
         yield* session.query(`
         DO $$ DECLARE r record; BEGIN
           FOR r IN SELECT tgname, tgrelid::regclass AS relation FROM pg_trigger WHERE tgisinternal LOOP

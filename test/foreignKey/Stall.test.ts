@@ -1,4 +1,7 @@
-/** How long applications stand still, on tables that cannot be read in the time that a change may ask for locks. */
+/**
+ * How long applications stand still, on tables that cannot be read in the time that a change may
+ * ask for locks.
+ */
 import { assert, describe, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"

@@ -9,7 +9,9 @@ import type { Session } from "../../src/connection/session.js"
 import type { DatabaseError } from "../../src/DatabaseError.js"
 import { application } from "./support.js"
 
-/** Which of the two tables are partitioned; or that both are one table, whose key points to itself. */
+/**
+ * Which of the two tables are partitioned; or that both are one table, whose key points to itself.
+ */
 export type Cut = "neither" | "child" | "parent" | "both" | "one table"
 
 const cut = (table: "child" | "parent", which: Cut) =>
@@ -89,7 +91,10 @@ const clear = (s: Session, id: string | undefined) =>
     s.query("DELETE FROM parent WHERE id = $1", [id])
   )
 
-/** Up to 14 an UPDATE that moves a row of a partitioned parent carries out ON DELETE, so there no key of one is updated. */
+/**
+ * Up to 14 an UPDATE that moves a row of a partitioned parent carries out ON DELETE, so there no
+ * key of one is updated.
+ */
 const works: ReadonlyArray<readonly [string, Work]> = [
   [
     "inserts children",
@@ -265,8 +270,9 @@ export interface Report {
 }
 
 /**
- * The sessions of applications that wait for a lock on a table, and since when: up to 13 since the beginning of their statement, which does little else. Names of the
- * sessions that change keys begin with `promptgrimoire-db: `, or with `migration`.
+ * The sessions of applications that wait for a lock on a table, and since when: up to 13 since the
+ * beginning of their statement, which does little else. Names of the sessions that change keys
+ * begin with `promptgrimoire-db: `, or with `migration`.
  */
 const waits = `
   SELECT coalesce(max(extract(epoch FROM clock_timestamp()

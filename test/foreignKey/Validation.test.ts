@@ -1,4 +1,7 @@
-/** VALIDATE can take hours: whatever ends it in the middle, the next run goes on, and no limit of the role or the database ends it. */
+/**
+ * VALIDATE can take hours: whatever ends it in the middle, the next run goes on, and no limit of
+ * the role or the database ends it.
+ */
 import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -12,7 +15,10 @@ import * as Program from "./Program.js"
 import { application, comparable, vectors } from "./support.js"
 import { cases } from "../support/length.js"
 
-/** Rows are compared by a function that waits, while VALIDATE scans them, for a lock that the test holds. */
+/**
+ * Rows are compared by a function that waits, while VALIDATE scans them, for a lock that the test
+ * holds.
+ */
 const tables = `
   CREATE FUNCTION slowly(a int, b int) RETURNS bool LANGUAGE plpgsql AS $$
   BEGIN
@@ -70,7 +76,8 @@ describe("a change whose VALIDATE", () => {
     "is ended in the middle, by the death of its session, its process or the server, goes on when run again",
     () =>
       Effect.gen(function* () {
-        // An index compares while it holds a lock on its page, and a backend that does so cannot be ended.
+        // An index compares while it holds a lock on its page, and a backend that does so cannot be
+        // ended.
         const server = yield* EmbeddedPostgres.make({
           settings: { enable_indexscan: "off", enable_indexonlyscan: "off", enable_bitmapscan: "off" }
         })

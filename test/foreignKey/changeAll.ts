@@ -1,4 +1,7 @@
-/** A process of its own that changes every key to CASCADE, for tests that kill it: `changeAll.ts URL SWAP_TRIES`. */
+/**
+ * A process of its own that changes every key to CASCADE, for tests that kill it: `changeAll.ts URL
+ * SWAP_TRIES`.
+ */
 import * as Effect from "effect/Effect"
 import * as Database from "../../src/Database.js"
 import * as ForeignKey from "../../src/ForeignKey.js"

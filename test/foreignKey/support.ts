@@ -16,7 +16,10 @@ export const database = Layer.unwrapScoped(
 /** A session of an application, beside the code under test. */
 export const application = Effect.flatMap(Database.Database, ({ session }) => session)
 
-/** A database with a role of its own that is no superuser: `limited` connects as that role, `session` as the superuser who made the tables. */
+/**
+ * A database with a role of its own that is no superuser: `limited` connects as that role,
+ * `session` as the superuser who made the tables.
+ */
 export const withRole = <E, R>(
   setup: (role: string) => string,
   use: (given: {
@@ -42,7 +45,10 @@ export const withRole = <E, R>(
     }).pipe(Effect.provide(Database.layer({ url, minConnections: 1 })))
   })
 
-/** The vectors of all keys of the database, constraints of partitions under their topmost one, by name. */
+/**
+ * The vectors of all keys of the database, constraints of partitions under their topmost one, by
+ * name.
+ */
 export const vectors = (session: Session) =>
   Effect.gen(function* () {
     const keys = yield* Catalog.read(session)
@@ -57,7 +63,10 @@ export const vectors = (session: Session) =>
 /** Vectors without the OIDs of constraints, which a rebuild changes. */
 export const comparable = (all: Record<string, Fidelity.Vector>) => Record.map(all, Fidelity.withoutOids)
 
-/** Vectors without the OIDs of constraints, and with the names of indexes, whose OIDs change when an index that others are bound to has to step behind (REINDEX CONCURRENTLY). */
+/**
+ * Vectors without the OIDs of constraints, and with the names of indexes, whose OIDs change when an
+ * index that others are bound to has to step behind (REINDEX CONCURRENTLY).
+ */
 export const withNamedIndexes = (session: Session, all: Record<string, Fidelity.Vector>) =>
   Effect.map(
     session.query<{ readonly oid: number; readonly name: string }>(
@@ -81,8 +90,9 @@ export const withNamedIndexes = (session: Session, all: Record<string, Fidelity.
   )
 
 /**
- * What PostgreSQL itself says about every foreign key. Left out are the rows that a key to a partitioned table has for its partitions: VALIDATE leaves those of a
- * key that was added NOT VALID as they are (13 to 17), and they appear in no dump.
+ * What PostgreSQL itself says about every foreign key. Left out are the rows that a key to a
+ * partitioned table has for its partitions: VALIDATE leaves those of a key that was added NOT VALID
+ * as they are (13 to 17), and they appear in no dump.
  */
 export const definitions = (session: Session) =>
   session.query<{ readonly table: string; readonly name: string; readonly definition: string }>(
@@ -93,7 +103,10 @@ export const definitions = (session: Session) =>
     ORDER BY k.conrelid::regclass::text, k.conname`
   )
 
-/** The strongest lock above ACCESS SHARE that a backend holds on each table, or relation of other kinds, as the plan writes them. */
+/**
+ * The strongest lock above ACCESS SHARE that a backend holds on each table, or relation of other
+ * kinds, as the plan writes them.
+ */
 export const heldBy = (observer: Session, pid: number, kinds: ReadonlyArray<string> = ["r", "p"]) =>
   Effect.map(
     observer.query<{ readonly relation: string; readonly mode: string }>(

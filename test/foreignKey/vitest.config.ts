@@ -4,7 +4,8 @@ import { suite } from "../support/suite.js"
 
 /**
  * `npm run test:fk`, on the major version POSTGRES_VERSION: all that changes foreign keys, in every
- * case. With `--mode telling` only the cases that tell most, with `--mode quick` those of `npm test`.
+ * case. With `--mode telling` only the cases that tell most, with `--mode quick` those of `npm
+ * test`.
  */
 export default defineConfig(({ mode }) =>
   suite({

@@ -13,8 +13,9 @@ import { freePort, listens } from "../support/port.js"
 export class ClusterError extends Data.TaggedError("ClusterError")<{ readonly message: string }> {}
 
 /**
- * A server of the system's PostgreSQL whose messages are in another language; it ends with the scope. The embedded one has no catalogs of messages. `locale` is one
- * that the system has, such as `de_DE.UTF-8`.
+ * A server of the system's PostgreSQL whose messages are in another language; it ends with the
+ * scope. The embedded one has no catalogs of messages. `locale` is one that the system has, such as
+ * `de_DE.UTF-8`.
  */
 export const make = (locale: string): Effect.Effect<string, ClusterError, Scope.Scope> =>
   Effect.gen(function* () {

@@ -3,7 +3,9 @@ import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import * as Cluster from "./Cluster.js"
 
-/** A server that speaks the language of TEST_LANGUAGE, or German: its url is in TEST_DATABASE_URL. */
+/**
+ * A server that speaks the language of TEST_LANGUAGE, or German: its url is in TEST_DATABASE_URL.
+ */
 export default (): Promise<() => Promise<void>> =>
   Effect.runPromise(
     Effect.gen(function* () {

@@ -1,7 +1,10 @@
 import { defineConfig } from "vitest/config"
 import { suite } from "../support/suite.js"
 
-/** `npm run test:languages`: the tests of errors once more, on a server whose messages are not English. */
+/**
+ * `npm run test:languages`: the tests of errors once more, on a server whose messages are not
+ * English.
+ */
 export default defineConfig(
   suite({
     length: "full",

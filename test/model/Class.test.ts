@@ -194,7 +194,8 @@ layer(TestLayer, { excludeTestServices: true })("Class", (it) => {
         const context = yield* Effect.runtime<Class.ClassRepository>()
         const runPromise = Runtime.runPromise(context)
         const property = FastCheck.asyncProperty(
-          // Microseconds, of which a Date knows nothing, and few different ones, so that ids decide.
+          // Microseconds, of which a Date knows nothing, and few different ones, so that ids
+          // decide.
           FastCheck.array(FastCheck.integer({ min: 0, max: 12 }), { maxLength: 25 }),
           FastCheck.integer({ min: 1, max: 8 }),
           FastCheck.constantFrom("oldest-first" as const, "newest-first" as const),

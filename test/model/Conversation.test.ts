@@ -36,7 +36,9 @@ const bytes = (...values: ReadonlyArray<number>) => new Uint8Array(values)
 const union = (stored: Uint8Array | null, update: Uint8Array) =>
   Uint8Array.from(new Set([...(stored ?? []), ...update])).sort()
 
-/** What an application does with full states: read, merge, save, and again if somebody was faster. */
+/**
+ * What an application does with full states: read, merge, save, and again if somebody was faster.
+ */
 const saveUntilSaved = (
   conversations: typeof Conversation.ConversationRepository.Service,
   id: Conversation.ConversationId,

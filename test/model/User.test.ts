@@ -210,7 +210,8 @@ layer(TestLayer, { excludeTestServices: true })("User", (it) => {
       })
     )
 
-    // In a database of its own: where rows were updated before, an index may not be used by transactions of that time.
+    // In a database of its own: where rows were updated before, an index may not be used by
+    // transactions of that time.
     it.effect("are looked up without a scan of the table where there is an index for it", () =>
       Effect.gen(function* () {
         const users = yield* User.UserRepository

@@ -53,7 +53,10 @@ export const outside = Effect.map(
       Effect.mapInputContext(effect, (): Context.Context<R> => context as Context.Context<R>)
 )
 
-/** Resumes when a statement waits for a lock in this database. Run it outside transactions: they see one moment only. */
+/**
+ * Resumes when a statement waits for a lock in this database. Run it outside transactions: they see
+ * one moment only.
+ */
 export const someoneWaits = Effect.gen(function* () {
   const sql = yield* PgClient
   yield* Effect.repeat(
@@ -91,7 +94,10 @@ export const someConversation = Effect.gen(function* () {
   return { owner, klass, conversation }
 })
 
-/** Characters of every kind that can be stored: with one, two and four bytes in UTF-8, combining, emoji. */
+/**
+ * Characters of every kind that can be stored: with one, two and four bytes in UTF-8, combining,
+ * emoji.
+ */
 const printable = FastCheck.oneof(
   FastCheck.constantFrom(...Array.from(" aZ0'\"\\{},;$1-%_\u00e9\u00df\u5b66\u202e\u0301\ufeff\ufffd🙂👩‍👩‍👧🇦🇺")),
   FastCheck.string({ unit: "binary", minLength: 1, maxLength: 1 }).filter(

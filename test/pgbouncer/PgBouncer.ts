@@ -51,7 +51,10 @@ export const make = (
     return { url: url.toString(), version }
   })
 
-/** Behind this pooler there is one server connection for every ten clients, so that they do change between transactions. */
+/**
+ * Behind this pooler there is one server connection for every ten clients, so that they do change
+ * between transactions.
+ */
 const configuration = (server: string, port: number): ReadonlyArray<string> => {
   const { hostname, password, port: serverPort, username } = new URL(server)
   const target = `host=${hostname} port=${serverPort} user=${decodeURIComponent(username)} password=${decodeURIComponent(password)}`

@@ -1,13 +1,18 @@
-/** Tests that are about a connection to PostgreSQL itself: their names, and why they cannot pass through a transaction pooler. */
+/**
+ * Tests that are about a connection to PostgreSQL itself: their names, and why they cannot pass
+ * through a transaction pooler.
+ */
 export const direct: Readonly<Record<string, string>> = {
-  // Limits of a session are parameters of its start, which a pooler does not pass on; here every transaction sets its own.
+  // Limits of a session are parameters of its start, which a pooler does not pass on; here every
+  // transaction sets its own.
   "puts its settings into effect on the server: the default limits": "limits of the session",
   "puts its settings into effect on the server: other limits, and none": "limits of the session",
   "a statement that runs for too long ends with StatementTimeout, one that waits with LockTimeout":
     "limits of the session",
   "takes options of timeouts for this transaction only": "ends with the limits of the session",
 
-  // After a cancel request a connection is given up, because a pooler could deliver the request too late: a transaction goes with it.
+  // After a cancel request a connection is given up, because a pooler could deliver the request too
+  // late: a transaction goes with it.
   "that leaves the transaction usable when it is interrupted":
     "a cancelled statement's connection is given up",
   "streams and goes on after one that was abandoned midway, failed or was interrupted":

@@ -4,7 +4,10 @@ import * as Scope from "effect/Scope"
 import startServer from "../../src/testing/globalSetup.js"
 import * as PgBouncer from "./PgBouncer.js"
 
-/** The server of the ordinary suite, and PgBouncer before it: its url is in TEST_POOLER_URL, which the test Layers go through. */
+/**
+ * The server of the ordinary suite, and PgBouncer before it: its url is in TEST_POOLER_URL, which
+ * the test Layers go through.
+ */
 export default async (): Promise<() => Promise<void>> => {
   const stopServer = await startServer()
   return Effect.runPromise(

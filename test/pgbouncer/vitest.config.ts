@@ -4,7 +4,9 @@ import { direct } from "./direct.js"
 
 const escaped = (text: string) => text.replaceAll(/[.*+?^${}()|[\]\\]/g, String.raw`\$&`)
 
-/** `npm run test:pgbouncer`: the integration tests once more, through PgBouncer in transaction mode. */
+/**
+ * `npm run test:pgbouncer`: the integration tests once more, through PgBouncer in transaction mode.
+ */
 export default defineConfig(
   suite({
     length: "full",

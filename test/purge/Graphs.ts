@@ -11,7 +11,9 @@ export interface Generated {
     readonly composite: boolean
     readonly deferred: boolean
     readonly matchFull: boolean
-    /** Whether SET NULL and SET DEFAULT set the first column of a composite key only (15 and later). */
+    /**
+     * Whether SET NULL and SET DEFAULT set the first column of a composite key only (15 and later).
+     */
     readonly oneColumn: boolean
     /** Whether its triggers are switched off, so that rows stay that refer to what is gone. */
     readonly disabled: boolean
@@ -21,7 +23,10 @@ export interface Generated {
   readonly seed: number
 }
 
-/** Graphs of two to five tables and up to seven keys, circles and self-references among them, that a server of this version accepts. */
+/**
+ * Graphs of two to five tables and up to seven keys, circles and self-references among them, that a
+ * server of this version accepts.
+ */
 export const arbitrary = (version: number): FastCheck.Arbitrary<Generated> =>
   FastCheck.integer({ min: 2, max: 5 }).chain((tables) =>
     FastCheck.record({
@@ -61,8 +66,10 @@ const rarely = FastCheck.nat(9).map((chance) => chance === 0)
 export const table = (index: number) => `s${index % 2}."T ${index}"`
 
 /**
- * The statements. Rows have the key (a, b) with b = a % 3 and a unique `u` of their own; partitioned tables are partitioned by b. Some references are null, most are to
- * rows that come before, so that many rows can be reached and some cannot. The last row of a table refers to nothing, and is what references become by default.
+ * The statements. Rows have the key (a, b) with b = a % 3 and a unique `u` of their own;
+ * partitioned tables are partitioned by b. Some references are null, most are to rows that come
+ * before, so that many rows can be reached and some cannot. The last row of a table refers to
+ * nothing, and is what references become by default.
  */
 export const create = (graph: Generated): ReadonlyArray<string> => {
   const random = generator(graph.seed)
@@ -139,7 +146,10 @@ export const contents = (graph: Generated) =>
 // internal
 // -----------------------------------------------------------------------------
 
-/** A generator of its own, so that a graph that fast-check shrinks has the same rows each time (mulberry32). */
+/**
+ * A generator of its own, so that a graph that fast-check shrinks has the same rows each time
+ * (mulberry32).
+ */
 const generator = (seed: number) => {
   let state = seed
   return {

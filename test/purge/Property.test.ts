@@ -53,7 +53,8 @@ const check = (graph: Graphs.Generated, seen: Set<string>) =>
         assert.deepStrictEqual(after, before)
         seen.add("refused")
       } else {
-        // The single DELETE failed because of the order in which triggers fire only: that is said beforehand.
+        // The single DELETE failed because of the order in which triggers fire only: that is said
+        // beforehand.
         const constraint = "constraint" in single.left.reason ? single.left.reason.constraint : undefined
         const names = yield* session.query<{ name: string }>(constraintsAbove, [constraint])
         assert.isTrue(
@@ -65,11 +66,17 @@ const check = (graph: Graphs.Generated, seen: Set<string>) =>
     }).pipe(Effect.provide(database))
   )
 
-/** `PROPERTY_SEED` makes the graphs the same in every run, as where a change is to be judged and not the luck of the draw. */
+/**
+ * `PROPERTY_SEED` makes the graphs the same in every run, as where a change is to be judged and not
+ * the luck of the draw.
+ */
 const seed = process.env["PROPERTY_SEED"]
 const seeded = seed === undefined ? {} : { seed: Number(seed) }
 
-/** For a partitioned referenced table the server names the key's row for one partition: that one, and those above it. */
+/**
+ * For a partitioned referenced table the server names the key's row for one partition: that one,
+ * and those above it.
+ */
 const constraintsAbove = `
   WITH RECURSIVE up AS (
     SELECT k.oid, k.conname, k.conparentid FROM pg_constraint AS k WHERE k.conname = $1

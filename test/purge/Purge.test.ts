@@ -14,7 +14,10 @@ import { disable } from "./Graphs.js"
 import { application, database } from "../foreignKey/support.js"
 import { cases } from "../support/length.js"
 
-/** Courses with posts, which have replies by two ways and likes; a log of which transaction deleted how many rows. */
+/**
+ * Courses with posts, which have replies by two ways and likes; a log of which transaction deleted
+ * how many rows.
+ */
 const tables = `
   CREATE TABLE course (id int PRIMARY KEY, code text UNIQUE);
   CREATE TABLE post (
@@ -396,7 +399,10 @@ describe("a purge", () => {
   )
 })
 
-/** A key of `note` to `course`, what it does with the notes of course 1, and whether that is what is planned as an update. */
+/**
+ * A key of `note` to `course`, what it does with the notes of course 1, and whether that is what is
+ * planned as an update.
+ */
 const actions: ReadonlyArray<
   readonly [name: string, sql: string, updates: number, since?: number, warning?: string]
 > = [
@@ -467,7 +473,10 @@ describe("a purge beside a key with", () => {
   }
 })
 
-/** Ways to be refused, by code. Rights and row security have a test of their own: they need another role. */
+/**
+ * Ways to be refused, by code. Rights and row security have a test of their own: they need another
+ * role.
+ */
 const refusals: ReadonlyArray<
   readonly [
     why: string,

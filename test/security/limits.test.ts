@@ -50,7 +50,8 @@ const login = (password: string, rights: ReadonlyArray<string> = []) =>
 const gibibyte = 2 ** 30
 
 describe("identifiers", () => {
-  // A dot separates the schema from the table, as everywhere in @effect/sql: names that hold one cannot be written so.
+  // A dot separates the schema from the table, as everywhere in @effect/sql: names that hold one
+  // cannot be written so.
   const part = FastCheck.oneof(
     FastCheck.constantFrom(
       '"',

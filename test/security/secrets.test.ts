@@ -15,7 +15,9 @@ import { TestServer } from "../support/database.js"
 import * as Capture from "./capture.js"
 import { isFull } from "../support/length.js"
 
-/** A secret: a token that occurs nowhere else, and around it what escaping and quoting trip over. */
+/**
+ * A secret: a token that occurs nowhere else, and around it what escaping and quoting trip over.
+ */
 interface Secret {
   readonly token: string
   readonly text: string

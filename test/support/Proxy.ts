@@ -1,7 +1,8 @@
 /**
- * A byte proxy between clients and a PostgreSQL server that reads the protocol's framing in both directions (documentation,
- * chapter "Message Formats"), so that a test acts at one exact message: holds it, swallows it, repeats it, splits it, cuts the
- * connection at it or turns the connection into a black hole. A test waits for a moment on the wire, never for a time.
+ * A byte proxy between clients and a PostgreSQL server that reads the protocol's framing in both
+ * directions (documentation, chapter "Message Formats"), so that a test acts at one exact message:
+ * holds it, swallows it, repeats it, splits it, cuts the connection at it or turns the connection
+ * into a black hole. A test waits for a moment on the wire, never for a time.
  *
  * An encrypted connection passes through unread.
  */
@@ -26,8 +27,9 @@ export interface Message {
   /** The name in the documentation: `Query`, `Bind`, `CommandComplete`, ... */
   readonly name: string
   /**
-   * What tells it from others of its name: the statement of Query and Parse, and of the Bind, Describe and Execute that refer
-   * to one; the tag of CommandComplete, the SQLSTATE of ErrorResponse, the status of ReadyForQuery.
+   * What tells it from others of its name: the statement of Query and Parse, and of the Bind,
+   * Describe and Execute that refer to one; the tag of CommandComplete, the SQLSTATE of
+   * ErrorResponse, the status of ReadyForQuery.
    */
   readonly text: string
 }
@@ -68,7 +70,10 @@ export interface Moment {
 export interface Proxy {
   /** The server's url through the proxy. */
   readonly url: Redacted.Redacted
-  /** Acts upon messages that match: from the `nth` on (1 when left out), `times` of them (1 when left out). */
+  /**
+   * Acts upon messages that match: from the `nth` on (1 when left out), `times` of them (1 when
+   * left out).
+   */
   readonly when: (
     match: Match,
     action: Action,
@@ -83,9 +88,15 @@ export interface Proxy {
   /** Refuses connections, until `accept`. */
   readonly refuse: Effect.Effect<void>
   readonly accept: Effect.Effect<void>
-  /** Takes the network down: nothing passes on any connection and nothing is closed, new ones included. */
+  /**
+   * Takes the network down: nothing passes on any connection and nothing is closed, new ones
+   * included.
+   */
   readonly down: Effect.Effect<void>
-  /** Brings it back for new connections; those that saw it down stay dead, as behind a firewall that forgot them. */
+  /**
+   * Brings it back for new connections; those that saw it down stay dead, as behind a firewall that
+   * forgot them.
+   */
   readonly up: Effect.Effect<void>
   /** Turns every open connection into a black hole; new ones work. */
   readonly freeze: Effect.Effect<void>

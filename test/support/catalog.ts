@@ -10,8 +10,8 @@ const ledgers = [
 ]
 
 /**
- * Everything that PostgreSQL knows about the tables of the schema `public`: columns, indexes, constraints, triggers of foreign
- * keys. Two databases with equal snapshots behave alike.
+ * Everything that PostgreSQL knows about the tables of the schema `public`: columns, indexes,
+ * constraints, triggers of foreign keys. Two databases with equal snapshots behave alike.
  */
 export const snapshot = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient

@@ -81,8 +81,8 @@ export const promptgrimoireDb = (
 }
 
 /**
- * Runs this repository's command, and does something, once, when its standard error matches; the command goes on meanwhile. What is done gets a way to send it a
- * signal.
+ * Runs this repository's command, and does something, once, when its standard error matches; the
+ * command goes on meanwhile. What is done gets a way to send it a signal.
  */
 export const whenItSays = (
   marker: RegExp,
@@ -111,7 +111,10 @@ export const whenItSays = (
     return Effect.sync(() => child.kill("SIGKILL"))
   })
 
-/** Runs this repository's command and kills it with SIGKILL when its standard error says something; it may also end before. */
+/**
+ * Runs this repository's command and kills it with SIGKILL when its standard error says something;
+ * it may also end before.
+ */
 export const killedAt = (marker: string, args: ReadonlyArray<string>): Effect.Effect<void> =>
   Effect.asVoid(
     whenItSays(new RegExp(marker), args, (signal) => {

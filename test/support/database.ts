@@ -23,7 +23,10 @@ export class TestServer extends Context.Tag("test/TestServer")<
   )
 }
 
-/** Our Layer on the test's database; through the pooler of TEST_POOLER_URL, if there is one, as `TestDatabase.layer`. */
+/**
+ * Our Layer on the test's database; through the pooler of TEST_POOLER_URL, if there is one, as
+ * `TestDatabase.layer`.
+ */
 export const databaseLayer = (settings: Partial<Settings> = {}) =>
   Layer.unwrapEffect(
     Effect.map(Effect.flatMap(TestServer, reach), (reached) =>

@@ -37,5 +37,7 @@ const nothing: unknown = new Proxy(() => nothing, { get: () => nothing })
  */
 export const inFull = <I>(it: I): I => (isFull ? it : (nothing as I))
 
-/** Declares tests that `npm test` leaves out, and that are run on each major version of the server. */
+/**
+ * Declares tests that `npm test` leaves out, and that are run on each major version of the server.
+ */
 export const inMatrix = <I>(it: I): I => (isQuick ? (nothing as I) : it)

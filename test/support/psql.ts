@@ -8,7 +8,10 @@ import * as Database from "../../src/Database.js"
 import type { Ended } from "./command.js"
 import { program } from "./command.js"
 
-/** Runs a script as psql does, which stops at the first error: through psql where it is installed, else statement by statement. */
+/**
+ * Runs a script as psql does, which stops at the first error: through psql where it is installed,
+ * else statement by statement.
+ */
 export const psql = (url: Redacted.Redacted, script: string): Effect.Effect<Ended> =>
   spawnSync("psql", ["--version"]).error === undefined ? throughPsql(url, script) : byStatements(url, script)
 
@@ -37,7 +40,10 @@ const byStatements = (url: Redacted.Redacted, script: string): Effect.Effect<End
     Effect.catchAll((error) => Effect.succeed({ code: 3, stdout: "", stderr: `ERROR:  ${error.message}` }))
   )
 
-/** What psql sends: without its own command and without comments, cut at each semicolon that is not inside of quotes. */
+/**
+ * What psql sends: without its own command and without comments, cut at each semicolon that is not
+ * inside of quotes.
+ */
 const statements = (script: string): ReadonlyArray<string> => {
   const tokens = script
     .replaceAll(/^\\set .*$/gm, "")

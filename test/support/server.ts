@@ -8,7 +8,10 @@ import * as Session from "../../src/connection/session.js"
 import * as TestDatabase from "../../src/testing/TestDatabase.js"
 import { safetyNet } from "./speed.js"
 
-/** The url of the server that the tests run on, with its superuser: the `globalSetup` of vitest sets it. */
+/**
+ * The url of the server that the tests run on, with its superuser: the `globalSetup` of vitest sets
+ * it.
+ */
 export const serverUrl = (): string => {
   const url = process.env["TEST_DATABASE_URL"]
   if (url === undefined)

@@ -2,7 +2,9 @@
 import * as Duration from "effect/Duration"
 import { createHash } from "node:crypto"
 
-/** Milliseconds of {@link work} on the machine that limits were chosen on, with nothing beside it. */
+/**
+ * Milliseconds of {@link work} on the machine that limits were chosen on, with nothing beside it.
+ */
 const usualMillis = 100
 
 const work = () => {
@@ -23,8 +25,8 @@ export const slowness = (): number => {
 export const variable = "TEST_SLOWNESS"
 
 /**
- * A limit that nothing but a fault reaches. It is given as what is generous on a usual machine. Where
- * time is what a test is about, the test compares two things of one run instead.
+ * A limit that nothing but a fault reaches. It is given as what is generous on a usual machine.
+ * Where time is what a test is about, the test compares two things of one run instead.
  */
 export const safetyNet = (generous: Duration.DurationInput): Duration.Duration =>
   Duration.times(Duration.decode(generous), Number(process.env[variable] ?? 1))

@@ -1,6 +1,6 @@
 /**
- * The four defects of the stock client that were reproduced on a real server, as programs that run on any client. Used by the
- * tests and by `npm run defects`.
+ * The four defects of the stock client that were reproduced on a real server, as programs that run
+ * on any client. Used by the tests and by `npm run defects`.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import type { SqlError } from "@effect/sql/SqlError"

@@ -8,8 +8,8 @@ import { Worker } from "node:worker_threads"
 import { safetyNet } from "./speed.js"
 
 /**
- * Asks the server something while this thread stands still, so that nothing the code under test would do next can come in
- * between: gives the single value of a query.
+ * Asks the server something while this thread stands still, so that nothing the code under test
+ * would do next can come in between: gives the single value of a query.
  */
 export type Witness = (sql: string) => string
 
@@ -35,7 +35,8 @@ export const makeWitness = (url: Redacted.Redacted): Effect.Effect<Witness, neve
     )
     return (sql) => {
       Atomics.store(signal, 0, 0)
-      // oxlint-disable-next-line unicorn/require-post-message-target-origin -- a worker, not a window
+      // oxlint-disable-next-line unicorn/require-post-message-target-origin -- a worker, not a
+      // window
       worker.postMessage(sql)
       if (Atomics.wait(signal, 0, 0, Duration.toMillis(safetyNet("1 minute"))) === "timed-out")
         throw new Error("the witness did not answer")

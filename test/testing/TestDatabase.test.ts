@@ -205,7 +205,8 @@ describe("TestDatabase.layer", () => {
       const elsewhere = yield* emptyDatabase
       const admin = yield* adminSession()
       const nameOf = (url: Redacted.Redacted) => new URL(Redacted.value(url)).pathname.slice(1)
-      // Nobody is connected to it: only its lock, which is one of another database, tells that it is used.
+      // Nobody is connected to it: only its lock, which is one of another database, tells that it
+      // is used.
       const theirs = yield* TestDatabase.make({ loader }).pipe(
         Effect.withConfigProvider(
           ConfigProvider.fromMap(new Map([["TEST_DATABASE_URL", Redacted.value(elsewhere.url)]]))

@@ -28,7 +28,10 @@ import {
 
 const single = { maxConnections: 1, acquireTimeout: "20 seconds" } as const
 
-/** Whether the connection that the next borrower gets is outside any transaction, as the server says after its statement. */
+/**
+ * Whether the connection that the next borrower gets is outside any transaction, as the server says
+ * after its statement.
+ */
 const isClean = ({ proxy, sql }: Rig) =>
   Effect.gen(function* () {
     yield* sql`SELECT 1`
@@ -305,8 +308,8 @@ describe("A transaction", () => {
         runs.reduce((sum, n) => sum + n, 0),
         total + failed.length
       )
-      // No transfer starves: the slowest but one in a hundred take as long as some others together do.
-      // How long a pause may be is tested with Retry.
+      // No transfer starves: the slowest but one in a hundred take as long as some others together
+      // do. How long a pause may be is tested with Retry.
       const mean = millis.reduce((sum, one) => sum + one, 0) / total
       assert.isBelow(millis[Math.floor(total * 0.99)] ?? 0, 25 * mean)
     })

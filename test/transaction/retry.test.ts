@@ -186,7 +186,9 @@ describe("Transaction.run with retry", () => {
 })
 
 describe("The pause before a try", () => {
-  /** The pauses of one transaction that fails at every try, in milliseconds; nobody waits for them. */
+  /**
+   * The pauses of one transaction that fails at every try, in milliseconds; nobody waits for them.
+   */
   const pauses = (seed: number) =>
     Effect.gen(function* () {
       const real = yield* Effect.clock

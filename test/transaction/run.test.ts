@@ -424,7 +424,8 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
           const body = Effect.zipRight(Effect.flatMap(processId, terminate), Effect.fail("the body's"))
           const cause = yield* Effect.flip(Effect.sandbox(Transaction.run(body)))
           assert.deepStrictEqual([...Cause.failures(cause)], ["the body's"])
-          // The end of the connection is known before ROLLBACK is sent, or is the answer to it: a pooler passes it on later.
+          // The end of the connection is known before ROLLBACK is sent, or is the answer to it: a
+          // pooler passes it on later.
           for (const defect of Cause.defects(cause)) {
             assert.include(["ServerShutdown", "ConnectionLost"], reasonOf(defect))
           }

@@ -4,15 +4,16 @@ import { difference } from "./difference.js"
 /** A textarea and a `Y.Text` that always show the same. */
 export interface Binding {
   /**
-   * Runs what may change the text from elsewhere: at once, or when the person has put together the character that they are
-   * composing, since writing into a textarea breaks that off.
+   * Runs what may change the text from elsewhere: at once, or when the person has put together the
+   * character that they are composing, since writing into a textarea breaks that off.
    */
   readonly whenIdle: (change: () => void) => void
 }
 
 /**
- * Binds them. What is typed becomes the smallest change of the text, and changes from elsewhere leave the caret, the selection
- * and the scroll position where they were in the text. Undo takes back what was typed here and nothing that others did.
+ * Binds them. What is typed becomes the smallest change of the text, and changes from elsewhere
+ * leave the caret, the selection and the scroll position where they were in the text. Undo takes
+ * back what was typed here and nothing that others did.
  */
 export const bind = (area: HTMLTextAreaElement, text: Y.Text): Binding => {
   const undo = new Y.UndoManager(text, { trackedOrigins: new Set([area]) })
@@ -48,7 +49,8 @@ export const bind = (area: HTMLTextAreaElement, text: Y.Text): Binding => {
   })
   area.addEventListener("compositionend", () => {
     composing = false
-    // Some browsers tell of the last input only after this, when the changes that waited would have wiped it out.
+    // Some browsers tell of the last input only after this, when the changes that waited would have
+    // wiped it out.
     read()
     for (const change of waiting.splice(0)) change()
   })

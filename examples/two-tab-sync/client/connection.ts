@@ -38,8 +38,9 @@ export interface Connection {
 /**
  * Keeps a document in step with the server's, over one WebSocket after the other.
  *
- * What is typed is kept until a server says that it is committed. One update is on its way at a time, and what is typed in the
- * meantime goes with the next. After a connection was lost, the two compare what they have, and each gets what it lacks.
+ * What is typed is kept until a server says that it is committed. One update is on its way at a
+ * time, and what is typed in the meantime goes with the next. After a connection was lost, the two
+ * compare what they have, and each gets what it lacks.
  */
 export const connect = (options: Options): Connection => {
   const { doc, onPeople, onStatus, whenIdle } = options
@@ -136,7 +137,10 @@ export const connect = (options: Options): Connection => {
     })
   }
 
-  /** Gives this connection up, and tries the next one: soon at first, then every few seconds, never all tabs at once. */
+  /**
+   * Gives this connection up, and tries the next one: soon at first, then every few seconds, never
+   * all tabs at once.
+   */
   const lost = () => {
     const closing = socket
     socket = undefined
@@ -189,7 +193,10 @@ const merged = (...updates: ReadonlyArray<Uint8Array | undefined>): Uint8Array |
   return some.length > 1 ? Y.mergeUpdates(some) : some[0]
 }
 
-/** Whether the document has something that one with the state vector `theirs` lacks, deletions aside. */
+/**
+ * Whether the document has something that one with the state vector `theirs` lacks, deletions
+ * aside.
+ */
 const isAhead = (doc: Y.Doc, theirs: Uint8Array): boolean => {
   const have = Y.decodeStateVector(theirs)
   return Array.from(Y.decodeStateVector(Y.encodeStateVector(doc))).some(

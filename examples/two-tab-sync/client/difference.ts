@@ -1,4 +1,6 @@
-/** What was done to a text: so many characters were deleted at a place, and others inserted there. */
+/**
+ * What was done to a text: so many characters were deleted at a place, and others inserted there.
+ */
 export interface Difference {
   readonly index: number
   readonly deleted: number
@@ -6,8 +8,9 @@ export interface Difference {
 }
 
 /**
- * The smallest single change that makes `after` out of `before`. Of several that are equally small, such as one more "a" among
- * others, it is the one that ends at the caret, which is where the person typed.
+ * The smallest single change that makes `after` out of `before`. Of several that are equally small,
+ * such as one more "a" among others, it is the one that ends at the caret, which is where the
+ * person typed.
  */
 export const difference = (before: string, after: string, caret: number): Difference => {
   const atCaret = changed(before, after, commonEnd(before, after, after.length - caret))

@@ -45,8 +45,8 @@ const inWords = (now: Status): string => {
 let stateSince = performance.now()
 
 const showStatus = (now: Status) => {
-  // Nobody wants to hear "saved" after each letter; that it is not saved is another thing. Only what is live before it changes
-  // is read out.
+  // Nobody wants to hear "saved" after each letter; that it is not saved is another thing. Only
+  // what is live before it changes is read out.
   status.ariaLive = now.state === "offline" || now.state === "refused" ? "polite" : "off"
   status.textContent = inWords(now)
   if (now.state !== status.dataset["state"]) stateSince = performance.now()
@@ -109,8 +109,8 @@ name.addEventListener("change", () => {
 window.addEventListener("online", connection.hurry)
 document.addEventListener("visibilitychange", connection.hurry)
 
-// Reloading the page, or going back to it, brings back what could not be saved. A tab that is closed does not come back: the
-// server gets all that it has not got yet.
+// Reloading the page, or going back to it, brings back what could not be saved. A tab that is
+// closed does not come back: the server gets all that it has not got yet.
 window.addEventListener("pagehide", () => {
   const unsaved = connection.unsaved()
   if (unsaved !== undefined) sessionStorage.setItem(unsavedKey, toBase64(unsaved))

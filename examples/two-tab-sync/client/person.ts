@@ -1,7 +1,9 @@
 import { maxNameLength } from "../limits.js"
 import type { Person } from "../Protocol.js"
 
-/** This tab, under the name that was given in this browser before, else under one that is made up. */
+/**
+ * This tab, under the name that was given in this browser before, else under one that is made up.
+ */
 export const thisTab = (): Person => ({ tab: uuid(), name: storedName() ?? inventedName() })
 
 /** A name as the server takes it, or nothing. */
@@ -11,7 +13,10 @@ export const cleanName = (typed: string): string | undefined =>
 /** Keeps the name for the next time. */
 export const storeName = (name: string): void => localStorage.setItem(key, name)
 
-/** The colour of a name, the same in every tab and after a reload; how bright it is depends on the page's colours. */
+/**
+ * The colour of a name, the same in every tab and after a reload; how bright it is depends on the
+ * page's colours.
+ */
 export const hueOf = ({ name }: Person): number =>
   Array.from(name).reduce((hue, character) => (hue * 31 + (character.codePointAt(0) ?? 0)) % 360, 0)
 
@@ -24,7 +29,10 @@ const inventedName = () =>
 
 const oneOf = (choices: ReadonlyArray<string>) => choices[Math.floor(Math.random() * choices.length)] ?? ""
 
-/** As `crypto.randomUUID`, which browsers have on secure pages only: not on a phone that visits over the local network. */
+/**
+ * As `crypto.randomUUID`, which browsers have on secure pages only: not on a phone that visits over
+ * the local network.
+ */
 const uuid = (): string => {
   const bytes = crypto.getRandomValues(new Uint8Array(16))
   const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")

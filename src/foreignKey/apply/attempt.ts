@@ -1,11 +1,12 @@
 /**
  * Taking the locks of a step and running it, without harm to anybody.
  *
- * One try is one transaction that asks for its locks for a short time only, and that ends, with its work, by one deadline. What keeps applications safe (rules R1 to
- * R4):
- * no lock is upgraded to one that conflicts with writes; one cap, below the server's deadlock_timeout, holds for the sum of the waits;
- * a second session cancels the try as soon as somebody waits for it in a circle; autovacuum is moved aside by a lock that no reader or writer notices.
- * A try that is lost costs others some milliseconds, so there can be many.
+ * One try is one transaction that asks for its locks for a short time only, and that ends, with its
+ * work, by one deadline. What keeps applications safe (rules R1 to R4): no lock is upgraded to one
+ * that conflicts with writes; one cap, below the server's deadlock_timeout, holds for the sum of
+ * the waits; a second session cancels the try as soon as somebody waits for it in a circle;
+ * autovacuum is moved aside by a lock that no reader or writer notices. A try that is lost costs
+ * others some milliseconds, so there can be many.
  */
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
@@ -41,7 +42,10 @@ export interface Bench {
   readonly longestLock: Ref.Ref<number>
   /** Fails if another process may have taken over. */
   readonly stillAlone: Effect.Effect<void, DatabaseError>
-  /** The tables are copies that the session's transaction made: nobody else sees them, and nothing is committed. */
+  /**
+   * The tables are copies that the session's transaction made: nobody else sees them, and nothing
+   * is committed.
+   */
   readonly onCopies?: true
   /** Told, at most some times a second, while a step cannot get its locks. */
   readonly onWait: (wait: Wait) => Effect.Effect<void>
@@ -52,7 +56,10 @@ export interface Wait {
   readonly step: StepName
   /** Tries so far. */
   readonly tries: number
-  /** How many tries had their locks and needed longer than others may be made to wait; 0 if the last one had no locks. */
+  /**
+   * How many tries had their locks and needed longer than others may be made to wait; 0 if the last
+   * one had no locks.
+   */
   readonly slow: number
   readonly elapsedMillis: number
   readonly blockers: ReadonlyArray<Blocker.Blocker>
@@ -77,12 +84,18 @@ export class LockBudgetExhausted extends Data.TaggedError("LockBudgetExhausted")
 /** So many tries were lost that another way is to be taken. */
 export class TriesExhausted extends Data.TaggedError("TriesExhausted")<{ readonly step: StepName }> {}
 
-/** The key is not as it was read: somebody else changed it. What to do follows from reading it again. */
+/**
+ * The key is not as it was read: somebody else changed it. What to do follows from reading it
+ * again.
+ */
 export class ChangedMeanwhile extends Data.TaggedError("ChangedMeanwhile")<{
   readonly step: StepName
   /** The server's word that something which the step names is not there. */
   readonly cause?: DatabaseError
-  /** The roles in which triggers of the new key would have fired before the original's, if that is why: nobody saw it. */
+  /**
+   * The roles in which triggers of the new key would have fired before the original's, if that is
+   * why: nobody saw it.
+   */
   readonly late?: ReadonlyArray<Fidelity.Role>
 }> {
   override get message() {
@@ -122,7 +135,10 @@ export class OutOfPlace extends Data.TaggedError("OutOfPlace")<{
 /** The ways in turn: each has a load under which it starves, so none is used alone. */
 const ways: ReadonlyArray<Try.Way> = ["reversed", "as-listed", "spin"]
 
-/** The budget is used up by tries that had their locks and took longer than others may be made to wait; each was rolled back. */
+/**
+ * The budget is used up by tries that had their locks and took longer than others may be made to
+ * wait; each was rolled back.
+ */
 export class StepTooSlow extends Data.TaggedError("StepTooSlow")<{
   readonly step: StepName
   /** The time that each try had, in milliseconds. */
@@ -161,7 +177,10 @@ export interface Options {
   readonly maxTries?: number
   /** The vector that the step proves, for the error that names the differences. */
   readonly expected?: Fidelity.Vector
-  /** What holds as long as the step is not done, for the errors that end it; by default that the original, or both keys, protect the data. */
+  /**
+   * What holds as long as the step is not done, for the errors that end it; by default that the
+   * original, or both keys, protect the data.
+   */
   readonly meanwhile?: string
 }
 
@@ -207,8 +226,8 @@ export const run = (
   })
 
 /**
- * Runs a step whose locks no reader or writer notices, also not while it waits for them, and that may take hours. The time it works does not
- * count against the budget, the time it waits does.
+ * Runs a step whose locks no reader or writer notices, also not while it waits for them, and that
+ * may take hours. The time it works does not count against the budget, the time it waits does.
  */
 export const runBesideWrites = (
   bench: Bench,
@@ -239,9 +258,11 @@ export const runBesideWrites = (
   })
 
 /**
- * Runs a step whose statements cannot be in a transaction, of the kind of REINDEX CONCURRENTLY: no reader or writer notices its locks, and it waits for the transactions
- * that were there before it, while nobody waits for it. The time it waits counts against the budget, which ends it; the time it builds does not. A lost try is not
- * repeated, because what it left behind has to be looked at first.
+ * Runs a step whose statements cannot be in a transaction, of the kind of REINDEX CONCURRENTLY: no
+ * reader or writer notices its locks, and it waits for the transactions that were there before it,
+ * while nobody waits for it. The time it waits counts against the budget, which ends it; the time
+ * it builds does not. A lost try is not repeated, because what it left behind has to be looked at
+ * first.
  */
 export const runOutsideTransaction = (
   bench: Bench,
@@ -298,8 +319,9 @@ export const runOutsideTransaction = (
   })
 
 /**
- * Runs statements of a step that clean up after {@link runOutsideTransaction}, each for a short time only: DROP INDEX CONCURRENTLY may have to wait for the very
- * transactions that were in the way. What is left then is found by the next run.
+ * Runs statements of a step that clean up after {@link runOutsideTransaction}, each for a short
+ * time only: DROP INDEX CONCURRENTLY may have to wait for the very transactions that were in the
+ * way. What is left then is found by the next run.
  */
 export const tidy = ({ session }: Bench, statements: ReadonlyArray<string>): Effect.Effect<void> =>
   Effect.forEach(
@@ -312,7 +334,10 @@ export const tidy = ({ session }: Bench, statements: ReadonlyArray<string>): Eff
 // internal
 // -----------------------------------------------------------------------------
 
-/** Runs the statements alone. A swap that has another way is undone again, so that this way is rehearsed too, and so is a step whose triggers would be out of order. */
+/**
+ * Runs the statements alone. A swap that has another way is undone again, so that this way is
+ * rehearsed too, and so is a step whose triggers would be out of order.
+ */
 const rehearse = (
   { session }: Bench,
   step: Step,
@@ -411,15 +436,17 @@ const repeatedly = <E>(
   })
 
 /**
- * The longest pause before the next try, in milliseconds. A try that had its locks made others wait for all of its time, and what slows the server down does not pass at once, so the
- * pauses grow faster then.
+ * The longest pause before the next try, in milliseconds. A try that had its locks made others wait
+ * for all of its time, and what slows the server down does not pass at once, so the pauses grow
+ * faster then.
  */
 const pause = (tries: number, slow: number, limit: number) =>
   slow > 0 ? Math.min(30_000, limit * 1.5 ** slow) : Math.min(500, 15 * 1.15 ** tries)
 
 /**
- * How long to ask for locks. Longer and longer up to the cap: under load short tries win, beside slower transactions longer ones do. A step whose work was too slow gets
- * more of its time for that.
+ * How long to ask for locks. Longer and longer up to the cap: under load short tries win, beside
+ * slower transactions longer ones do. A step whose work was too slow gets more of its time for
+ * that.
  */
 const patience = ({ limits: { limit, wait } }: Bench, tries: number, slow: number) =>
   Math.max(1, Math.round(Math.min(wait, 30 * 2 ** Math.floor(tries / 6), slow > 0 ? limit / 4 : Infinity)))
@@ -475,7 +502,10 @@ const attempt = (
 const rollback = (session: Session, error: DatabaseError) =>
   error.fate === "keep" ? session.query("ROLLBACK") : Effect.void
 
-/** A step that does not ask for ACCESS EXCLUSIVE has one good order only: the referenced table first. */
+/**
+ * A step that does not ask for ACCESS EXCLUSIVE has one good order only: the referenced table
+ * first.
+ */
 const isShared = (step: Step) => step.locks.every((lock) => lock.mode !== "ACCESS EXCLUSIVE")
 
 const timed = <A, E>(bench: Bench, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
@@ -491,8 +521,9 @@ const timed = <A, E>(bench: Bench, effect: Effect.Effect<A, E>): Effect.Effect<A
   })
 
 /**
- * Runs a statement under the eyes of the watcher. The watcher's last look is awaited before anything else is sent: its cancel could
- * hit the next statement otherwise. A watcher that gets no answer ends the statement too.
+ * Runs a statement under the eyes of the watcher. The watcher's last look is awaited before
+ * anything else is sent: its cancel could hit the next statement otherwise. A watcher that gets no
+ * answer ends the statement too.
  */
 const watched = <A, E>(
   bench: Bench,
@@ -554,7 +585,10 @@ const proof = ({ reason }: DatabaseError, expected: Fidelity.Vector | undefined)
   })
 }
 
-/** An error of a step that is no lost try. A step names only what was there a moment ago: if that is gone or has another name, somebody else was at it. */
+/**
+ * An error of a step that is no lost try. A step names only what was there a moment ago: if that is
+ * gone or has another name, somebody else was at it.
+ */
 const otherwise = (
   step: Step,
   error: DatabaseError
@@ -563,7 +597,10 @@ const otherwise = (
     ? new ChangedMeanwhile({ step: step.name, cause: error })
     : Effect.fail(error)
 
-/** No locks in time (by {@link Try.noLocksCode}), lock timeout and NOWAIT (55P03), the cap or the watcher's cancel (57014), and a deadlock in which we are the victim (40P01). */
+/**
+ * No locks in time (by {@link Try.noLocksCode}), lock timeout and NOWAIT (55P03), the cap or the
+ * watcher's cancel (57014), and a deadlock in which we are the victim (40P01).
+ */
 export const isLostTry = (error: DatabaseError): boolean =>
   (error.reason._tag === "ServerError" && error.reason.code === Try.noLocksCode) ||
   error.reason._tag === "LockTimeout" ||

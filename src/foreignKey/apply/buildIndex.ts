@@ -5,7 +5,9 @@ import { type Key, nameOf } from "../../catalog/foreignKeys.js"
 import { missing, unknown } from "../steps/indexSteps.js"
 import { reported, Unstable } from "./converge.js"
 
-/** Builds the index where it is missing. `onBuilt` is told the name of each index that was built. */
+/**
+ * Builds the index where it is missing. `onBuilt` is told the name of each index that was built.
+ */
 export const build = (
   bench: Attempt.Bench,
   key: Key,

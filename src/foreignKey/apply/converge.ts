@@ -1,19 +1,19 @@
 /**
- * Changes one key. What to do next follows from the catalogs alone: there is no log that could disagree with them, so a run that was
- * killed anywhere is resumed by running it again.
+ * Changes one key. What to do next follows from the catalogs alone: there is no log that could
+ * disagree with them, so a run that was killed anywhere is resumed by running it again.
  *
- * | in the catalogs                           | next step                                            |
- * |-------------------------------------------|------------------------------------------------------|
- * | the original only                         | add the temporary key, or done if the action is right |
- * |   and a unique index that it would be bound to instead | let that index step behind                |
- * | original and temporary key, not validated | validate                                             |
- * | original and all parts of a temporary key | attach them (partitioned tables up to 17)            |
- * | original and temporary key                | swap; if its locks cannot be had, switch             |
- * | original stepped aside                    | order the triggers, drop the original                |
- * | the new key only, still INITIALLY DEFERRED | wait for the transactions of before, then settle it   |
- * | a temporary key that is not the right one | drop it                                              |
- * | a temporary key that acts before the original | let it act after the original, or not at all, first of all |
- * | something of ours, and no key of that name | drop it, and fail                                    |
+ * | in the catalogs                                     | next step                             |
+ * |-----------------------------------------------------|---------------------------------------|
+ * | the original only                                   | add the temporary key, or done        |
+ * | the same, and an index it would be bound to instead | let that index step behind            |
+ * | original and temporary key, not validated           | validate                              |
+ * | original and all parts of a temporary key           | attach them (partitioned, up to 17)   |
+ * | original and temporary key                          | swap; without its locks, switch       |
+ * | original stepped aside                              | order the triggers, drop the original |
+ * | the new key only, still INITIALLY DEFERRED          | wait for older transactions, settle   |
+ * | a temporary key that is not the right one           | drop it                               |
+ * | a temporary key that acts before the original       | let it act later, or not at all       |
+ * | something of ours, and no key of that name          | drop it, and fail                     |
  */
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
@@ -34,12 +34,18 @@ import * as Rival from "../hazards/competingIndexes.js"
 import type * as Seen from "../snapshot/observed.js"
 import { label } from "../../sql/identifiers.js"
 
-/** Existing rows violate the key: VALIDATE failed. The temporary key was dropped, the original is as it was. */
+/**
+ * Existing rows violate the key: VALIDATE failed. The temporary key was dropped, the original is as
+ * it was.
+ */
 export class RowsViolate extends Data.TaggedError("RowsViolate")<{
   readonly constraint: string
   /** Undefined if they could not be counted within 30 seconds, or row security is in the way. */
   readonly orphans: Orphan.Orphans | undefined
-  /** The referenced table, if row security hides rows of it from its owner: VALIDATE then misses rows that are there. */
+  /**
+   * The referenced table, if row security hides rows of it from its owner: VALIDATE then misses
+   * rows that are there.
+   */
   readonly hiding?: Catalog.Table | undefined
 }> {
   override get message() {
@@ -61,7 +67,8 @@ export class Unstable extends Data.TaggedError("Unstable")<{ readonly constraint
 }
 
 /**
- * Triggers of the new key would fire before the original's, and cannot be given names that sort after them. The new key was not added.
+ * Triggers of the new key would fire before the original's, and cannot be given names that sort
+ * after them. The new key was not added.
  */
 export class OrderNotKept extends Data.TaggedError("OrderNotKept")<{
   readonly constraint: string
@@ -94,7 +101,10 @@ export type Failure =
 export interface Task extends NextStep.Aim {
   /** Tries for the swap before the steps that lock one table each are taken. */
   readonly swapTries: number
-  /** Milliseconds to wait for the transactions that may have deferred the original by name (see {@link Change.settle}). */
+  /**
+   * Milliseconds to wait for the transactions that may have deferred the original by name (see
+   * {@link Change.settle}).
+   */
   readonly settlePatience: number
   readonly onStep: (
     step: Change.StepName,
@@ -120,7 +130,8 @@ export const converge = (
     let changed = false
     let remembered: Fidelity.Vector | undefined
     let missing: { readonly state: string; readonly error: DatabaseError } | undefined
-    // Each round makes progress or finds that somebody else did; the limit only ends a quarrel with another program.
+    // Each round makes progress or finds that somebody else did; the limit only ends a quarrel with
+    // another program.
     const rounds = 100 + 10 * task.key.referencing.partitions.length
     for (let round = 0; round < rounds; round++) {
       const next = yield* NextStep.decide(
@@ -135,7 +146,8 @@ export const converge = (
       )
       if (next === undefined) return changed
       const state = JSON.stringify(next)
-      // Nobody changed the key, and still something was not there: running the same step again would find the same.
+      // Nobody changed the key, and still something was not there: running the same step again
+      // would find the same.
       if (missing?.state === state) return yield* missing.error
       changed = true
       // Lost tries and a key that others changed both mean: read again, then decide again.
@@ -252,9 +264,10 @@ const perform = (
 }
 
 /**
- * The way for tables so busy that both locks are never to be had together: each step locks one table while it holds nothing else, so it
- * cannot be part of a circle. An action that raises no error goes live before the names are exchanged and one that does after them, so that errors keep naming
- * the original.
+ * The way for tables so busy that both locks are never to be had together: each step locks one
+ * table while it holds nothing else, so it cannot be part of a circle. An action that raises no
+ * error goes live before the names are exchanged and one that does after them, so that errors keep
+ * naming the original.
  */
 const stepAside = (bench: Attempt.Bench, run: Run, change: Change.Change, found: Fidelity.Vector) =>
   Effect.gen(function* () {
@@ -273,7 +286,10 @@ const stepAside = (bench: Attempt.Bench, run: Run, change: Change.Change, found:
 const isSame = (one: Fidelity.Entry, other: Fidelity.Entry) =>
   one.oid === other.oid && JSON.stringify(one.constraint) === JSON.stringify(other.constraint)
 
-/** The original stepped aside: the new key's triggers come to fire first, then the original is dropped. */
+/**
+ * The original stepped aside: the new key's triggers come to fire first, then the original is
+ * dropped.
+ */
 const finish = (run: Run, change: Change.Change, current: Fidelity.Vector) =>
   Effect.gen(function* () {
     yield* run(Change.switchTriggers(change, "delete"))
@@ -281,7 +297,10 @@ const finish = (run: Run, change: Change.Change, current: Fidelity.Vector) =>
     yield* run(Change.dropOriginal(change, current))
   })
 
-/** Waits, for a limited time, until every transaction has ended that was running when this was called. */
+/**
+ * Waits, for a limited time, until every transaction has ended that was running when this was
+ * called.
+ */
 const oldTransactions = (bench: Attempt.Bench, task: Task) =>
   Effect.gen(function* () {
     const ours = [bench.session.processId, bench.watcher.processId]
@@ -305,7 +324,10 @@ const oldTransactions = (bench: Attempt.Bench, task: Task) =>
 const isViolation = (error: { readonly _tag: string }): boolean =>
   DatabaseError.is(error) && error.reason._tag === "ForeignKeyViolation"
 
-/** Adds the temporary key where it does nothing that the original would not do, also if its triggers have to get other names for that. */
+/**
+ * Adds the temporary key where it does nothing that the original would not do, also if its triggers
+ * have to get other names for that.
+ */
 const add = (bench: Attempt.Bench, task: Task, change: Change.Change, at: Catalog.Relation) =>
   reported(
     task,

@@ -25,8 +25,9 @@ export const temporaries = <E>(
   })
 
 /**
- * Drops everything of ours that belongs to a key that is gone. If it only has another name now, it gets back what the change had taken from it. `remembered` is the
- * key as it was before the change, if this run has seen that.
+ * Drops everything of ours that belongs to a key that is gone. If it only has another name now, it
+ * gets back what the change had taken from it. `remembered` is the key as it was before the change,
+ * if this run has seen that.
  */
 export const gone = <E>(
   session: Session,

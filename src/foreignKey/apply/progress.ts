@@ -8,7 +8,10 @@ import type { Session } from "../../connection/session.js"
 import type { StepName } from "../steps/steps.js"
 import type { Working } from "../types.js"
 
-/** Tells of a step again and again, until it ends, unless it waits for a lock: that is told elsewhere. */
+/**
+ * Tells of a step again and again, until it ends, unless it waits for a lock: that is told
+ * elsewhere.
+ */
 export const telling = <A, E>(
   {
     every,
@@ -37,7 +40,8 @@ export const telling = <A, E>(
         share: phase !== null && total !== null && total > 0 ? Math.min(1, (done ?? 0) / total) : null
       })
     })
-    // A look that fails is no reason to stop: whoever watches the step finds out about a lost connection.
+    // A look that fails is no reason to stop: whoever watches the step finds out about a lost
+    // connection.
     const fiber = yield* Effect.fork(
       Effect.forever(Effect.zipRight(Effect.sleep(every), Effect.ignore(look)))
     )
@@ -57,7 +61,10 @@ interface Progress {
   readonly total: number | null
 }
 
-/** Blocks, tuples and transactions waited for are counted in columns of their own, which keep their numbers when their phase is over. */
+/**
+ * Blocks, tuples and transactions waited for are counted in columns of their own, which keep their
+ * numbers when their phase is over.
+ */
 const progress = (session: Session, pid: number): Effect.Effect<ReadonlyArray<Progress>, DatabaseError> =>
   session.query<Progress>(
     `SELECT a.wait_event_type IS NOT DISTINCT FROM 'Lock' AS waits, p.phase,

@@ -1,6 +1,8 @@
 /**
- * When to queue for a lock that old transactions hold, and when only to ask whether they have ended. Whoever comes after us waits behind our lock request, and
- * nobody behind a question; but where long transactions relieve one another there is no moment without one, and only a queued request comes in between.
+ * When to queue for a lock that old transactions hold, and when only to ask whether they have
+ * ended. Whoever comes after us waits behind our lock request, and nobody behind a question; but
+ * where long transactions relieve one another there is no moment without one, and only a queued
+ * request comes in between.
  */
 import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
@@ -10,7 +12,10 @@ import type { Blocker } from "../../catalog/lockHolders.js"
 export interface Seen {
   /** Those that were there when somebody looked last and found any. */
   readonly present: ReadonlySet<string>
-  /** Whether one of them has ended and others were there afterwards: they do end, so to queue may help. */
+  /**
+   * Whether one of them has ended and others were there afterwards: they do end, so to queue may
+   * help.
+   */
   readonly relieved: boolean
   /** How often we queued behind old transactions. */
   readonly queued: number
@@ -27,8 +32,9 @@ export const look = (seen: Seen, holders: ReadonlyArray<Blocker>): Seen => {
 }
 
 /**
- * How likely we should queue now. Rarely behind transactions that show no sign of an end; half of the time behind one that relieved another, less
- * behind several, which would have to end together, and less with every time that it was in vain.
+ * How likely we should queue now. Rarely behind transactions that show no sign of an end; half of
+ * the time behind one that relieved another, less behind several, which would have to end together,
+ * and less with every time that it was in vain.
  */
 export const chance = ({ present, queued, relieved }: Seen): number =>
   relieved ? Math.max(least, 0.5 ** present.size * 0.9 ** queued) : least

@@ -1,10 +1,13 @@
 /**
- * A change is rehearsed before anything is touched: the same steps, on empty copies of the tables, in a transaction that is rolled back. Whatever the server refuses
- * is found there, in its own words, whoever refuses it: PostgreSQL for a kind of table, an event trigger, an extension. Nobody else sees the copies; of the tables
- * themselves the transaction takes ACCESS SHARE, to copy their columns.
+ * A change is rehearsed before anything is touched: the same steps, on empty copies of the tables,
+ * in a transaction that is rolled back. Whatever the server refuses is found there, in its own
+ * words, whoever refuses it: PostgreSQL for a kind of table, an event trigger, an extension. Nobody
+ * else sees the copies; of the tables themselves the transaction takes ACCESS SHARE, to copy their
+ * columns.
  *
- * The copies are in the schemas of their tables, where event triggers that ask for the schema see the same, or temporary where the role may not create tables there.
- * Of a partitioned table one partition of each kind is copied. Keys that differ in names only share a rehearsal.
+ * The copies are in the schemas of their tables, where event triggers that ask for the schema see
+ * the same, or temporary where the role may not create tables there. Of a partitioned table one
+ * partition of each kind is copied. Keys that differ in names only share a rehearsal.
  */
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
@@ -106,8 +109,9 @@ const notRehearsed = (why: string): Verdict => ({
 })
 
 /**
- * Begins the transaction and makes the copies; gives the key that is like the original. CREATE TABLE says it all, so that event triggers that look for other commands see
- * the steps alone; where the role is a superuser those that are for ordinary sessions do not see it.
+ * Begins the transaction and makes the copies; gives the key that is like the original. CREATE
+ * TABLE says it all, so that event triggers that look for other commands see the steps alone; where
+ * the role is a superuser those that are for ordinary sessions do not see it.
  */
 const copy = (
   session: Session,
@@ -174,8 +178,8 @@ const copy = (
   })
 
 /**
- * Event triggers can refuse the copies, too. Those of ddl_command_start come before names are looked up, so statements that name nothing show what they say of the
- * commands of the steps.
+ * Event triggers can refuse the copies, too. Those of ddl_command_start come before names are
+ * looked up, so statements that name nothing show what they say of the commands of the steps.
  */
 const refusedAtOnce = (session: Session): Effect.Effect<Verdict | undefined, DatabaseError> =>
   Effect.gen(function* () {
@@ -298,8 +302,9 @@ const passes: ReadonlySet<string> = new Set([
 ])
 
 /**
- * The server's message, detail and hint, and its code: the code alone where they can hold the values of rows, which functions of event triggers may write. Messages about
- * names, kinds and states of objects hold none, and here nothing else is in the statements.
+ * The server's message, detail and hint, and its code: the code alone where they can hold the
+ * values of rows, which functions of event triggers may write. Messages about names, kinds and
+ * states of objects hold none, and here nothing else is in the statements.
  */
 const words = ({ message, reason }: DatabaseError): string => {
   if (!("shown" in reason)) return message

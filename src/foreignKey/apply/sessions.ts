@@ -1,4 +1,7 @@
-/** The sessions of one run: one that holds the advisory lock and does little else, and those that work. They can be had again when they are lost. */
+/**
+ * The sessions of one run: one that holds the advisory lock and does little else, and those that
+ * work. They can be had again when they are lost.
+ */
 import * as Data from "effect/Data"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -14,7 +17,9 @@ import * as Settings from "../../catalog/sessionSettings.js"
 /** How a session of its own is opened. */
 export type Open = Effect.Effect<Session, DatabaseError, Scope.Scope>
 
-/** Somebody ended a session of ours on a server that goes on: whoever does that wants us to stop. */
+/**
+ * Somebody ended a session of ours on a server that goes on: whoever does that wants us to stop.
+ */
 export class Terminated extends Data.TaggedError("ServerShutdown")<{}> {
   override get message() {
     return "its session was ended with pg_terminate_backend, so this run stops; run it again to resume"
@@ -38,8 +43,9 @@ export interface Sessions {
   /** The session that holds the advisory lock now. */
   readonly guard: Effect.Effect<Session>
   /**
-   * Lends the sessions in which keys are changed. They are opened for the first key and serve the next ones too, which find in them what the server has read of
-   * its catalogs; after a failure they are closed.
+   * Lends the sessions in which keys are changed. They are opened for the first key and serve the
+   * next ones too, which find in them what the server has read of its catalogs; after a failure
+   * they are closed.
    */
   readonly working: <A, E>(
     use: (workers: Workers) => Effect.Effect<A, E>
@@ -47,12 +53,16 @@ export interface Sessions {
   /** Fails if the session that holds the lock is gone: another process may have taken over. */
   readonly confirm: Effect.Effect<void, DatabaseError>
   /**
-   * After a loss: sees that the server is there, that no backend of ours is left working, and that the lock is held, by a new session if need be. Tries once.
+   * After a loss: sees that the server is there, that no backend of ours is left working, and that
+   * the lock is held, by a new session if need be. Tries once.
    */
   readonly restore: (error: DatabaseError) => Effect.Effect<void, DatabaseError | Exclusive.Busy | Terminated>
 }
 
-/** Opens the session that holds the lock; fails with {@link Exclusive.Busy} if another process holds it for longer than `patience`. */
+/**
+ * Opens the session that holds the lock; fails with {@link Exclusive.Busy} if another process holds
+ * it for longer than `patience`.
+ */
 export const make = (
   open: Open,
   patience: Duration.Duration
@@ -115,7 +125,8 @@ export const make = (
       confirm: Effect.flatMap(Ref.get(held), ({ session }) => answers(session)),
       restore: (error) =>
         Effect.gen(function* () {
-          // The loss can be the other session's, but what these two are connected to is as doubtful, and their backends are ended below.
+          // The loss can be the other session's, but what these two are connected to is as
+          // doubtful, and their backends are ended below.
           const idle = yield* Ref.getAndSet(kept, undefined)
           if (idle !== undefined) yield* abandon(idle.scope)
           const fresh = yield* Scope.extend(dial, run)
@@ -145,7 +156,10 @@ export const make = (
     }
   })
 
-/** Whether the connection is gone or not to be had, and may come back: the server restarts, the network fails. */
+/**
+ * Whether the connection is gone or not to be had, and may come back: the server restarts, the
+ * network fails.
+ */
 export const isOutage = (error: { readonly _tag: string }): error is DatabaseError =>
   DatabaseError.is(error) && outages.has(error.reason._tag)
 
@@ -167,7 +181,10 @@ const outages: ReadonlySet<string> = new Set([
   "TooManyConnections"
 ])
 
-/** 57P01: pg_terminate_backend, or a shutdown that ends its sessions; the server that answers next tells which. */
+/**
+ * 57P01: pg_terminate_backend, or a shutdown that ends its sessions; the server that answers next
+ * tells which.
+ */
 const isTermination = ({ reason }: DatabaseError) => "code" in reason && reason.code === "57P01"
 
 const answers = (session: Session) => Effect.asVoid(session.query("SELECT 1"))
@@ -187,7 +204,10 @@ const identify = (session: Session): Effect.Effect<Backend, DatabaseError> =>
     )
     .pipe(Effect.map(([backend]) => backend ?? { pid: session.processId, start: "", server: "" }))
 
-/** Ends backends of ours that the server still thinks connected: they may hold locks, the advisory lock among them. */
+/**
+ * Ends backends of ours that the server still thinks connected: they may hold locks, the advisory
+ * lock among them.
+ */
 const end = (session: Session, backends: ReadonlyArray<Backend>, except: ReadonlyArray<Backend>) =>
   Effect.gen(function* () {
     yield* session.query("BEGIN; SET LOCAL ROLE NONE")

@@ -69,7 +69,10 @@ export const all = (
 // internal
 // -----------------------------------------------------------------------------
 
-/** Changes one key. `over` has why the run cannot go on: the keys that are left have that reason too. */
+/**
+ * Changes one key. `over` has why the run cannot go on: the keys that are left have that reason
+ * too.
+ */
 const change = (
   run: Run,
   ledger: Ledger.Ledger | undefined,
@@ -79,7 +82,8 @@ const change = (
 ): Effect.Effect<Result.RebuildResult> =>
   Effect.gen(function* () {
     const { key, previous, refusals, target } = task
-    // Where an interrupted change is taken back, the action before it is the one that it comes to have again.
+    // Where an interrupted change is taken back, the action before it is the one that it comes to
+    // have again.
     const before = Target.equals(previous, target) ? Target.of(key) : previous
     const constraint = Catalog.nameOf(key)
     const unrehearsed = yield* Ref.make<ReadonlyArray<Warning.Warning>>([])
@@ -335,7 +339,10 @@ const converge = (
     return yield* Rebuild.converge(bench, change, effort.createIndexes === true ? undefined : seen)
   })
 
-/** Statements as one transaction of the session that holds the advisory lock: whoever writes the ledger is alone. */
+/**
+ * Statements as one transaction of the session that holds the advisory lock: whoever writes the
+ * ledger is alone.
+ */
 const transaction = ({ sessions }: Run, statements: ReadonlyArray<string>) =>
   Effect.flatMap(sessions.guard, (guard) =>
     guard
@@ -374,7 +381,10 @@ const end = (
     ? Effect.void
     : transaction(run, [Ledger.close(ledger, key, outcome)])
 
-/** After a failure: closes the row of a key that the catalogs show as it was before. Any other is closed by the run that resumes it. */
+/**
+ * After a failure: closes the row of a key that the catalogs show as it was before. Any other is
+ * closed by the run that resumes it.
+ */
 const takenBack = (run: Run, ledger: Ledger.Ledger | undefined, task: Selection.Selected) =>
   Effect.gen(function* () {
     if (task.record?.after === undefined) return

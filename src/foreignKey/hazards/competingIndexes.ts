@@ -1,7 +1,9 @@
 /**
- * Which unique index of the referenced table a new key would be bound to. With a list of columns PostgreSQL takes the one with the lowest OID of those that fit
- * (transformFkeyCheckAttrs, tablecmds.c), and a key that was bound to another one would not be the same. REINDEX CONCURRENTLY gives an index a new OID, a higher one,
- * and takes its constraint and the keys that are bound to it along: so the rivals with lower OIDs step behind.
+ * Which unique index of the referenced table a new key would be bound to. With a list of columns
+ * PostgreSQL takes the one with the lowest OID of those that fit (transformFkeyCheckAttrs,
+ * tablecmds.c), and a key that was bound to another one would not be the same. REINDEX CONCURRENTLY
+ * gives an index a new OID, a higher one, and takes its constraint and the keys that are bound to
+ * it along: so the rivals with lower OIDs step behind.
  */
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../../DatabaseError.js"
@@ -37,7 +39,10 @@ export const obstacle = (key: Key): string | undefined => {
     : `${bound}, ${label(key.referenced.schema, exclusion.name)}, which REINDEX CONCURRENTLY does not support because it belongs to an exclusion constraint`
 }
 
-/** The statements that let the rivals of a key step behind, none in a transaction, after those that drop {@link leftovers}. */
+/**
+ * The statements that let the rivals of a key step behind, none in a transaction, after those that
+ * drop {@link leftovers}.
+ */
 export const statements = (session: Session, key: Key): Effect.Effect<ReadonlyArray<string>, DatabaseError> =>
   Effect.gen(function* () {
     const { owned, schema } = key.referenced
@@ -50,8 +55,9 @@ export const statements = (session: Session, key: Key): Effect.Effect<ReadonlyAr
   })
 
 /**
- * The statements that drop what an interrupted REINDEX CONCURRENTLY of an index that fits has left behind (PostgreSQL names it with `_ccnew` or `_ccold`): it is
- * invalid, costs writes and serves nobody.
+ * The statements that drop what an interrupted REINDEX CONCURRENTLY of an index that fits has left
+ * behind (PostgreSQL names it with `_ccnew` or `_ccold`): it is invalid, costs writes and serves
+ * nobody.
  */
 export const leftovers = (session: Session, key: Key): Effect.Effect<ReadonlyArray<string>, DatabaseError> =>
   Effect.gen(function* () {
@@ -71,7 +77,10 @@ export const leftovers = (session: Session, key: Key): Effect.Effect<ReadonlyArr
 // internal
 // -----------------------------------------------------------------------------
 
-/** The stem of the name is cut where the whole would be longer than 63 bytes, and a number added where it is taken. */
+/**
+ * The stem of the name is cut where the whole would be longer than 63 bytes, and a number added
+ * where it is taken.
+ */
 const interrupted = `
 SELECT c.relname::text AS name
 FROM pg_catalog.pg_index i

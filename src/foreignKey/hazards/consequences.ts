@@ -18,7 +18,10 @@ export interface Facts {
   readonly deletesUnidentified: ReadonlyArray<string>
   /** The same for updates. */
   readonly updatesUnidentified: ReadonlyArray<string>
-  /** Row triggers of users that run before a delete, and rules on DELETE: both can keep it from happening. */
+  /**
+   * Row triggers of users that run before a delete, and rules on DELETE: both can keep it from
+   * happening.
+   */
   readonly deleteHooks: ReadonlyArray<string>
   /** The same for updates. */
   readonly updateHooks: ReadonlyArray<string>
@@ -172,16 +175,25 @@ const effects = (
   return found
 }
 
-/** Whether rows of one table are rows of the other: it is the same, or one is a partition of the other. */
+/**
+ * Whether rows of one table are rows of the other: it is the same, or one is a partition of the
+ * other.
+ */
 const shareRows = (one: Table, other: Table) =>
   one.oid === other.oid || isPartition(one, other) || isPartition(other, one)
 
 const isPartition = (part: Table, of: Table) => of.partitions.some(({ oid }) => oid === part.oid)
 
-/** Whether a key can have something to do when rows of a table are deleted: it points to the table, to a partition of it, or to a table that it is a partition of. */
+/**
+ * Whether a key can have something to do when rows of a table are deleted: it points to the table,
+ * to a partition of it, or to a table that it is a partition of.
+ */
 const acts = (key: Key, table: Table) => shareRows(key.referenced, table)
 
-/** Where keys are among all keys, by the OIDs of the tables that they point to and of those tables' partitions. */
+/**
+ * Where keys are among all keys, by the OIDs of the tables that they point to and of those tables'
+ * partitions.
+ */
 interface Graph {
   readonly keys: ReadonlyArray<Key>
   readonly pointing: ReadonlyMap<number, ReadonlyArray<number>>
@@ -207,7 +219,10 @@ const acting = (tables: ReadonlyArray<Table>, { keys, pointing }: Graph): Readon
   return [...found].toSorted((one, other) => one - other).flatMap((index) => keys[index] ?? [])
 }
 
-/** The tables that a delete in one table reaches by cascades, without itself unless it is reached again; a partition stands for itself only if its table is not reached. */
+/**
+ * The tables that a delete in one table reaches by cascades, without itself unless it is reached
+ * again; a partition stands for itself only if its table is not reached.
+ */
 const closure = (from: Table, graph: Graph): ReadonlyArray<Table> => {
   const reached = new Map<number, Table>()
   const open = [from]

@@ -1,6 +1,8 @@
 /**
- * Where a change moves a key's triggers among those of other keys. PostgreSQL fires the triggers of a table in the order of their names; from 15 on the
- * triggers of a partition get the name of that of their partitioned table when it is renamed, as a change must do, whatever they were called before.
+ * Where a change moves a key's triggers among those of other keys. PostgreSQL fires the triggers of
+ * a table in the order of their names; from 15 on the triggers of a partition get the name of that
+ * of their partitioned table when it is renamed, as a change must do, whatever they were called
+ * before.
  */
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../../DatabaseError.js"

@@ -7,7 +7,8 @@ import type { Key } from "../../catalog/foreignKeys.js"
 import * as Lock from "../../catalog/tableLocks.js"
 
 /**
- * What a reader of the plan of a key should know about the transactions that hold its tables, of whichever of these keys. Asks only, for the time of one query.
+ * What a reader of the plan of a key should know about the transactions that hold its tables, of
+ * whichever of these keys. Asks only, for the time of one query.
  */
 export const warnings = (
   session: Session,
@@ -48,7 +49,10 @@ export const warnings = (
 // internal
 // -----------------------------------------------------------------------------
 
-/** The age from which a transaction is worth a warning, in milliseconds: shorter ones end before a second try. */
+/**
+ * The age from which a transaction is worth a warning, in milliseconds: shorter ones end before a
+ * second try.
+ */
 const long = 500
 
 const autovacuum = ({ autovacuum, pid }: Blocker.Holder, remedy: string) => {

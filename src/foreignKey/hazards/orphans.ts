@@ -1,4 +1,7 @@
-/** Referencing rows without a referenced row: under a valid key they should not exist, and where they do VALIDATE fails. */
+/**
+ * Referencing rows without a referenced row: under a valid key they should not exist, and where
+ * they do VALIDATE fails.
+ */
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../../DatabaseError.js"
 import type { Session } from "../../connection/session.js"
@@ -74,8 +77,9 @@ interface Comparison {
 }
 
 /**
- * The key's own operators, which need not be the `=` that a plain query would find, with the types that they are declared for and the referenced column's collation:
- * what PostgreSQL checks a new key with (RI_Initial_Check, ri_triggers.c).
+ * The key's own operators, which need not be the `=` that a plain query would find, with the types
+ * that they are declared for and the referenced column's collation: what PostgreSQL checks a new
+ * key with (RI_Initial_Check, ri_triggers.c).
  */
 const readComparisons = `
 SELECT k.oid::int8::text AS key,
@@ -96,7 +100,10 @@ JOIN pg_catalog.pg_attribute pa ON pa.attrelid = k.confrelid AND pa.attnum = u.r
 JOIN pg_catalog.pg_attribute ca ON ca.attrelid = k.conrelid AND ca.attnum = u.referencing
 ORDER BY k.oid, u.position`
 
-/** A cast to the type that the operator is declared for, where the column has another; an operator for any array or enum takes all of them. */
+/**
+ * A cast to the type that the operator is declared for, where the column has another; an operator
+ * for any array or enum takes all of them.
+ */
 function cast(column: string, type: string): string {
   return `coalesce((
     SELECT '::' || quote_ident(tn.nspname) || '.' || quote_ident(t.typname)

@@ -1,6 +1,8 @@
 /**
- * What a delete does while the original and the key that will take its place are both there (PostgreSQL 13 to 18, CREATE TABLE and SET CONSTRAINTS): of two triggers
- * the one that fires first decides, and the check of a deferred NO ACTION key fires when the transaction ends, after everything that a statement does.
+ * What a delete does while the original and the key that will take its place are both there
+ * (PostgreSQL 13 to 18, CREATE TABLE and SET CONSTRAINTS): of two triggers the one that fires first
+ * decides, and the check of a deferred NO ACTION key fires when the transaction ends, after
+ * everything that a statement does.
  */
 import * as Action from "../../catalog/action.js"
 import type { Key } from "../../catalog/foreignKeys.js"
@@ -8,7 +10,10 @@ import * as Name from "../snapshot/names.js"
 import { label } from "../../sql/identifiers.js"
 import type { Target } from "../snapshot/target.js"
 
-/** The action that deletes follow in transactions that do not change when the original is checked. `first` is the key whose trigger has the smaller name. */
+/**
+ * The action that deletes follow in transactions that do not change when the original is checked.
+ * `first` is the key whose trigger has the smaller name.
+ */
 export const live = (
   original: Pick<Key, "onDelete" | "deferrable" | "initiallyDeferred">,
   target: Target,
@@ -30,7 +35,10 @@ export interface Overlap {
   readonly except: ReadonlyArray<string>
 }
 
-/** What deletes follow from the moment on at which the new key is there. Its triggers fire after the original's, or not at all. */
+/**
+ * What deletes follow from the moment on at which the new key is there. Its triggers fire after the
+ * original's, or not at all.
+ */
 export const of = ({
   key,
   superuser,
@@ -45,7 +53,9 @@ export const of = ({
   except: exceptions(key, target, superuser)
 })
 
-/** What applications will notice of the mode of a DEFERRABLE key while it is changed, in sentences. */
+/**
+ * What applications will notice of the mode of a DEFERRABLE key while it is changed, in sentences.
+ */
 export const warnings = (key: Key): ReadonlyArray<string> =>
   !key.enforced || !key.deferrable
     ? []
@@ -58,7 +68,8 @@ export const warnings = (key: Key): ReadonlyArray<string> =>
         ]
 
 /**
- * Where the new key acts before the swap although the original's triggers fire first: a NO ACTION key lets rows be that it would refuse later, or not at all because the referenced key is there
+ * Where the new key acts before the swap although the original's triggers fire first: a NO ACTION
+ * key lets rows be that it would refuse later, or not at all because the referenced key is there
  * again. A superuser's change has no such exception, because the new key's triggers are disabled.
  */
 export const exceptions = (key: Key, target: Target, superuser: boolean): ReadonlyArray<string> => {

@@ -1,4 +1,6 @@
-/** Why a key is left alone. Everything here is found before anything is touched, from catalogs only. */
+/**
+ * Why a key is left alone. Everything here is found before anything is touched, from catalogs only.
+ */
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../../DatabaseError.js"
 import type { Session } from "../../connection/session.js"
@@ -65,7 +67,10 @@ export interface Evidence {
   readonly target: Target.Target
   /** Keys of the same table that a change of a constraint that is gone left behind. */
   readonly leftovers: ReadonlyArray<Key>
-  /** Keys that partitions have of their own and that are as the new one will be, but for their names. */
+  /**
+   * Keys that partitions have of their own and that are as the new one will be, but for their
+   * names.
+   */
   readonly equals: ReadonlyArray<Key>
   readonly problems: ReadonlyArray<Detector.Problem>
   readonly rights: Rights
@@ -84,8 +89,9 @@ export interface Evidence {
 }
 
 /**
- * The keys among these that belong to a partition alone and that PostgreSQL would make part of the new key of the partitioned table
- * (tryAttachPartitionForeignKey, tablecmds.c): they would lose their name and comment, and be dropped with it.
+ * The keys among these that belong to a partition alone and that PostgreSQL would make part of the
+ * new key of the partitioned table (tryAttachPartitionForeignKey, tablecmds.c): they would lose
+ * their name and comment, and be dropped with it.
  *
  * @param keysOf The keys of a table, by its OID.
  */
@@ -106,7 +112,8 @@ export const equalsOf = (
         other.onUpdate === key.onUpdate &&
         other.match === key.match &&
         other.deferrable === key.deferrable &&
-        // Until the swap the new key of a DEFERRABLE one is INITIALLY DEFERRED, afterwards as the original.
+        // Until the swap the new key of a DEFERRABLE one is INITIALLY DEFERRED, afterwards as the
+        // original.
         (other.initiallyDeferred === key.deferrable || other.initiallyDeferred === key.initiallyDeferred)
     )
 

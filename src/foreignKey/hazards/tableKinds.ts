@@ -1,4 +1,7 @@
-/** What the tables and columns of keys are besides their names: what makes PostgreSQL refuse statements of a change, and what makes two changes alike. */
+/**
+ * What the tables and columns of keys are besides their names: what makes PostgreSQL refuse
+ * statements of a change, and what makes two changes alike.
+ */
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../../DatabaseError.js"
 import type { Session } from "../../connection/session.js"
@@ -9,7 +12,10 @@ export interface Kind {
   readonly typed: string | null
   /** Its referencing columns that are generated. */
   readonly generated: ReadonlyArray<string>
-  /** Equal for keys that the server can tell apart by names, rows, and the number of partitions only; the action ON DELETE is left out. */
+  /**
+   * Equal for keys that the server can tell apart by names, rows, and the number of partitions
+   * only; the action ON DELETE is left out.
+   */
   readonly likeness: string
 }
 

@@ -35,7 +35,10 @@ export interface Warned extends Warning {
 export const coded = (code: Warning["code"], warnings: ReadonlyArray<string>): ReadonlyArray<Warning> =>
   warnings.map((warning) => ({ code, warning }))
 
-/** A NOT ENFORCED key (18 and later, CREATE TABLE) has no triggers: no action of it is ever carried out. */
+/**
+ * A NOT ENFORCED key (18 and later, CREATE TABLE) has no triggers: no action of it is ever carried
+ * out.
+ */
 export const notEnforced = (key: Key): ReadonlyArray<Warning> =>
   key.enforced
     ? []

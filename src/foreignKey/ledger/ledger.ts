@@ -1,8 +1,10 @@
 /**
- * What was changed, in a table of the user's database: one row for each change of one key, written before the change begins and closed after it ended. It is what an
- * undo reads. The comment on the constraint ends with the change, and a list of columns for SET NULL is nowhere else afterwards.
+ * What was changed, in a table of the user's database: one row for each change of one key, written
+ * before the change begins and closed after it ended. It is what an undo reads. The comment on the
+ * constraint ends with the change, and a list of columns for SET NULL is nowhere else afterwards.
  *
- * Nothing is decided from it that the catalogs can tell: a row that is not closed says only that a run ended before it could say how.
+ * Nothing is decided from it that the catalogs can tell: a row that is not closed says only that a
+ * run ended before it could say how.
  */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
@@ -17,8 +19,9 @@ import * as Target from "../snapshot/target.js"
 export const defaultTable = "promptgrimoire_db_foreign_key_changes"
 
 /**
- * How a change ended. `changed`: the key has the new action. `taken back`: it has the old one, because the change failed or was asked back by a rebuild. `undone`: the
- * same by an undo, before the change was finished.
+ * How a change ended. `changed`: the key has the new action. `taken back`: it has the old one,
+ * because the change failed or was asked back by a rebuild. `undone`: the same by an undo, before
+ * the change was finished.
  */
 export type Outcome = "changed" | "taken back" | "undone"
 
@@ -68,7 +71,8 @@ export class LedgerUnreadable extends Data.TaggedError("LedgerUnreadable")<{ rea
 }
 
 /**
- * Finds the ledger and reads it; locks nothing above ACCESS SHARE. Without a schema it is in the one that CREATE TABLE would use, next to that of the migrations.
+ * Finds the ledger and reads it; locks nothing above ACCESS SHARE. Without a schema it is in the
+ * one that CREATE TABLE would use, next to that of the migrations.
  */
 export const open = (
   session: Session,
@@ -160,7 +164,9 @@ export interface Beginning {
   readonly undoes: number | undefined
 }
 
-/** The statements that write down a change that is about to begin, in a transaction of their own. */
+/**
+ * The statements that write down a change that is about to begin, in a transaction of their own.
+ */
 export const begin = (ledger: Ledger, { from, key, to, undoes }: Beginning): ReadonlyArray<string> => {
   const values = [
     ["schema_name", literal(key.referencing.schema)],
@@ -218,8 +224,8 @@ export interface Record {
 }
 
 /**
- * What to write down. A row that an earlier run left open is gone on with if this change leads to where that one led to or came from; otherwise it is closed with what
- * became of it.
+ * What to write down. A row that an earlier run left open is gone on with if this change leads to
+ * where that one led to or came from; otherwise it is closed with what became of it.
  */
 export const record = (ledger: Ledger, situation: Situation): Record => {
   const { halfway, key, recorded, target, undoes, unfinished } = situation
@@ -306,7 +312,10 @@ FROM pg_catalog.pg_namespace n
 LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = $2
 WHERE n.nspname = $1`
 
-/** Where CREATE TABLE would put a table: our sessions resolve names in pg_catalog only, so the search path is put back for the question. */
+/**
+ * Where CREATE TABLE would put a table: our sessions resolve names in pg_catalog only, so the
+ * search path is put back for the question.
+ */
 const currentSchema = (session: Session) =>
   Effect.gen(function* () {
     yield* session.query("BEGIN; SET LOCAL search_path TO DEFAULT")

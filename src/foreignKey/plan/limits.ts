@@ -1,4 +1,7 @@
-/** The statements of one try at a step: the engine runs them, a plan shows them, and a script has them for psql. */
+/**
+ * The statements of one try at a step: the engine runs them, a plan shows them, and a script has
+ * them for psql.
+ */
 import * as Duration from "effect/Duration"
 import type { Relation } from "../../catalog/foreignKeys.js"
 import type { Step } from "../steps/steps.js"
@@ -11,17 +14,26 @@ export type Way = "as-listed" | "reversed" | "spin"
 /** Limits of one try, in milliseconds. */
 export interface Limits {
   /**
-   * For the sum of the waits for locks that readers or writers notice (rule R2): never so long that PostgreSQL looks for a deadlock meanwhile, and may find the victim among
-   * the applications.
+   * For the sum of the waits for locks that readers or writers notice (rule R2): never so long that
+   * PostgreSQL looks for a deadlock meanwhile, and may find the victim among the applications.
    */
   readonly wait: number
-  /** The longest that others wait because of one try: while it asks for its locks and while it has them. COMMIT alone is not in it. */
+  /**
+   * The longest that others wait because of one try: while it asks for its locks and while it has
+   * them. COMMIT alone is not in it.
+   */
   readonly limit: number
-  /** After which a wait for locks that nobody waits behind ends: longer than the server lets autovacuum stand in the way. */
+  /**
+   * After which a wait for locks that nobody waits behind ends: longer than the server lets
+   * autovacuum stand in the way.
+   */
   readonly eviction: number
 }
 
-/** The limits of a try that others may have to wait for as long as `lockTimeout` (default 250 ms), on a server with this `deadlock_timeout`, in milliseconds. */
+/**
+ * The limits of a try that others may have to wait for as long as `lockTimeout` (default 250 ms),
+ * on a server with this `deadlock_timeout`, in milliseconds.
+ */
 export const limits = (lockTimeout: Duration.DurationInput | undefined, deadlockTimeout: number): Limits => {
   const limit = Duration.toMillis(Duration.decode(lockTimeout ?? "250 millis"))
   return {
@@ -44,7 +56,10 @@ export interface Parts {
  */
 export const tablesOf = (step: Step): ReadonlyArray<Relation> => explicit(step).map(({ table }) => table)
 
-/** A try in one transaction. Autovacuum is moved aside first (rule R4), which takes the server's deadlock_timeout once for each table. */
+/**
+ * A try in one transaction. Autovacuum is moved aside first (rule R4), which takes the server's
+ * deadlock_timeout once for each table.
+ */
 export const transaction = (step: Step, way: Way, { eviction, limit, wait }: Limits): Parts => {
   const tables = tablesOf(step)
   return {
@@ -57,7 +72,8 @@ export const transaction = (step: Step, way: Way, { eviction, limit, wait }: Lim
       `SET LOCAL statement_timeout = '${wait}ms'`
     ],
     body: [
-      // A step that changes indexes gets its locks from its one statement, for which no work is left then.
+      // A step that changes indexes gets its locks from its one statement, for which no work is
+      // left then.
       ...(tables.length === 0
         ? step.statements
         : [
@@ -72,7 +88,10 @@ export const transaction = (step: Step, way: Way, { eviction, limit, wait }: Lim
   }
 }
 
-/** A try whose locks no reader or writer notices, also not while it waits for them, and that may take hours. */
+/**
+ * A try whose locks no reader or writer notices, also not while it waits for them, and that may
+ * take hours.
+ */
 export const besideWrites = (step: Step, { eviction }: Limits): ReadonlyArray<string> => [
   begin,
   `SET LOCAL lock_timeout = '${eviction + 500}ms'`,
@@ -81,7 +100,10 @@ export const besideWrites = (step: Step, { eviction }: Limits): ReadonlyArray<st
   "COMMIT"
 ]
 
-/** What a session sets before statements that cannot be in a transaction, and after them. They wait for others for `wait` milliseconds, without a limit if that is 0. */
+/**
+ * What a session sets before statements that cannot be in a transaction, and after them. They wait
+ * for others for `wait` milliseconds, without a limit if that is 0.
+ */
 export const outsideTransaction = {
   before: (wait: number) => ["SET statement_timeout = 0", `SET lock_timeout = '${wait}ms'`],
   after: ["SET statement_timeout = '30s'", "SET lock_timeout = '5s'"]
@@ -90,7 +112,9 @@ export const outsideTransaction = {
 /** Whether statements of a step take locks by themselves, because the role may not LOCK a table. */
 export const isImplicit = ({ locks }: Step): boolean => locks.some(({ implicit }) => implicit === true)
 
-/** SQLSTATE of our own: the time to ask for locks is over, or somebody waited for us in a circle. */
+/**
+ * SQLSTATE of our own: the time to ask for locks is over, or somebody waited for us in a circle.
+ */
 export const noLocksCode = "FKG03"
 
 // -----------------------------------------------------------------------------
@@ -103,8 +127,9 @@ const explicit = ({ locks }: Step) =>
 const begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 
 /**
- * Takes all locks of a step in one statement, because the cap holds for the sum of the waits and statement_timeout for each statement. That they are not to be had is an
- * error of its own, to tell it from statements that take too long.
+ * Takes all locks of a step in one statement, because the cap holds for the sum of the waits and
+ * statement_timeout for each statement. That they are not to be had is an error of its own, to tell
+ * it from statements that take too long.
  */
 const lockStatement = (step: Step, tables: ReadonlyArray<Relation>, way: Way): string => {
   const locks = explicit(step)
@@ -125,7 +150,10 @@ EXCEPTION WHEN query_canceled OR lock_not_available THEN
 END`)
 }
 
-/** Asks again and again without ever queueing, for 40 ms: an upgrade that waits would make an application the victim at once (rule R1). */
+/**
+ * Asks again and again without ever queueing, for 40 ms: an upgrade that waits would make an
+ * application the victim at once (rule R1).
+ */
 const spin = (lock: string) => `deadline := clock_timestamp() + interval '40 milliseconds';
   LOOP
     BEGIN
@@ -138,9 +166,10 @@ const spin = (lock: string) => `deadline := clock_timestamp() + interval '40 mil
   END LOOP`
 
 /**
- * Gives the next statement what is left of the time, in milliseconds, since the server got the text that it is part of: then it began to ask for the locks.
- * What is done after the deadline is cancelled at once; when all is done, to commit late makes others wait less than to begin again.
- * A statement that takes a lock by itself waits for that no longer than what is left of `wait`.
+ * Gives the next statement what is left of the time, in milliseconds, since the server got the text
+ * that it is part of: then it began to ask for the locks. What is done after the deadline is
+ * cancelled at once; when all is done, to commit late makes others wait less than to begin again. A
+ * statement that takes a lock by itself waits for that no longer than what is left of `wait`.
  */
 const untilDeadline = (limit: number, wait?: number) => {
   const left = (setting: string, of: number) =>

@@ -16,7 +16,9 @@ import { label } from "../../sql/identifiers.js"
 import * as Target from "../snapshot/target.js"
 import * as Tree from "../steps/triggers.js"
 
-/** The key was dropped or renamed while it was being changed. What the change had added is gone too. */
+/**
+ * The key was dropped or renamed while it was being changed. What the change had added is gone too.
+ */
 export class Disappeared extends Data.TaggedError("Disappeared")<{ readonly constraint: string }> {
   override get message() {
     return `${this.constraint} no longer exists under that name`
@@ -24,8 +26,9 @@ export class Disappeared extends Data.TaggedError("Disappeared")<{ readonly cons
 }
 
 /**
- * The original stepped aside, and the comment on the new key that recorded how it was is gone: somebody removed it, or the table is a partition that was
- * detached just then. Only for a DEFERRABLE original, of which the mode cannot be told otherwise.
+ * The original stepped aside, and the comment on the new key that recorded how it was is gone:
+ * somebody removed it, or the table is a partition that was detached just then. Only for a
+ * DEFERRABLE original, of which the mode cannot be told otherwise.
  */
 export class RecordLost extends Data.TaggedError("RecordLost")<{
   readonly constraint: string
@@ -36,7 +39,10 @@ export class RecordLost extends Data.TaggedError("RecordLost")<{
   }
 }
 
-/** The comment on a key that took the original's place is one of ours and cannot be read, so nobody knows how the original was. */
+/**
+ * The comment on a key that took the original's place is one of ours and cannot be read, so nobody
+ * knows how the original was.
+ */
 export class RecordUnreadable extends Data.TaggedError("RecordUnreadable")<{ readonly constraint: string }> {
   override get message() {
     return `the comment on ${this.constraint} that recorded the original was edited and cannot be read. The new key is in force, perhaps INITIALLY DEFERRED: see to its mode (ALTER TABLE ... ALTER CONSTRAINT), give it a comment of your own, and run it again`
@@ -86,7 +92,10 @@ export interface Next {
 
 /** What a change has to do before its swap, in this order. */
 export interface Todo {
-  /** What a temporary key needs so that deletes and key updates follow the original; undefined if they do. */
+  /**
+   * What a temporary key needs so that deletes and key updates follow the original; undefined if
+   * they do.
+   */
   readonly order: Disorder | undefined
   /** Constraints of ours that are not the right ones. */
   readonly drop: ReadonlyArray<Part>
@@ -112,8 +121,9 @@ export interface Part {
 }
 
 /**
- * What to do next, read from the catalogs: undefined if the key is what it is to be. Locks nothing. `remembered` is the original as this run has seen it, in case
- * that somebody removes the comment that records it. `seen` is what was read of the key just now, for all keys of a plan at once.
+ * What to do next, read from the catalogs: undefined if the key is what it is to be. Locks nothing.
+ * `remembered` is the original as this run has seen it, in case that somebody removes the comment
+ * that records it. `seen` is what was read of the key just now, for all keys of a plan at once.
  */
 export const decide = (
   session: Session,
@@ -164,7 +174,8 @@ export const decide = (
     }
     if (aside !== undefined) {
       if (recorded === undefined && !fits(key, aside)) {
-        // Somebody dropped the new key and made one of that name: the original has no successor any more.
+        // Somebody dropped the new key and made one of that name: the original has no successor any
+        // more.
         const drop = [{ at: key.referencing, name: aside.name }]
         return next("drop-temporary", current, target, { ...nothing, drop })
       }
@@ -187,7 +198,8 @@ export const decide = (
       }
       if (Target.equals(Target.of(key), target)) return undefined
     }
-    // The names of the original's triggers may have been exchanged already; everything else it may have gained since counts as it is now.
+    // The names of the original's triggers may have been exchanged already; everything else it may
+    // have gained since counts as it is now.
     const original = recorded === undefined ? current : Fidelity.withTriggerNames(current, recorded)
     const isDone = Target.equals(Target.of(key), target)
     const standing = temporaries.length === 0 ? undefined : yield* look(session, key, leafwise)
@@ -277,7 +289,10 @@ const ownerNeeded = (key: Catalog.Key) =>
     table: label(key.referenced.schema, key.referenced.name)
   })
 
-/** What has to be done, on one table, so that the temporary key does nothing that the original would not do. */
+/**
+ * What has to be done, on one table, so that the temporary key does nothing that the original would
+ * not do.
+ */
 const disorder = (
   session: Session,
   change: Change.Change,

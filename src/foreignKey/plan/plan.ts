@@ -66,7 +66,10 @@ export const steps = (
   ]
 }
 
-/** What is written into the ledger before and after a change; the first change of `before` creates it. */
+/**
+ * What is written into the ledger before and after a change; the first change of `before` creates
+ * it.
+ */
 export const recorded = (
   key: Key,
   ledger: Ledger.Ledger,

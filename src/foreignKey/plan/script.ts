@@ -6,8 +6,10 @@ import { block } from "../../sql/identifiers.js"
 import * as Try from "./limits.js"
 
 /**
- * The steps that a change takes, each with its locks and what they block. Of a step that has to be taken another way where triggers would be out of order, the script has that way, which is right
- * in any case. The steps for tables that are too busy for the swap are left out, because they take its place.
+ * The steps that a change takes, each with its locks and what they block. Of a step that has to be
+ * taken another way where triggers would be out of order, the script has that way, which is right
+ * in any case. The steps for tables that are too busy for the swap are left out, because they take
+ * its place.
  */
 export const render = ({ madeFrom, refused, steps, unchanged, warnings }: PlanResult): string =>
   [
@@ -69,7 +71,10 @@ const statements = ({ sql, step }: PlannedStep): ReadonlyArray<string> => {
     : sql
 }
 
-/** Waits, a minute at most, for the transactions that may have deferred the original by name (see `Change.settle`). It holds no lock meanwhile. */
+/**
+ * Waits, a minute at most, for the transactions that may have deferred the original by name (see
+ * `Change.settle`). It holds no lock meanwhile.
+ */
 const afterOldTransactions = block(`DECLARE
   deadline timestamptz := clock_timestamp() + interval '1 minute';
   old text[] := ARRAY(

@@ -50,7 +50,10 @@ export interface Selected {
   readonly halfway: boolean
   /** Whether a change of it was begun and not finished, as the catalogs or the ledger show it. */
   readonly resumed: boolean
-  /** The action before the change, also if the change was interrupted after the new key took the name. */
+  /**
+   * The action before the change, also if the change was interrupted after the new key took the
+   * name.
+   */
   readonly previous: Target.Target
   /** What the ledger is to be told; undefined to go without. */
   readonly record: Ledger.Record | undefined

@@ -1,6 +1,7 @@
 /**
- * Back to the action from before. An undo takes back the last change that the ledger has of a key, and asking again changes nothing, so that a run that was interrupted
- * or failed for some keys can be run again. Whoever wants to go further back, or to undo an undo, names the change.
+ * Back to the action from before. An undo takes back the last change that the ledger has of a key,
+ * and asking again changes nothing, so that a run that was interrupted or failed for some keys can
+ * be run again. Whoever wants to go further back, or to undo an undo, names the change.
  */
 import type { Entry } from "../ledger/ledger.js"
 import type { UndoOptions } from "../types.js"
@@ -8,8 +9,9 @@ import type { Aim, Candidate } from "./selection.js"
 import * as Target from "../snapshot/target.js"
 
 /**
- * The aim of an undo of one of these changes or, without any, of the last one. Of a key without a recorded change there is nothing to undo, unless the record itself
- * is not there where the caller says that it is.
+ * The aim of an undo of one of these changes or, without any, of the last one. Of a key without a
+ * recorded change there is nothing to undo, unless the record itself is not there where the caller
+ * says that it is.
  */
 export const aim =
   ({ changes, ledger: named }: Pick<UndoOptions, "changes" | "ledger">) =>

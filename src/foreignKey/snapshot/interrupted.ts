@@ -3,7 +3,10 @@ import type { Key } from "../../catalog/foreignKeys.js"
 import * as Marker from "./marker.js"
 import * as Name from "./names.js"
 
-/** The keys that constraints of ours belong to, by the OIDs of those constraints; one whose original is gone is not in it. */
+/**
+ * The keys that constraints of ours belong to, by the OIDs of those constraints; one whose original
+ * is gone is not in it.
+ */
 export type Originals = ReadonlyMap<number, Key>
 
 /** Finds the originals among all keys, looking each up by its name. */
@@ -32,7 +35,10 @@ export const originals = (keys: ReadonlyArray<Key>): Originals => {
   )
 }
 
-/** Constraints that exist during a change only are not listed and cannot be chosen, unless their original is gone. */
+/**
+ * Constraints that exist during a change only are not listed and cannot be chosen, unless their
+ * original is gone.
+ */
 export const isOriginal = (key: Key, originals: Originals): boolean => !originals.has(key.oid)
 
 /** Whether a constraint is left over from a change of one that is gone. */

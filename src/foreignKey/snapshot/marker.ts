@@ -1,6 +1,6 @@
 /**
- * The comment on a constraint of ours: what is being changed into what, and the original in full. It is what a rerun and an undo
- * read, and what a person sees who finds the constraint.
+ * The comment on a constraint of ours: what is being changed into what, and the original in full.
+ * It is what a rerun and an undo read, and what a person sees who finds the constraint.
  */
 import * as Option from "effect/Option"
 import { type Comment, text } from "../../catalog/comments.js"
@@ -13,7 +13,10 @@ export interface Marker {
   readonly constraint: string
   readonly from: Target
   readonly to: Target
-  /** The original when the change began, comment and names of triggers included. The parts of a partitioned table's key do without it. */
+  /**
+   * The original when the change began, comment and names of triggers included. The parts of a
+   * partitioned table's key do without it.
+   */
   readonly original?: Fidelity.Vector
 }
 
@@ -22,7 +25,9 @@ const prefix = "promptgrimoire-db is changing a foreign key here, rerun it to fi
 /** The text of the comment. */
 export const encode = (marker: Marker): string => prefix + JSON.stringify(marker)
 
-/** Whether a comment is one of ours, also if it cannot be read any more because somebody edited it. */
+/**
+ * Whether a comment is one of ours, also if it cannot be read any more because somebody edited it.
+ */
 export const isOurs = (comment: Comment): boolean => text(comment)?.startsWith(prefix) === true
 
 /** Reads a comment; undefined if it is not one of ours, or somebody edited it. */

@@ -1,6 +1,7 @@
 /**
- * The names of the constraints that exist during a change only. They follow from the original's name alone (a constraint's
- * name is unique on its table), so a rerun finds them after a crash, also when the table was renamed meanwhile.
+ * The names of the constraints that exist during a change only. They follow from the original's
+ * name alone (a constraint's name is unique on its table), so a rerun finds them after a crash,
+ * also when the table was renamed meanwhile.
  */
 import { createHash } from "node:crypto"
 

@@ -1,7 +1,8 @@
 /**
- * Everything the catalogs say about a foreign key, as one JSON document that two keys can be compared by: the row of pg_constraint
- * (all columns, so also those of versions to come), comment, dependencies, and each enforcing trigger with its name (PostgreSQL
- * fires triggers in the order of their names), state and deferrability. A key of a partitioned table is a tree of rows.
+ * Everything the catalogs say about a foreign key, as one JSON document that two keys can be
+ * compared by: the row of pg_constraint (all columns, so also those of versions to come), comment,
+ * dependencies, and each enforcing trigger with its name (PostgreSQL fires triggers in the order of
+ * their names), state and deferrability. A key of a partitioned table is a tree of rows.
  */
 import * as Array from "effect/Array"
 import * as Effect from "effect/Effect"
@@ -22,7 +23,9 @@ export interface Trigger {
   readonly role: Role
   /** The table it is on (OID). */
   readonly table: number
-  /** Null for a trigger on a partition that follows the one on its partitioned table (15 and later). */
+  /**
+   * Null for a trigger on a partition that follows the one on its partitioned table (15 and later).
+   */
   readonly name: string | null
   readonly function: string
   readonly deferrable: boolean
@@ -100,7 +103,10 @@ export const readAll = (
 export const parse = (text: string | null): Vector | undefined =>
   text === null ? undefined : ((JSON.parse(text) as Vector | null) ?? undefined)
 
-/** The vector that a key must have after its ON DELETE action was changed: the same but for the action itself. */
+/**
+ * The vector that a key must have after its ON DELETE action was changed: the same but for the
+ * action itself.
+ */
 export const withAction = (vector: Vector, action: Action.Action, columns: ReadonlyArray<number>): Vector =>
   mapEntries(vector, (entry) => ({
     ...entry,
@@ -123,7 +129,10 @@ export const withAction = (vector: Vector, action: Action.Action, columns: Reado
     )
   }))
 
-/** The vector of a key while its checks wait for the end of the transaction, and its comment is this one. */
+/**
+ * The vector of a key while its checks wait for the end of the transaction, and its comment is this
+ * one.
+ */
 export const unsettled = (vector: Vector, comment: string): Vector =>
   mapEntries(vector, (entry, index) => ({
     ...entry,
@@ -151,8 +160,8 @@ export const withTriggerNames = (vector: Vector, names: Vector): Vector =>
   }))
 
 /**
- * The record of an original, brought up to date with the partitions that were attached or detached since: `current` is the key that took its place, from
- * which new partitions have inherited.
+ * The record of an original, brought up to date with the partitions that were attached or detached
+ * since: `current` is the key that took its place, from which new partitions have inherited.
  */
 export const reconcile = (recorded: Vector, current: Vector): Vector =>
   mapEntries(current, (entry, index) => {
@@ -170,8 +179,9 @@ export const reconcile = (recorded: Vector, current: Vector): Vector =>
   })
 
 /**
- * The original as the constraint that stepped aside still has it, which follows what is done to its table and its index meanwhile, with what the record alone still knows:
- * mode, comments and names of triggers. `current` took its name, and those of its partitions' rows.
+ * The original as the constraint that stepped aside still has it, which follows what is done to its
+ * table and its index meanwhile, with what the record alone still knows: mode, comments and names
+ * of triggers. `current` took its name, and those of its partitions' rows.
  */
 export const ofRecordedAside = (aside: Vector, recorded: Vector, current: Vector): Vector => {
   const mode = recorded[0].constraint["condeferred"]
@@ -195,7 +205,10 @@ export const ofRecordedAside = (aside: Vector, recorded: Vector, current: Vector
   })
 }
 
-/** What a key that took the original's place must be when it gets the recorded mode and comment: as it is in everything else but its OID, which says that it is the original's. */
+/**
+ * What a key that took the original's place must be when it gets the recorded mode and comment: as
+ * it is in everything else but its OID, which says that it is the original's.
+ */
 export const withModeOf = (recorded: Vector, current: Vector): Vector => {
   const mode = recorded[0].constraint["condeferred"]
   return mapEntries(current, (entry, index) => ({
@@ -211,8 +224,10 @@ export const withModeOf = (recorded: Vector, current: Vector): Vector => {
 }
 
 /**
- * The original as the constraint that stepped aside still has it, where no record of it is left: `current` took its name, and those of its partitions' rows. Triggers
- * may have exchanged their names; the original's were the first. Undefined for a DEFERRABLE key, whose mode was changed when it stepped aside.
+ * The original as the constraint that stepped aside still has it, where no record of it is left:
+ * `current` took its name, and those of its partitions' rows. Triggers may have exchanged their
+ * names; the original's were the first. Undefined for a DEFERRABLE key, whose mode was changed when
+ * it stepped aside.
  */
 export const ofAside = (aside: Vector, current: Vector): Vector | undefined =>
   aside[0].constraint["condeferrable"] === true
@@ -245,7 +260,10 @@ export const withoutNamesOn = (vector: Vector, tables: ReadonlyArray<number>): V
         )
       }))
 
-/** Whether the triggers that carry out ON DELETE have exchanged their names: those of the successor have what the original's were called. */
+/**
+ * Whether the triggers that carry out ON DELETE have exchanged their names: those of the successor
+ * have what the original's were called.
+ */
 export const haveExchanged = (original: Vector, successor: Vector): boolean =>
   successor.some((entry) =>
     entry.triggers.some(
@@ -262,7 +280,10 @@ export const haveExchanged = (original: Vector, successor: Vector): boolean =>
 export const compare = (expected: Vector, actual: Vector): ReadonlyArray<Difference> =>
   differences("", withoutOids(expected), withoutOids(actual))
 
-/** What of a key concerns one partition of its referencing table: its own row and those for partitions of the referenced table, and that of the partition. */
+/**
+ * What of a key concerns one partition of its referencing table: its own row and those for
+ * partitions of the referenced table, and that of the partition.
+ */
 export const concerning = (vector: Vector, partition: number): Vector => {
   const [first, ...rest] = vector
   const tables = new Set([Number(first.constraint["conrelid"]), partition])
@@ -277,7 +298,10 @@ export interface Leniency {
   readonly allBut?: number
 }
 
-/** A statement that fails with {@link changedCode} unless the key is exactly this one, OIDs included. */
+/**
+ * A statement that fails with {@link changedCode} unless the key is exactly this one, OIDs
+ * included.
+ */
 export const requireUnchanged = (
   place: Place,
   vector: Vector,
@@ -354,11 +378,13 @@ const isRecord = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null
 
 /**
- * The vector of one key, as an SQL expression of type jsonb. Left out, because a new key cannot be made to have the same: OIDs of constraints and triggers;
- * connoinherit, which depends on whether the table is or was a partition, and on how it became one, and which nothing reads; convalidated of the rows for
- * partitions of the referenced table, which VALIDATE leaves alone (13 to 17) and nothing reads; connamespace of the rows of partitions up to 14, which is the
- * partitioned table's schema or the partition's own, depending on which of the two was there first; names of triggers that are renamed together with the one
- * of their partitioned table (15 and later).
+ * The vector of one key, as an SQL expression of type jsonb. Left out, because a new key cannot be
+ * made to have the same: OIDs of constraints and triggers; connoinherit, which depends on whether
+ * the table is or was a partition, and on how it became one, and which nothing reads; convalidated
+ * of the rows for partitions of the referenced table, which VALIDATE leaves alone (13 to 17) and
+ * nothing reads; connamespace of the rows of partitions up to 14, which is the partitioned table's
+ * schema or the partition's own, depending on which of the two was there first; names of triggers
+ * that are renamed together with the one of their partitioned table (15 and later).
  */
 export const expression = (table: string, name: string, shown: Shown = {}): string => `
 SELECT json_agg(v.entry ORDER BY v.depth, v.conrelid, v.confrelid)::jsonb

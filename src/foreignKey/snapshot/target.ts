@@ -4,7 +4,10 @@ import type { Key } from "../../catalog/foreignKeys.js"
 import type * as Fidelity from "./snapshot.js"
 import { identifiers } from "../../sql/identifiers.js"
 
-/** An ON DELETE action; `columns` limits SET NULL and SET DEFAULT to some of the columns, empty means all. */
+/**
+ * An ON DELETE action; `columns` limits SET NULL and SET DEFAULT to some of the columns, empty
+ * means all.
+ */
 export interface Target {
   readonly action: Action.Action
   readonly columns: ReadonlyArray<string>

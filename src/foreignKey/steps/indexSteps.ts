@@ -1,8 +1,11 @@
 /**
- * The index that a key should have on its referencing columns: without one, every delete of a referenced row reads the whole referencing table.
+ * The index that a key should have on its referencing columns: without one, every delete of a
+ * referenced row reads the whole referencing table.
  *
- * A partitioned table gets a partitioned index, which partitions of later inherit: first that index alone, not valid, then one on each partition, built
- * CONCURRENTLY, each of which is attached. What is there already follows from the catalogs, so a build that was stopped anywhere is finished by running it again.
+ * A partitioned table gets a partitioned index, which partitions of later inherit: first that index
+ * alone, not valid, then one on each partition, built CONCURRENTLY, each of which is attached. What
+ * is there already follows from the catalogs, so a build that was stopped anywhere is finished by
+ * running it again.
  */
 import * as Effect from "effect/Effect"
 import { createHash } from "node:crypto"
@@ -51,7 +54,10 @@ interface Place extends Relation {
 
 interface Found extends Relation {
   readonly valid: boolean
-  /** Whether it finds the rows of one key: it is valid and starts with the referencing columns, in any order. */
+  /**
+   * Whether it finds the rows of one key: it is valid and starts with the referencing columns, in
+   * any order.
+   */
   readonly supports: boolean
   /** Whether it is just what we would build, and so can be a part of a partitioned one. */
   readonly exact: boolean
@@ -102,7 +108,9 @@ const create = (key: Key, place: Place, index: Relation): IndexStep => {
   }
 }
 
-/** An index that an interrupted build left behind is not valid: it costs writes and serves nobody. */
+/**
+ * An index that an interrupted build left behind is not valid: it costs writes and serves nobody.
+ */
 const drop = ({ kind, name, oid, schema }: Place, index: Relation): IndexStep => ({
   name: "index-drop",
   index: index.name,
@@ -111,7 +119,10 @@ const drop = ({ kind, name, oid, schema }: Place, index: Relation): IndexStep =>
   statements: [`DROP INDEX CONCURRENTLY ${qualified(index)}`]
 })
 
-/** Every reader and writer of a table opens its indexes, so those of the partition wait for the moment that it takes. */
+/**
+ * Every reader and writer of a table opens its indexes, so those of the partition wait for the
+ * moment that it takes.
+ */
 const attach = (whole: Relation, part: Relation): IndexStep => ({
   name: "index-attach",
   index: part.name,
@@ -122,7 +133,10 @@ const attach = (whole: Relation, part: Relation): IndexStep => ({
   statements: [`ALTER INDEX ${qualified(whole)} ATTACH PARTITION ${qualified(part)}`]
 })
 
-/** As PostgreSQL would name it, with a digest that keeps it apart from other indexes; 63 bytes at most. */
+/**
+ * As PostgreSQL would name it, with a digest that keeps it apart from other indexes; 63 bytes at
+ * most.
+ */
 const nameFor = (key: Key, place: Relation) => {
   const digest = createHash("sha256")
     .update(JSON.stringify([place.schema, place.name, key.columns]))
@@ -133,7 +147,10 @@ const nameFor = (key: Key, place: Relation) => {
   return `${stem}_${digest}_idx`
 }
 
-/** Columns by name: a partition can have them in another order. What `exact` compares is what ATTACH PARTITION compares (CompareIndexInfo, index.c). */
+/**
+ * Columns by name: a partition can have them in another order. What `exact` compares is what ATTACH
+ * PARTITION compares (CompareIndexInfo, index.c).
+ */
 const select = `
 SELECT coalesce(jsonb_agg(jsonb_build_object(
   'oid', t.oid::int8, 'schema', n.nspname, 'name', t.relname, 'kind', t.relkind, 'parent', q.parentrelid::oid::int8,

@@ -1,9 +1,11 @@
 /**
- * The statements that change one key's ON DELETE action. `plan` prints them and the engine runs them: the same texts.
+ * The statements that change one key's ON DELETE action. `plan` prints them and the engine runs
+ * them: the same texts.
  *
- * `referencing` is the table that has the constraint, `referenced` the one that it points to. Every step runs in a transaction of its
- * own, after the locks that {@link Step.locks} names were taken explicitly, so that no statement of
- * a step takes a lock by itself (rule R1), unless the role may not LOCK a table.
+ * `referencing` is the table that has the constraint, `referenced` the one that it points to. Every
+ * step runs in a transaction of its own, after the locks that {@link Step.locks} names were taken
+ * explicitly, so that no statement of a step takes a lock by itself (rule R1), unless the role may
+ * not LOCK a table.
  */
 import * as Action from "../../catalog/action.js"
 import type { Key, Relation, Table } from "../../catalog/foreignKeys.js"
@@ -50,7 +52,10 @@ export interface StepLock {
 /** One step: a transaction, or statements that cannot be in one. */
 export interface Step {
   readonly name: StepName
-  /** The strongest lock on each table, in the order in which they are taken. A partitioned table is locked with its partitions. */
+  /**
+   * The strongest lock on each table, in the order in which they are taken. A partitioned table is
+   * locked with its partitions.
+   */
   readonly locks: ReadonlyArray<StepLock>
   /**
    * Statements that prove what the step relies on. They come before the locks that others notice,
@@ -72,29 +77,40 @@ export interface Change {
   /** `server_version_num`. */
   readonly version: number
   /**
-   * Whether the role is a superuser's, who can disable triggers of a key: then those of the new key are, until it takes the original's place, and nothing follows it before. Those of
-   * another role fire after the original's.
+   * Whether the role is a superuser's, who can disable triggers of a key: then those of the new key
+   * are, until it takes the original's place, and nothing follows it before. Those of another role
+   * fire after the original's.
    */
   readonly superuser: boolean
 }
 
-/** Roles of triggers that fired before the original's when they had the names that PostgreSQL gave them. */
+/**
+ * Roles of triggers that fired before the original's when they had the names that PostgreSQL gave
+ * them.
+ */
 export type Late = ReadonlyArray<Fidelity.Role>
 
 /**
- * Whether the temporary key is added to each partition of the referencing table first, because PostgreSQL up to 17 has no NOT VALID keys on partitioned
- * tables. {@link attach} then makes them one key of the partitioned table.
+ * Whether the temporary key is added to each partition of the referencing table first, because
+ * PostgreSQL up to 17 has no NOT VALID keys on partitioned tables. {@link attach} then makes them
+ * one key of the partitioned table.
  */
 export const isLeafwise = ({ key, version }: Pick<Change, "key" | "version">): boolean =>
   key.referencing.kind === "p" && version < 180_000
 
-/** The tables to which the temporary key is added: the partitions get a part each if it is built leafwise. */
+/**
+ * The tables to which the temporary key is added: the partitions get a part each if it is built
+ * leafwise.
+ */
 export const places = (change: Pick<Change, "key" | "version">): ReadonlyArray<Relation> =>
   isLeafwise(change)
     ? change.key.referencing.partitions.filter((partition) => partition.kind !== "p")
     : [change.key.referencing]
 
-/** Lets the indexes step behind that a new key would be bound to (see `Rival`). Reads and writes go on. */
+/**
+ * Lets the indexes step behind that a new key would be bound to (see `Rival`). Reads and writes go
+ * on.
+ */
 export const reindex = ({ key }: Pick<Change, "key">, statements: ReadonlyArray<string>): Step => ({
   name: "reindex",
   locks: [{ table: key.referenced, mode: "SHARE UPDATE EXCLUSIVE" }],
@@ -103,12 +119,15 @@ export const reindex = ({ key }: Pick<Change, "key">, statements: ReadonlyArray<
 })
 
 /**
- * Adds the constraint with the new action beside the original, not validated: nothing is scanned. It does nothing that the original would not do: its triggers are disabled, or fire after the
- * original's. PostgreSQL fires triggers in the order of their names, which end in an OID, and compares them as texts: in a database whose OIDs have just got another digit the new ones come
- * first. Where that was so (`late`) they are renamed before anybody sees them, which takes ACCESS EXCLUSIVE on their table.
+ * Adds the constraint with the new action beside the original, not validated: nothing is scanned.
+ * It does nothing that the original would not do: its triggers are disabled, or fire after the
+ * original's. PostgreSQL fires triggers in the order of their names, which end in an OID, and
+ * compares them as texts: in a database whose OIDs have just got another digit the new ones come
+ * first. Where that was so (`late`) they are renamed before anybody sees them, which takes ACCESS
+ * EXCLUSIVE on their table.
  *
- * If the original is DEFERRABLE the new one is INITIALLY DEFERRED until the swap: an application that defers the original by name
- * would otherwise be stopped by the new one.
+ * If the original is DEFERRABLE the new one is INITIALLY DEFERRED until the swap: an application
+ * that defers the original by name would otherwise be stopped by the new one.
  */
 export const add = (change: Change, at: Relation = change.key.referencing, late: Late = []): Step => {
   const { key, original } = change
@@ -147,11 +166,15 @@ export const add = (change: Change, at: Relation = change.key.referencing, late:
 }
 
 /**
- * Adds the temporary key to the partitioned table, which attaches the valid parts of its partitions without looking at a row. From here on it is one key, as on 18.
+ * Adds the temporary key to the partitioned table, which attaches the valid parts of its partitions
+ * without looking at a row. From here on it is one key, as on 18.
  *
- * No way leads around two tables at a time: the parts' own triggers on the referenced table are dropped in the same command that locks every partition, and
- * PostgreSQL would upgrade its lock on the referenced table for that (rule R1), so ACCESS EXCLUSIVE is taken beforehand. Reads of the referencing table go on,
- * unless the referenced table is partitioned too: then rows of the parts are dropped as well. The new triggers are those of the referenced table, so all of them can be renamed.
+ * No way leads around two tables at a time: the parts' own triggers on the referenced table are
+ * dropped in the same command that locks every partition, and PostgreSQL would upgrade its lock on
+ * the referenced table for that (rule R1), so ACCESS EXCLUSIVE is taken beforehand. Reads of the
+ * referencing table go on, unless the referenced table is partitioned too: then rows of the parts
+ * are dropped as well. The new triggers are those of the referenced table, so all of them can be
+ * renamed.
  */
 export const attach = (change: Change): Step => {
   const { key, original } = change
@@ -184,7 +207,8 @@ export const temporaryOf = (key: Key, isCut: boolean): Tree.Place | Tree.Parts =
     : placeOf(key, Name.temporary(key.name))
 
 /**
- * Lets a new key that is there already do nothing that the original would not do: a change was interrupted before it saw to that, or somebody renamed triggers. A superuser disables the new
+ * Lets a new key that is there already do nothing that the original would not do: a change was
+ * interrupted before it saw to that, or somebody renamed triggers. A superuser disables the new
  * triggers; for another role those on one table are renamed.
  */
 export const order = (
@@ -207,9 +231,9 @@ export const order = (
 })
 
 /**
- * Checks the rows that exist. Reads and writes go on; only other schema changes and vacuum wait. A partitioned table whose partitions are valid is not read again
- * (18 and later), and the referenced table not locked. Looking up row by row locks the
- * partitions of the referenced table too.
+ * Checks the rows that exist. Reads and writes go on; only other schema changes and vacuum wait. A
+ * partitioned table whose partitions are valid is not read again (18 and later), and the referenced
+ * table not locked. Looking up row by row locks the partitions of the referenced table too.
  */
 export const validate = (
   { key }: Pick<Change, "key">,
@@ -232,8 +256,9 @@ export const validate = (
 }
 
 /**
- * The original goes and the new constraint takes its place, in one transaction that proves them equal before it commits. Names of triggers may have been exchanged
- * since `current` was read ({@link switchOn}); those that the original had are given back.
+ * The original goes and the new constraint takes its place, in one transaction that proves them
+ * equal before it commits. Names of triggers may have been exchanged since `current` was read
+ * ({@link switchOn}); those that the original had are given back.
  */
 export const swap = (change: Change, current: Fidelity.Vector): Step => {
   const { key } = change
@@ -252,7 +277,10 @@ export const swap = (change: Change, current: Fidelity.Vector): Step => {
   }
 }
 
-/** Gives the new constraint the original's name; the original steps aside. Locks the referencing table only. */
+/**
+ * Gives the new constraint the original's name; the original steps aside. Locks the referencing
+ * table only.
+ */
 export const switchNames = (change: Change, current: Fidelity.Vector): Step => {
   const { key, original } = change
   const { referencing } = key
@@ -287,9 +315,11 @@ export const switchNames = (change: Change, current: Fidelity.Vector): Step => {
 }
 
 /**
- * Lets the new constraint act before it takes the original's name, so that a key under that name always does: its triggers on the referenced table are enabled, if a superuser disabled them. If it
- * raises no error it comes first from here on, otherwise last until the names are exchanged, so that errors keep naming the original. Locks the referenced
- * table only. No step where there is nothing to do.
+ * Lets the new constraint act before it takes the original's name, so that a key under that name
+ * always does: its triggers on the referenced table are enabled, if a superuser disabled them. If
+ * it raises no error it comes first from here on, otherwise last until the names are exchanged, so
+ * that errors keep naming the original. Locks the referenced table only. No step where there is
+ * nothing to do.
  */
 export const switchOn = (change: Change): ReadonlyArray<Step> => {
   const { key, original, superuser, target } = change
@@ -315,14 +345,20 @@ export const switchOn = (change: Change): ReadonlyArray<Step> => {
       ]
 }
 
-/** Lets the new constraint's triggers for one event of the referenced table fire first, after it took the original's name. Locks the referenced table only. */
+/**
+ * Lets the new constraint's triggers for one event of the referenced table fire first, after it
+ * took the original's name. Locks the referenced table only.
+ */
 export const switchTriggers = ({ key }: Change, role: "delete" | "update"): Step => ({
   name: role === "delete" ? "switch-delete" : "switch-update",
   locks: [{ table: key.referenced, mode: "ACCESS EXCLUSIVE" }],
   statements: [Tree.guard(Tree.fireFirst(placeOf(key), placeOf(key, Name.aside(key.name)), [role]))]
 })
 
-/** Drops the original after it stepped aside. `current` is the new key, if it is there already: it must still be as it was read. */
+/**
+ * Drops the original after it stepped aside. `current` is the new key, if it is there already: it
+ * must still be as it was read.
+ */
 export const dropOriginal = (change: Change, current?: Fidelity.Vector): Step => ({
   name: "drop-original",
   locks: both(change, "ACCESS EXCLUSIVE"),
@@ -331,8 +367,9 @@ export const dropOriginal = (change: Change, current?: Fidelity.Vector): Step =>
 })
 
 /**
- * Gives the new key the original's mode, and proves the two equal. Only for a DEFERRABLE INITIALLY IMMEDIATE original, and only when every
- * transaction has ended that began before the new key took the name: SET CONSTRAINTS keeps its state by OID, so such a transaction may have deferred the
+ * Gives the new key the original's mode, and proves the two equal. Only for a DEFERRABLE INITIALLY
+ * IMMEDIATE original, and only when every transaction has ended that began before the new key took
+ * the name: SET CONSTRAINTS keeps its state by OID, so such a transaction may have deferred the
  * original and rely on that. `current` as in {@link dropOriginal}.
  */
 export const settle = (change: Change, current?: Fidelity.Vector): Step => {
@@ -357,13 +394,16 @@ export const needsSettling = (original: Fidelity.Vector): boolean =>
 export const goal = ({ key, original, target }: Change): Fidelity.Vector =>
   Target.vector(target, key, Fidelity.withoutNamesOn(original, foreign(key)), Fidelity.withAction)
 
-/** What the key must be like when the original is gone: its goal, or the state that {@link settle} ends. */
+/**
+ * What the key must be like when the original is gone: its goal, or the state that {@link settle}
+ * ends.
+ */
 export const almost = (change: Change): Fidelity.Vector =>
   needsSettling(change.original) ? Fidelity.unsettled(goal(change), marker(change)) : goal(change)
 
 /**
- * Drops a constraint of ours: the new one before it took the original's name, so that the change is given up and the original is as it was, or what is left of
- * the change of a key that is gone.
+ * Drops a constraint of ours: the new one before it took the original's name, so that the change is
+ * given up and the original is as it was, or what is left of the change of a key that is gone.
  */
 export const dropTemporary = (
   change: Change,
@@ -394,8 +434,9 @@ export const dropTemporary = (
 })
 
 /**
- * Gives a key that was renamed in the middle of a change what it had before, and the change has not given back yet. There is no proof: `change` has the key with
- * its new name, which the record of the original does not know.
+ * Gives a key that was renamed in the middle of a change what it had before, and the change has not
+ * given back yet. There is no proof: `change` has the key with its new name, which the record of
+ * the original does not know.
  */
 export const restoreRenamed = (change: Change): Step => {
   const { key, original } = change
@@ -418,7 +459,10 @@ export const restoreRenamed = (change: Change): Step => {
   }
 }
 
-/** A key as ALTER TABLE ... ADD CONSTRAINT takes it; `referenced` is a table with its columns, or without. */
+/**
+ * A key as ALTER TABLE ... ADD CONSTRAINT takes it; `referenced` is a table with its columns, or
+ * without.
+ */
 export const definition = (key: Key, referenced: string, target: Target.Target, mode: string): string =>
   `FOREIGN KEY (${identifiers(key.columns)}) REFERENCES ${referenced}${key.match === "full" ? " MATCH FULL" : ""} ON UPDATE ${Action.sql(
     key.onUpdate
@@ -438,7 +482,10 @@ export const canStepAside = (key: Key): boolean => !isSelfReference(key) && key.
 /** Whether a key points to its own table. */
 export const isSelfReference = (key: Key): boolean => key.referencing.oid === key.referenced.oid
 
-/** Whether the list of referenced columns can be left out: the key is bound to the primary key, in the primary key's order. */
+/**
+ * Whether the list of referenced columns can be left out: the key is bound to the primary key, in
+ * the primary key's order.
+ */
 export const bindsPrimaryKeyByDefault = (key: Key): boolean =>
   key.boundIndex?.primary === true && key.boundIndex.inOrder
 
@@ -446,7 +493,10 @@ export const bindsPrimaryKeyByDefault = (key: Key): boolean =>
 // internal
 // -----------------------------------------------------------------------------
 
-/** Fails unless the key is the one that was read, if that is known; a step before may have exchanged the names of its triggers. */
+/**
+ * Fails unless the key is the one that was read, if that is known; a step before may have exchanged
+ * the names of its triggers.
+ */
 const stillAs = ({ key }: Change, current: Fidelity.Vector | undefined) =>
   current === undefined
     ? []
@@ -466,7 +516,9 @@ export const roles: ReadonlyArray<Fidelity.Role> = ["delete", "update", "checkIn
 const isOn = ({ key }: Change, role: Fidelity.Role, table: Relation) =>
   (role === "delete" || role === "update") === (table.oid === key.referenced.oid) || isSelfReference(key)
 
-/** Lets a new constraint do nothing that the original would not do, in the transaction that adds it. */
+/**
+ * Lets a new constraint do nothing that the original would not do, in the transaction that adds it.
+ */
 const behind = (change: Change, original: Tree.Place, place: Tree.Place, late: Late): ReadonlyArray<string> =>
   !change.key.enforced
     ? []
@@ -533,8 +585,9 @@ const both = ({ key }: Change, mode: Lock.Mode) =>
 const isDeferrable = (vector: Fidelity.Vector) => vector[0].constraint["condeferrable"] === true
 
 /**
- * The referenced columns are left out when that is what binds the key to the index that it was bound to: with a list of columns
- * PostgreSQL takes the oldest matching unique index, without one the primary key (CREATE TABLE, REFERENCES).
+ * The referenced columns are left out when that is what binds the key to the index that it was
+ * bound to: with a list of columns PostgreSQL takes the oldest matching unique index, without one
+ * the primary key (CREATE TABLE, REFERENCES).
  */
 const temporaryDefinition = ({ key, original, target }: Change): string =>
   definition(
@@ -553,7 +606,10 @@ const dropConstraint = (table: Relation, name: string) =>
 const renameConstraint = (table: Relation, from: string, to: string) =>
   `ALTER TABLE ${Lock.target(table)} RENAME CONSTRAINT ${identifier(from)} TO ${identifier(to)}`
 
-/** Both words are always spelled: a bare ALTER CONSTRAINT means NOT DEFERRABLE up to 17 and nothing from 18 on. */
+/**
+ * Both words are always spelled: a bare ALTER CONSTRAINT means NOT DEFERRABLE up to 17 and nothing
+ * from 18 on.
+ */
 const alterConstraint = (table: Relation, name: string, mode: string) =>
   `ALTER TABLE ${qualified(table)} ALTER CONSTRAINT ${identifier(name)} ${mode}`
 
@@ -568,7 +624,10 @@ const marker = ({ key, original, target }: Change) =>
 const partMarker = ({ key, original, target }: Change) =>
   Marker.encode({ constraint: key.name, from: Target.ofVector(key, original), to: target })
 
-/** The locks were asked for by name: another table can have come to have it while they were waited for, to which the key would be added. */
+/**
+ * The locks were asked for by name: another table can have come to have it while they were waited
+ * for, to which the key would be added.
+ */
 const requireNames = (relations: ReadonlyArray<Relation>) =>
   `IF ${relations
     .map(
@@ -579,7 +638,10 @@ const requireNames = (relations: ReadonlyArray<Relation>) =>
     RAISE EXCEPTION USING ERRCODE = ${literal(Fidelity.changedCode)}, MESSAGE = 'a table was renamed meanwhile';
   END IF;`
 
-/** Every partition must bring a valid part, or adding the key to the partitioned table would look at every row while it is locked. */
+/**
+ * Every partition must bring a valid part, or adding the key to the partitioned table would look at
+ * every row while it is locked.
+ */
 const requireParts = ({ key }: Change) =>
   block(`BEGIN
   IF EXISTS (

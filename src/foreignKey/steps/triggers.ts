@@ -1,6 +1,7 @@
 /**
- * PL/pgSQL fragments that give the rows and triggers of one key what they should have. A key of partitioned tables is a tree of constraints, whose
- * generated names a statement cannot know in advance, so these read the catalogs while they run, under the locks of their step.
+ * PL/pgSQL fragments that give the rows and triggers of one key what they should have. A key of
+ * partitioned tables is a tree of constraints, whose generated names a statement cannot know in
+ * advance, so these read the catalogs while they run, under the locks of their step.
  */
 import * as Comment from "../../catalog/comments.js"
 import type * as Fidelity from "../snapshot/snapshot.js"
@@ -20,7 +21,10 @@ export interface Parts {
   readonly name: string
 }
 
-/** An anonymous block of fragments, each of which may use the variables `vector jsonb` and `r record`. */
+/**
+ * An anonymous block of fragments, each of which may use the variables `vector jsonb` and `r
+ * record`.
+ */
 export const guard = (...fragments: ReadonlyArray<string>): string =>
   block(`DECLARE
   vector jsonb;
@@ -70,7 +74,10 @@ export const restoreRows = (place: Place, vector: Fidelity.Vector): ReadonlyArra
   ]
 }
 
-/** New names for the constraints below the topmost one: each gets the one that `names` pairs it with. */
+/**
+ * New names for the constraints below the topmost one: each gets the one that `names` pairs it
+ * with.
+ */
 export const renameRows = (
   place: Place,
   names: ReadonlyArray<{ readonly relation: unknown; readonly referenced: unknown; readonly name: string }>
@@ -147,9 +154,15 @@ export const fireFirst = (first: Place, second: Place, roles: ReadonlyArray<Fide
     EXECUTE format('ALTER TRIGGER promptgrimoire_fk_exchanged ON %s RENAME TO %I', r.relation, CASE WHEN r.late THEN r.other ELSE r.one END);
   END LOOP;`
 
-/** Whether a key and the one that is to take its place act in the right order, as {@link standing} finds it. */
+/**
+ * Whether a key and the one that is to take its place act in the right order, as {@link standing}
+ * finds it.
+ */
 export interface Standing {
-  /** Where an enabled trigger of the new key fires before the original's: deletes, key updates or error messages follow the new key. */
+  /**
+   * Where an enabled trigger of the new key fires before the original's: deletes, key updates or
+   * error messages follow the new key.
+   */
   readonly late: ReadonlyArray<{ readonly role: Fidelity.Role; readonly table: number }>
   /** Whether the new key acts on deletes or key updates at all. */
   readonly acts: boolean
@@ -157,7 +170,10 @@ export interface Standing {
   readonly muted: boolean
 }
 
-/** How the triggers of a key stand to those of the one that is to take its place, or of its parts, as an SQL expression of type jsonb (a {@link Standing}). */
+/**
+ * How the triggers of a key stand to those of the one that is to take its place, or of its parts,
+ * as an SQL expression of type jsonb (a {@link Standing}).
+ */
 export const standing = (original: Place, successor: Place | Parts): string =>
   `(SELECT jsonb_build_object(
     'late', coalesce(jsonb_agg(DISTINCT jsonb_build_object('role', p.role, 'table', p.relation::int8)) FILTER (WHERE p.late), '[]'),
@@ -313,14 +329,19 @@ const isOneRow = (place: Place | Parts) => "table" in place && !place.partitione
 
 const triggers = (vector: Fidelity.Vector) => vector.flatMap((entry) => entry.triggers)
 
-/** The triggers of two keys that do the same on the same table, and whether the second key's is the earlier one. Those of partitions that follow another one are not whole. */
+/**
+ * The triggers of two keys that do the same on the same table, and whether the second key's is the
+ * earlier one. Those of partitions that follow another one are not whole.
+ */
 const pairs = (first: Place, second: Place) => `
     SELECT f.tgrelid AS relation, f.role, f.tgname AS one, s.tgname AS other, f.tgparentid = 0 AS whole,
       s.tgname COLLATE "C" < f.tgname COLLATE "C" AS late
     FROM ${triggersOf(first)} f
     JOIN ${triggersOf(second)} s ON s.tgrelid = f.tgrelid AND s.role = f.role`
 
-/** The triggers of two keys where they meet: those of a partitioned table itself fire for no row. */
+/**
+ * The triggers of two keys where they meet: those of a partitioned table itself fire for no row.
+ */
 const meetings = (original: Place, successor: Place | Parts) => `
     SELECT m.*, m.early AND m.acts AS late
     FROM (

@@ -20,8 +20,8 @@ export interface Program {
 }
 
 /**
- * Starts `npm start`'s program, on this database or on one of its own in `directory`, and waits for its address. It is killed with
- * the scope, if it still runs.
+ * Starts `npm start`'s program, on this database or on one of its own in `directory`, and waits for
+ * its address. It is killed with the scope, if it still runs.
  */
 export const start = Effect.fn("Program.start")(function* (
   database: Redacted.Redacted | undefined,

@@ -6,9 +6,13 @@ import { expect } from "vitest"
 import { safetyNet } from "../../support/speed.js"
 import { Chromium } from "./Chromium.js"
 
-// What runs in the page is given as text, since the names of the browser are not those of Node: `edit` is the editor, by its id.
+// What runs in the page is given as text, since the names of the browser are not those of Node:
+// `edit` is the editor, by its id.
 
-/** What a person does in a tab, and what they see. Whatever is to be seen is waited for, and nothing else is. */
+/**
+ * What a person does in a tab, and what they see. Whatever is to be seen is waited for, and nothing
+ * else is.
+ */
 export interface Tab {
   readonly page: Page
   /** Types at the caret, one key after the other, so many milliseconds apart. */
@@ -33,7 +37,10 @@ export interface Tab {
   readonly closes: Effect.Effect<void>
 }
 
-/** Opens an address in a browser window of its own, that of somebody called so, and waits for the text. */
+/**
+ * Opens an address in a browser window of its own, that of somebody called so, and waits for the
+ * text.
+ */
 export const open = Effect.fn("Tab.open")(function* (
   url: string,
   options: BrowserContextOptions & { readonly name?: string } = {}
