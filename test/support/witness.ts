@@ -35,8 +35,7 @@ export const makeWitness = (url: Redacted.Redacted): Effect.Effect<Witness, neve
     )
     return (sql) => {
       Atomics.store(signal, 0, 0)
-      // oxlint-disable-next-line unicorn/require-post-message-target-origin -- a worker, not a
-      // window
+      // oxlint-disable-next-line unicorn/require-post-message-target-origin -- no window
       worker.postMessage(sql)
       if (Atomics.wait(signal, 0, 0, Duration.toMillis(safetyNet("1 minute"))) === "timed-out")
         throw new Error("the witness did not answer")
