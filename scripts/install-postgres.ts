@@ -13,7 +13,7 @@ import * as path from "node:path"
 import { fileURLToPath } from "node:url"
 import * as Binaries from "../src/embedded/binaries.js"
 import { fileSystem } from "../src/embedded/embeddedPostgresError.js"
-import * as Presence from "../src/embedded/processRegistry.js"
+import * as ProcessRegistry from "../src/embedded/processRegistry.js"
 
 class InstallError extends Data.TaggedError("InstallError")<{
   readonly message: string
@@ -92,7 +92,9 @@ const program = Effect.gen(function* () {
   if (majors.length === 0) {
     yield* new InstallError({ message: "Usage: npx tsx scripts/install-postgres.ts MAJOR..., such as 15" })
   }
-  yield* Effect.forEach(majors, install, { discard: true }).pipe(Presence.withLock(path.join(folder, "lock")))
+  yield* Effect.forEach(majors, install, { discard: true }).pipe(
+    ProcessRegistry.withLock(path.join(folder, "lock"))
+  )
 })
 
 program.pipe(

@@ -20,7 +20,7 @@ import * as Crypto from "node:crypto"
 import * as DatabaseConfig from "./DatabaseConfig.js"
 import type { DatabaseError, PoolState } from "./DatabaseError.js"
 import { answerMillis, type DialOptions, serverMillis } from "./connection/connection.js"
-import { Decisions } from "./errors/errorPolicy.js"
+import { AppliedErrorPolicy } from "./errors/errorPolicy.js"
 import { target } from "./connection/endpoint.js"
 import { makeClient } from "./client/client.js"
 import { autocommit } from "./pool/sqlConnection.js"
@@ -176,7 +176,7 @@ const make = Effect.fn("Database.make")(function* (
   const pooled = config.pooler === "transaction"
   const timeouts = limitsOf(config)
   const runtime = yield* Effect.runtime()
-  const decisions = new Decisions(
+  const decisions = new AppliedErrorPolicy(
     config.errorPolicy,
     (cause) => {
       Runtime.runFork(runtime)(Effect.logError("errorPolicy threw; the standard decision holds", cause))
@@ -271,7 +271,7 @@ interface Parts {
   readonly session: Effect.Effect<Session.Session, DatabaseError, Scope.Scope>
   readonly notifications: NotificationHub.NotificationHub
   readonly telemetry: Telemetry.Telemetry
-  readonly decisions: Decisions
+  readonly decisions: AppliedErrorPolicy
 }
 
 /** Measures each statement, and reports the slow ones: their text, never their parameters. */

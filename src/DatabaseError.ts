@@ -42,12 +42,12 @@ export type Retry = "transaction" | "unsent" | "unknown" | "never"
  * - `destroy`: it is closed.
  * - `invalidate`: it is closed, and so is every connection that is older than the error.
  */
-export type Fate = "keep" | "destroy" | "invalidate"
+export type Disposition = "keep" | "destroy" | "invalidate"
 
 /** The two decisions about an error. */
 export interface Policy {
   readonly retry: Retry
-  readonly fate: Fate
+  readonly disposition: Disposition
 }
 
 /**
@@ -285,8 +285,8 @@ export class DatabaseError extends SqlError {
   }
 
   /** What becomes of the connection after this error. */
-  get fate(): Fate {
-    return (this.#policy ?? policy(this.reason)).fate
+  get disposition(): Disposition {
+    return (this.#policy ?? policy(this.reason)).disposition
   }
 
   static is(error: unknown): error is DatabaseError {
@@ -427,7 +427,7 @@ export const policy = (reason: Reason): Policy => {
   const base = policies[reason._tag]
   return {
     retry: retryOf(reason, base.retry),
-    fate: isFatal(reason) && base.fate === "keep" ? "destroy" : base.fate
+    disposition: isFatal(reason) && base.disposition === "keep" ? "destroy" : base.disposition
   }
 }
 
@@ -636,59 +636,59 @@ const byClass = new Map<string, ServerTag>([
 ])
 
 const policies: { readonly [Tag in ReasonTag]: Policy } = {
-  SerializationFailure: { retry: "transaction", fate: "keep" },
-  ReplicaConflict: { retry: "transaction", fate: "keep" },
-  DeadlockDetected: { retry: "transaction", fate: "keep" },
-  LockTimeout: { retry: "never", fate: "keep" },
-  StatementTimeout: { retry: "never", fate: "keep" },
-  StatementCancelled: { retry: "never", fate: "keep" },
-  IdleInTransactionTimeout: { retry: "never", fate: "destroy" },
-  TransactionTimeout: { retry: "never", fate: "destroy" },
-  IdleSessionTimeout: { retry: "unsent", fate: "destroy" },
-  ServerShutdown: { retry: "unsent", fate: "invalidate" },
-  ServerCrash: { retry: "unsent", fate: "invalidate" },
-  ServerStarting: { retry: "unsent", fate: "destroy" },
-  DatabaseUnavailable: { retry: "never", fate: "invalidate" },
-  TooManyConnections: { retry: "unsent", fate: "destroy" },
-  ServerResources: { retry: "never", fate: "invalidate" },
-  ServerSystemError: { retry: "never", fate: "invalidate" },
-  AuthenticationFailed: { retry: "never", fate: "destroy" },
-  ReadOnlyTransaction: { retry: "transaction", fate: "invalidate" },
-  InvalidTransactionState: { retry: "never", fate: "keep" },
-  StalePreparedStatement: { retry: "transaction", fate: "keep" },
-  ProtocolViolation: { retry: "never", fate: "destroy" },
-  ServerConnectionException: { retry: "unsent", fate: "destroy" },
-  UniqueViolation: { retry: "never", fate: "keep" },
-  ForeignKeyViolation: { retry: "never", fate: "keep" },
-  NotNullViolation: { retry: "never", fate: "keep" },
-  CheckViolation: { retry: "never", fate: "keep" },
-  ExclusionViolation: { retry: "never", fate: "keep" },
-  IntegrityViolation: { retry: "never", fate: "keep" },
-  ValueTooLong: { retry: "never", fate: "keep" },
-  OutOfRange: { retry: "never", fate: "keep" },
-  InvalidInput: { retry: "never", fate: "keep" },
-  DataException: { retry: "never", fate: "keep" },
-  PermissionDenied: { retry: "never", fate: "keep" },
-  UndefinedObject: { retry: "never", fate: "keep" },
-  DuplicateObject: { retry: "never", fate: "keep" },
-  SyntaxError: { retry: "never", fate: "keep" },
-  InvalidStatement: { retry: "never", fate: "keep" },
-  ObjectState: { retry: "never", fate: "keep" },
-  FeatureNotSupported: { retry: "never", fate: "keep" },
-  RaisedException: { retry: "never", fate: "keep" },
-  ServerError: { retry: "never", fate: "keep" },
-  ConnectFailed: { retry: "unsent", fate: "destroy" },
-  ConnectionLost: { retry: "unsent", fate: "destroy" },
-  AcquireTimeout: { retry: "unsent", fate: "keep" },
-  Overloaded: { retry: "unsent", fate: "keep" },
-  PoolClosed: { retry: "never", fate: "keep" },
-  NestedAcquire: { retry: "never", fate: "keep" },
-  TransactionAborted: { retry: "never", fate: "keep" },
-  TransactionRolledBack: { retry: "never", fate: "keep" },
-  CommitOutcomeUnknown: { retry: "unknown", fate: "destroy" },
-  SessionUnavailable: { retry: "never", fate: "keep" },
-  TransactionEnded: { retry: "never", fate: "keep" },
-  InvalidRequest: { retry: "never", fate: "keep" }
+  SerializationFailure: { retry: "transaction", disposition: "keep" },
+  ReplicaConflict: { retry: "transaction", disposition: "keep" },
+  DeadlockDetected: { retry: "transaction", disposition: "keep" },
+  LockTimeout: { retry: "never", disposition: "keep" },
+  StatementTimeout: { retry: "never", disposition: "keep" },
+  StatementCancelled: { retry: "never", disposition: "keep" },
+  IdleInTransactionTimeout: { retry: "never", disposition: "destroy" },
+  TransactionTimeout: { retry: "never", disposition: "destroy" },
+  IdleSessionTimeout: { retry: "unsent", disposition: "destroy" },
+  ServerShutdown: { retry: "unsent", disposition: "invalidate" },
+  ServerCrash: { retry: "unsent", disposition: "invalidate" },
+  ServerStarting: { retry: "unsent", disposition: "destroy" },
+  DatabaseUnavailable: { retry: "never", disposition: "invalidate" },
+  TooManyConnections: { retry: "unsent", disposition: "destroy" },
+  ServerResources: { retry: "never", disposition: "invalidate" },
+  ServerSystemError: { retry: "never", disposition: "invalidate" },
+  AuthenticationFailed: { retry: "never", disposition: "destroy" },
+  ReadOnlyTransaction: { retry: "transaction", disposition: "invalidate" },
+  InvalidTransactionState: { retry: "never", disposition: "keep" },
+  StalePreparedStatement: { retry: "transaction", disposition: "keep" },
+  ProtocolViolation: { retry: "never", disposition: "destroy" },
+  ServerConnectionException: { retry: "unsent", disposition: "destroy" },
+  UniqueViolation: { retry: "never", disposition: "keep" },
+  ForeignKeyViolation: { retry: "never", disposition: "keep" },
+  NotNullViolation: { retry: "never", disposition: "keep" },
+  CheckViolation: { retry: "never", disposition: "keep" },
+  ExclusionViolation: { retry: "never", disposition: "keep" },
+  IntegrityViolation: { retry: "never", disposition: "keep" },
+  ValueTooLong: { retry: "never", disposition: "keep" },
+  OutOfRange: { retry: "never", disposition: "keep" },
+  InvalidInput: { retry: "never", disposition: "keep" },
+  DataException: { retry: "never", disposition: "keep" },
+  PermissionDenied: { retry: "never", disposition: "keep" },
+  UndefinedObject: { retry: "never", disposition: "keep" },
+  DuplicateObject: { retry: "never", disposition: "keep" },
+  SyntaxError: { retry: "never", disposition: "keep" },
+  InvalidStatement: { retry: "never", disposition: "keep" },
+  ObjectState: { retry: "never", disposition: "keep" },
+  FeatureNotSupported: { retry: "never", disposition: "keep" },
+  RaisedException: { retry: "never", disposition: "keep" },
+  ServerError: { retry: "never", disposition: "keep" },
+  ConnectFailed: { retry: "unsent", disposition: "destroy" },
+  ConnectionLost: { retry: "unsent", disposition: "destroy" },
+  AcquireTimeout: { retry: "unsent", disposition: "keep" },
+  Overloaded: { retry: "unsent", disposition: "keep" },
+  PoolClosed: { retry: "never", disposition: "keep" },
+  NestedAcquire: { retry: "never", disposition: "keep" },
+  TransactionAborted: { retry: "never", disposition: "keep" },
+  TransactionRolledBack: { retry: "never", disposition: "keep" },
+  CommitOutcomeUnknown: { retry: "unknown", disposition: "destroy" },
+  SessionUnavailable: { retry: "never", disposition: "keep" },
+  TransactionEnded: { retry: "never", disposition: "keep" },
+  InvalidRequest: { retry: "never", disposition: "keep" }
 }
 
 /**

@@ -27,7 +27,7 @@ import * as Migration from "./migrator/migration.js"
 import { MigratorError } from "./migrator/migratorError.js"
 import * as MigratorLock from "./migrator/lock.js"
 import * as Scratch from "./migrator/scratch.js"
-import * as Trial from "./migrator/dryRun.js"
+import * as DryRun from "./migrator/dryRun.js"
 import * as Transaction from "./Transaction.js"
 
 // -----------------------------------------------------------------------------
@@ -225,7 +225,7 @@ export const status = Effect.fn("Migrator.status")(function* <R = never>(
 // -----------------------------------------------------------------------------
 
 /** A migration that is pending, and what it would do. */
-export interface PlannedMigration extends Trial.Trial {
+export interface PlannedMigration extends DryRun.Trial {
   readonly id: number
   readonly name: string
   /** Whether it manages its own transactions. */
@@ -260,7 +260,7 @@ export const plan = Effect.fn("Migrator.plan")(function* <R = never>(
   const current = applied.at(-1)?.id ?? 0
   if (pending.length === 0) return { current, migrations: [] }
   const live = yield* Database
-  const recorder = new Trial.Recorder()
+  const recorder = new DryRun.Recorder()
   const migrations = yield* onScratch(
     recorder.onStatement,
     Effect.gen(function* () {
@@ -269,8 +269,8 @@ export const plan = Effect.fn("Migrator.plan")(function* <R = never>(
         pending,
         Effect.fnUntraced(function* (source) {
           const { online = false, up } = yield* source.load
-          let trial: Trial.Trial | undefined
-          const step = Trial.recorded(recorder, live, up, online, (found) => {
+          let trial: DryRun.Trial | undefined
+          const step = DryRun.recorded(recorder, live, up, online, (found) => {
             trial = found
           })
           yield* applyAgain(source, online, step)
@@ -340,7 +340,7 @@ const exclusively = <A, E, R, R2>(
     })
   )
 
-const nothing: Trial.Trial = { statements: [], locks: null, foreignKeys: [] }
+const nothing: DryRun.Trial = { statements: [], locks: null, foreignKeys: [] }
 
 /** Works on a temporary database instead of the live one. */
 const onScratch = <A, E>(

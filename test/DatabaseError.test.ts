@@ -63,7 +63,7 @@ layer(Layer.merge(testLayer(), Logger.remove(Logger.defaultLogger)), { excludeTe
     it.effect("says what the server raised, what may be retried, and what becomes of the connection", () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
-        for (const [code, tag, retry, fate] of table) {
+        for (const [code, tag, retry, disposition] of table) {
           const error = yield* Effect.flip(
             sql.unsafe(`DO $$ BEGIN RAISE EXCEPTION 'raised' USING ERRCODE = '${code}'; END $$`)
           )
@@ -72,7 +72,7 @@ layer(Layer.merge(testLayer(), Logger.remove(Logger.defaultLogger)), { excludeTe
           assert.strictEqual(error._tag, "SqlError")
           assert.deepStrictEqual(
             [code, reason._tag, DatabaseError.policy(reason)],
-            [code, tag, { retry, fate }]
+            [code, tag, { retry, disposition }]
           )
         }
       })
@@ -269,7 +269,7 @@ describe("The reason of an error", () => {
 
   it("destroys the connection when it is FATAL, whatever the code", () => {
     const reason = DatabaseError.classify({ code: "XX000", severity: "FATAL" })
-    assert.deepStrictEqual(DatabaseError.policy(reason), { retry: "never", fate: "destroy" })
+    assert.deepStrictEqual(DatabaseError.policy(reason), { retry: "never", disposition: "destroy" })
   })
 
   it("is the same in every language of the server's messages", () => {

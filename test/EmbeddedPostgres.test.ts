@@ -10,7 +10,7 @@ import * as path from "node:path"
 import * as EmbeddedPostgres from "../src/EmbeddedPostgres.js"
 import * as Binaries from "../src/embedded/binaries.js"
 import * as Lifecycle from "../src/embedded/lifecycle.js"
-import * as Presence from "../src/embedded/processRegistry.js"
+import * as ProcessRegistry from "../src/embedded/processRegistry.js"
 import * as ServerAccount from "../src/embedded/serverAccount.js"
 import * as ServerProcess from "../src/embedded/serverProcess.js"
 import { directory, eventually, query, runs, startProgram } from "./embeddedPostgres/support.js"
@@ -91,7 +91,9 @@ describe("interruption", () => {
       .readdirSync("/proc")
       .filter((name) => /^\d+$/.test(name) && runs(Number(name)))
       .filter((pid) =>
-        Option.exists(Presence.readText(`/proc/${pid}/cmdline`), (command) => command.includes(`${home}/`))
+        Option.exists(ProcessRegistry.readText(`/proc/${pid}/cmdline`), (command) =>
+          command.includes(`${home}/`)
+        )
       )
 
   inFull(it).scopedLive("at any step of the start leaves no process and nothing unfinished", () =>

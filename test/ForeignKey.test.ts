@@ -1,7 +1,7 @@
 import { assert, describe, it } from "./support/it.js"
 import * as Effect from "effect/Effect"
 import * as ForeignKey from "../src/ForeignKey.js"
-import { application, comparable, database, definitions, vectors } from "./foreignKey/support.js"
+import { application, comparable, database, definitions, snapshots } from "./foreignKey/support.js"
 
 const schema = `
   CREATE TABLE "user" (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), email text);
@@ -111,14 +111,14 @@ describe("ForeignKey", () => {
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(schema)
-      const before = yield* vectors(session)
+      const before = yield* snapshots(session)
       const written = yield* definitions(session)
       for (const onDelete of ["cascade", "no-action"] as const) {
         const result = yield* ForeignKey.rebuild({ selectors: {}, onDelete })
         assert.deepStrictEqual([result.refused, result.failed], [[], []])
         assert.strictEqual(result.rebuilt.length, 3)
       }
-      assert.deepStrictEqual(comparable(yield* vectors(session)), comparable(before))
+      assert.deepStrictEqual(comparable(yield* snapshots(session)), comparable(before))
       assert.deepStrictEqual(yield* definitions(session), written)
     }).pipe(Effect.provide(database))
   )
@@ -127,7 +127,7 @@ describe("ForeignKey", () => {
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(schema)
-      const before = yield* vectors(session)
+      const before = yield* snapshots(session)
       const result = yield* ForeignKey.rebuild({ selectors: {}, onDelete: "no-action" })
       assert.deepStrictEqual(result, {
         rebuilt: [],
@@ -140,7 +140,7 @@ describe("ForeignKey", () => {
         failed: [],
         warnings: []
       })
-      assert.deepStrictEqual(yield* vectors(session), before)
+      assert.deepStrictEqual(yield* snapshots(session), before)
     }).pipe(Effect.provide(database))
   )
 

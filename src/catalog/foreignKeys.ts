@@ -8,7 +8,7 @@ import * as Struct from "effect/Struct"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../connection/session.js"
 import * as Action from "./action.js"
-import * as Comment from "./comments.js"
+import * as Comments from "./comments.js"
 import { label } from "../sql/identifiers.js"
 
 /** A table at one end of a foreign key. */
@@ -82,7 +82,7 @@ export interface Key {
    * looks up row by row instead of reading both tables once (RI_Initial_Check, ri_triggers.c).
    */
   readonly readable: boolean
-  readonly comment: Comment.Comment
+  readonly comment: Comments.Comment
   /** The unique index of the referenced table that it is bound to. */
   readonly boundIndex: {
     readonly oid: number
@@ -214,7 +214,7 @@ interface ConstraintRow {
     /** 18 and later. */
     readonly conperiod?: boolean
   }
-  readonly comment: Comment.Comment
+  readonly comment: Comments.Comment
   /** Whether the role may read the referenced columns, row security aside. */
   readonly mayRead: boolean
 }
@@ -369,7 +369,7 @@ ends (oid) AS MATERIALIZED (SELECT conrelid FROM keys UNION SELECT confrelid FRO
 SELECT json_build_object(
   'keys', (SELECT json_agg(json_build_object(
     'row', row_to_json(k),
-    'comment', ${Comment.read("k.oid")},
+    'comment', ${Comments.read("k.oid")},
     'mayRead', pg_catalog.has_table_privilege(k.confrelid, 'SELECT')
       OR (SELECT bool_and(pg_catalog.has_column_privilege(k.confrelid, c.number, 'SELECT')) FROM unnest(k.confkey) AS c (number))
   ) ORDER BY k.oid) FROM keys k),

@@ -5,7 +5,7 @@ import * as Ref from "effect/Ref"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../connection/session.js"
 import type { Relation, Table } from "./foreignKeys.js"
-import * as Lock from "./tableLocks.js"
+import * as TableLocks from "./tableLocks.js"
 
 /**
  * A session or a prepared transaction that is in the way. It never says what the session's
@@ -112,7 +112,7 @@ export interface Holder extends Blocker {
  */
 export const holders = (
   session: Session,
-  locks: ReadonlyArray<{ readonly table: Relation | Table; readonly mode: Lock.Mode }>,
+  locks: ReadonlyArray<{ readonly table: Relation | Table; readonly mode: TableLocks.Mode }>,
   processIds: ReadonlyArray<number>
 ): Effect.Effect<ReadonlyArray<Holder>, DatabaseError> =>
   session.query<Holder>(
@@ -136,7 +136,10 @@ export const holders = (
     [
       JSON.stringify(
         locks.flatMap(({ mode, table }) =>
-          Lock.withPartitions(table).map(({ oid }) => ({ relation: oid, modes: Lock.conflicts(mode) }))
+          TableLocks.withPartitions(table).map(({ oid }) => ({
+            relation: oid,
+            modes: TableLocks.conflicts(mode)
+          }))
         )
       ),
       processIds

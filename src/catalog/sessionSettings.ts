@@ -24,7 +24,7 @@ export const prepare = (session: Session, purpose: string): Effect.Effect<void, 
 const noticeLostClients = (session: Session): Effect.Effect<void, DatabaseError> =>
   session.query("SET client_connection_check_interval = '10s'").pipe(
     Effect.catchIf(
-      ({ fate }) => fate === "keep",
+      ({ disposition }) => disposition === "keep",
       () => Effect.void
     ),
     Effect.asVoid

@@ -11,7 +11,7 @@ import * as Stream from "effect/Stream"
 import type { DatabaseConfig } from "../DatabaseConfig.js"
 import type { DatabaseError } from "../DatabaseError.js"
 import { autocommit, reserved } from "../pool/sqlConnection.js"
-import type { Decisions } from "../errors/errorPolicy.js"
+import type { AppliedErrorPolicy } from "../errors/errorPolicy.js"
 import { invalid, invalidChannel, invalidPayload, type NotificationHub } from "./notificationHub.js"
 import type { Pool } from "../pool/pool.js"
 import { traced } from "./tracedStatement.js"
@@ -23,7 +23,7 @@ export interface ClientParts {
   readonly pool: Pool
   /** What begins a transaction with the limits of the settings. */
   readonly begin: string
-  readonly decisions: Decisions
+  readonly decisions: AppliedErrorPolicy
   readonly transactions: Transactions
   readonly notifications: NotificationHub
   readonly spanAttributes: Readonly<Record<string, unknown>>

@@ -1,11 +1,11 @@
 import * as Effect from "effect/Effect"
 import type { DatabaseError, Reason } from "../DatabaseError.js"
 import type { Line, Response } from "./connection.js"
-import type { Decisions } from "../errors/errorPolicy.js"
+import type { AppliedErrorPolicy } from "../errors/errorPolicy.js"
 
 /** How a transaction is committed. */
 export interface CommitOptions {
-  readonly decisions: Decisions
+  readonly decisions: AppliedErrorPolicy
   /** The server's id of the transaction, to ask for its outcome by. */
   readonly transactionId?: string | undefined
   /**

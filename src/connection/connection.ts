@@ -17,7 +17,7 @@ import {
 } from "../DatabaseError.js"
 import { type Peer, cancel } from "./cancel.js"
 import * as Copy from "./copyIn.js"
-import { type Decisions, isBroken, standard } from "../errors/errorPolicy.js"
+import { type AppliedErrorPolicy, isBroken, standard } from "../errors/errorPolicy.js"
 import type { Endpoint } from "./endpoint.js"
 import { connectError, dialError, isOtherRefusal, statementError } from "./serverError.js"
 import { type HandshakeStream, watchAuthentication, watchHandshake } from "./handshake.js"
@@ -57,7 +57,7 @@ export interface DialOptions {
   /** Called with what the server says beside its answers. */
   readonly onNotice?: OnNotice | undefined
   /** What is decided about errors; the standard when left out. */
-  readonly decisions?: Decisions | undefined
+  readonly decisions?: AppliedErrorPolicy | undefined
   /** What the connections of a pool share about their prepared statements. */
   readonly generation?: Generation | undefined
 }

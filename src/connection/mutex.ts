@@ -11,7 +11,7 @@ export type Wait<Gone> = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Eff
  * interruption that comes between the moment it is given and the moment the fiber takes it: a
  * transaction would never end then.
  */
-export class Turns {
+export class Mutex {
   private taken = false
   private isFree = false
   private readonly waiting = new Set<Ticket>()

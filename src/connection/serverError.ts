@@ -6,7 +6,7 @@ import {
   type Phase,
   type Reason
 } from "../DatabaseError.js"
-import { type Decisions, standard } from "../errors/errorPolicy.js"
+import { type AppliedErrorPolicy, standard } from "../errors/errorPolicy.js"
 import { type Endpoint, target } from "./endpoint.js"
 
 /**
@@ -16,7 +16,7 @@ import { type Endpoint, target } from "./endpoint.js"
 export const connectError = (
   error: unknown,
   endpoint: Endpoint,
-  decisions: Decisions,
+  decisions: AppliedErrorPolicy,
   isAsked: boolean
 ): DatabaseError => {
   const reason: Reason =
@@ -37,7 +37,11 @@ export const isOtherRefusal = (error: unknown): boolean =>
   isServerError(error) && !error.code.startsWith("28")
 
 /** The error of a dial whose problem was seen on the way. */
-export const dialError = (endpoint: Endpoint, decisions: Decisions, problem: ConnectProblem): DatabaseError =>
+export const dialError = (
+  endpoint: Endpoint,
+  decisions: AppliedErrorPolicy,
+  problem: ConnectProblem
+): DatabaseError =>
   decisions.error({
     operation: "connect",
     reason: {
@@ -57,7 +61,7 @@ export const dialError = (endpoint: Endpoint, decisions: Decisions, problem: Con
 export const statementError = (
   error: unknown,
   lost: Phase | undefined,
-  decisions: Decisions = standard,
+  decisions: AppliedErrorPolicy = standard,
   statement?: string,
   isOverdue?: boolean
 ): DatabaseError => {

@@ -3,7 +3,7 @@ import type * as Scope from "effect/Scope"
 import type { DatabaseError } from "../DatabaseError.js"
 import { Backend, type DialOptions, type Response } from "./connection.js"
 import { endedError, statementError } from "./serverError.js"
-import { Turns } from "./mutex.js"
+import { Mutex } from "./mutex.js"
 
 /**
  * A dedicated PostgreSQL session: one connection outside the pool that belongs to the scope it was
@@ -68,7 +68,7 @@ export const open = (options: DialOptions): Effect.Effect<Session, DatabaseError
     const backend = yield* Effect.uninterruptibleMask((restore) =>
       Effect.tap(restore(Backend.dial(options)), (backend) => Effect.addFinalizer(() => backend.close))
     )
-    const turns = new Turns()
+    const mutex = new Mutex()
     let ended = false
     yield* Effect.addFinalizer(() =>
       Effect.sync(() => {
@@ -82,7 +82,7 @@ export const open = (options: DialOptions): Effect.Effect<Session, DatabaseError
         values: ReadonlyArray<unknown> = [],
         { answerMillis, prepare = false }: QueryOptions = {}
       ) =>
-        turns.run(
+        mutex.run(
           Effect.suspend(() =>
             ended
               ? Effect.fail(endedError)

@@ -5,7 +5,7 @@ import { createRequire } from "node:module"
 import * as os from "node:os"
 import * as path from "node:path"
 import { codeOf, EmbeddedPostgresError, fileSystem } from "./embeddedPostgresError.js"
-import * as Presence from "./processRegistry.js"
+import * as ProcessRegistry from "./processRegistry.js"
 import * as ServerAccount from "./serverAccount.js"
 
 /** The PostgreSQL binaries of one major version. */
@@ -141,7 +141,7 @@ const resolveInstalled = (from: string, platform: string): ReadonlyArray<string>
 }
 
 const describe = (packageDirectory: string): ReadonlyArray<Binaries> =>
-  Presence.readText(path.join(packageDirectory, "package.json")).pipe(
+  ProcessRegistry.readText(path.join(packageDirectory, "package.json")).pipe(
     Option.flatMap((text) => Option.fromNullable(/"version":\s*"((\d+)\.\d+)[^"]*"/.exec(text))),
     Option.map((match) => ({
       version: String(match[1]),
@@ -187,7 +187,7 @@ const isAccessible = (file: string, mode: number): boolean =>
 
 /** The links between libraries that a package cannot carry: `source` is the existing file. */
 const links = (directory: string): ReadonlyArray<{ readonly source: string; readonly target: string }> =>
-  Presence.readText(path.join(directory, "pg-symlinks.json")).pipe(
+  ProcessRegistry.readText(path.join(directory, "pg-symlinks.json")).pipe(
     Option.flatMap(
       Option.liftThrowable((text) => JSON.parse(text) as ReadonlyArray<Record<"source" | "target", string>>)
     ),
@@ -223,11 +223,11 @@ const copyTo = (directory: string, target: string): Effect.Effect<void, Embedded
   Effect.gen(function* () {
     const parent = path.dirname(target)
     const prefix = `${path.basename(target)}.copy-`
-    const copy = path.join(parent, `${prefix}${Presence.newToken()}`)
+    const copy = path.join(parent, `${prefix}${ProcessRegistry.newToken()}`)
     yield* fileSystem(`copy the PostgreSQL binaries to ${target}`, async () => {
       fs.mkdirSync(parent, { recursive: true, mode: 0o755 })
       for (const name of fs.readdirSync(parent)) {
-        if (name.startsWith(prefix) && !Presence.isAlive(name.slice(prefix.length))) {
+        if (name.startsWith(prefix) && !ProcessRegistry.isAlive(name.slice(prefix.length))) {
           fs.rmSync(path.join(parent, name), { recursive: true, force: true })
         }
       }

@@ -6,7 +6,7 @@ import * as fs from "node:fs"
 import * as path from "node:path"
 import type { Binaries } from "./binaries.js"
 import { EmbeddedPostgresError, fileSystem } from "./embeddedPostgresError.js"
-import * as Presence from "./processRegistry.js"
+import * as ProcessRegistry from "./processRegistry.js"
 import * as Program from "./program.js"
 import type { ServerAccount } from "./serverAccount.js"
 
@@ -40,7 +40,7 @@ export const isCreated = (cluster: Cluster): boolean =>
  */
 export const create = (cluster: Cluster, database: string): Effect.Effect<void, EmbeddedPostgresError> =>
   Effect.gen(function* () {
-    const building = { ...cluster, directory: `${cluster.directory}.init-${Presence.newToken()}` }
+    const building = { ...cluster, directory: `${cluster.directory}.init-${ProcessRegistry.newToken()}` }
     yield* removeUnfinished(cluster)
     yield* fileSystem(`create the directory ${building.directory}`, () => {
       makeDirectories(building)
@@ -115,7 +115,7 @@ export const createDatabase = (
 
 /** Whether the database was created by `createDatabase`. */
 export const isDatabaseKnown = (cluster: Cluster, database: string): boolean =>
-  Option.match(Presence.readText(databasesFile(cluster)), {
+  Option.match(ProcessRegistry.readText(databasesFile(cluster)), {
     onNone: () => false,
     onSome: (known) => known.split("\n").includes(JSON.stringify(database))
   })
@@ -131,7 +131,7 @@ export const readPassword = (cluster: Cluster): Effect.Effect<Redacted.Redacted,
 
 /** The port of the last start. */
 export const readPort = (cluster: Cluster): Option.Option<number> =>
-  Presence.readText(path.join(cluster.directory, "port")).pipe(
+  ProcessRegistry.readText(path.join(cluster.directory, "port")).pipe(
     Option.map(Number),
     Option.filter((port) => Number.isInteger(port) && port > 0 && port < 65_536)
   )

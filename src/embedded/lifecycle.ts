@@ -11,7 +11,7 @@ import * as Binaries from "./binaries.js"
 import * as Cluster from "./cluster.js"
 import { EmbeddedPostgresError, fileSystem } from "./embeddedPostgresError.js"
 import * as ExitHook from "./exitHook.js"
-import * as Presence from "./processRegistry.js"
+import * as ProcessRegistry from "./processRegistry.js"
 import * as Server from "./server.js"
 import * as ServerAccount from "./serverAccount.js"
 
@@ -100,9 +100,9 @@ export const acquire = (
       settings: options.settings,
       durable: Option.isSome(options.dataDirectory)
     }
-    const locked = Presence.withLock(path.join(home, "lock"))
+    const locked = ProcessRegistry.withLock(path.join(home, "lock"))
     const users = path.join(home, "users")
-    const token = Presence.newToken()
+    const token = ProcessRegistry.newToken()
     const log = path.join(home, "server.log")
     const stopMode = cluster.durable ? "fast" : "immediate"
 
@@ -121,8 +121,8 @@ export const acquire = (
       })
 
     const leave = Effect.gen(function* () {
-      yield* Presence.unregister(users, token)
-      const others = yield* fileSystem(`read ${users}`, () => Presence.livingSync(users))
+      yield* ProcessRegistry.unregister(users, token)
+      const others = yield* fileSystem(`read ${users}`, () => ProcessRegistry.livingSync(users))
       if (others.length === 0) yield* Server.stopFirmly(cluster, stopMode)
     }).pipe(
       locked,
@@ -133,11 +133,11 @@ export const acquire = (
 
     yield* ExitHook.install(() => {
       fs.rmSync(path.join(users, token), { force: true })
-      if (Presence.livingSync(users).length > 0) return
+      if (ProcessRegistry.livingSync(users).length > 0) return
       ExitHook.stopNow(Cluster.dataDirectory(cluster), stopMode)
       if (!cluster.durable) fs.rmSync(home, { recursive: true, force: true, maxRetries: 5 })
     })
-    yield* Effect.acquireRelease(Presence.register(users, token), () => leave)
+    yield* Effect.acquireRelease(ProcessRegistry.register(users, token), () => leave)
     const postmaster = yield* locked(
       Effect.gen(function* () {
         if (!belongs(home, directory)) yield* discard(cluster)
@@ -208,7 +208,7 @@ const temporaryHome = (
       })
     }
     yield* sweep(usable)
-    const home = path.join(usable, `${temporaryPrefix}${Presence.newToken()}`)
+    const home = path.join(usable, `${temporaryPrefix}${ProcessRegistry.newToken()}`)
     return yield* Effect.acquireRelease(
       fileSystem(`create the directory ${home}`, () => {
         makeHome(home)
@@ -235,7 +235,10 @@ const sweep = (directory: string): Effect.Effect<void> =>
   fileSystem(`remove the clusters of killed processes from ${directory}`, async () => {
     for (const name of fs.readdirSync(directory)) {
       const home = path.join(directory, name)
-      if (!name.startsWith(temporaryPrefix) || !Presence.isKnownDead(name.slice(temporaryPrefix.length)))
+      if (
+        !name.startsWith(temporaryPrefix) ||
+        !ProcessRegistry.isKnownDead(name.slice(temporaryPrefix.length))
+      )
         continue
       if (fs.lstatSync(home).uid !== process.getuid?.()) continue
       ExitHook.stopNow(path.join(home, "cluster", "data"), "immediate")
@@ -252,7 +255,7 @@ const place = (
 ): Effect.Effect<string, EmbeddedPostgresError> =>
   Effect.gen(function* () {
     const inside = path.join(home, "cluster")
-    const noted = Presence.readText(locationFile(home))
+    const noted = ProcessRegistry.readText(locationFile(home))
     if (Option.isSome(noted)) return noted.value.trim()
     if (fs.existsSync(inside) || Option.isNone(account) || ServerAccount.canEnter(home, account.value)) {
       return inside

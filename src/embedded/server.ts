@@ -8,7 +8,7 @@ import * as path from "node:path"
 import * as Cluster from "./cluster.js"
 import { EmbeddedPostgresError, fileSystem } from "./embeddedPostgresError.js"
 import * as Polling from "./polling.js"
-import * as Presence from "./processRegistry.js"
+import * as ProcessRegistry from "./processRegistry.js"
 import * as Program from "./program.js"
 import { isPostmaster, isStranger } from "./serverProcess.js"
 
@@ -34,7 +34,7 @@ export const stopSignals = { smart: "SIGTERM", fast: "SIGINT", immediate: "SIGQU
  * killed server, and its process id is given to others. Synchronous, for exit handlers.
  */
 export const findPostmaster = (data: string): Option.Option<Postmaster> =>
-  Presence.readText(path.join(data, "postmaster.pid")).pipe(
+  ProcessRegistry.readText(path.join(data, "postmaster.pid")).pipe(
     Option.flatMap((text) => {
       const [pid, , , port, , , , status] = text.split("\n").map((line) => line.trim())
       return Number(pid) > 0 && isPostmaster(Number(pid), data)
@@ -82,10 +82,10 @@ export const stop = (cluster: Cluster.Cluster, mode: StopMode): Effect.Effect<vo
     const { pid } = running.value
     // A process that ends loses its arguments before what it has open: gone is only one that has no
     // start time any more.
-    const started = Option.getOrNull(Presence.startTime(pid))
+    const started = Option.getOrNull(ProcessRegistry.startTime(pid))
     yield* signal(pid, data, mode)
     const gone = yield* Polling.until(
-      Effect.sync(() => started === null || Option.getOrNull(Presence.startTime(pid)) !== started),
+      Effect.sync(() => started === null || Option.getOrNull(ProcessRegistry.startTime(pid)) !== started),
       {
         every: "5 millis",
         atMost: mode === "smart" ? smartTimeout : stopTimeout
@@ -137,8 +137,13 @@ const removeStalePidFile = (data: string): Effect.Effect<void, EmbeddedPostgresE
   fileSystem(`remove the stale postmaster.pid in ${data}`, () => {
     const file = path.join(data, "postmaster.pid")
     // Negative for the single-user mode.
-    const pid = Option.map(Presence.readText(file), (text) => Math.abs(Number(text.split("\n")[0])))
-    if (Option.isSome(pid) && pid.value > 0 && Presence.exists(pid.value) && isStranger(pid.value, data)) {
+    const pid = Option.map(ProcessRegistry.readText(file), (text) => Math.abs(Number(text.split("\n")[0])))
+    if (
+      Option.isSome(pid) &&
+      pid.value > 0 &&
+      ProcessRegistry.exists(pid.value) &&
+      isStranger(pid.value, data)
+    ) {
       fs.rmSync(file, { force: true })
     }
   })

@@ -6,7 +6,7 @@ import * as Option from "effect/Option"
 import { spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as path from "node:path"
-import * as Presence from "./processRegistry.js"
+import * as ProcessRegistry from "./processRegistry.js"
 
 /** A process that is a PostgreSQL server. */
 export interface ServerProcess {
@@ -46,7 +46,7 @@ export const fromCommandLine = (line: string): Option.Option<ServerProcess> =>
 
 const serverProcess = (pid: number): Option.Option<ServerProcess> =>
   process.platform === "linux"
-    ? Option.flatMap(Presence.readText(`/proc/${pid}/cmdline`), (text) =>
+    ? Option.flatMap(ProcessRegistry.readText(`/proc/${pid}/cmdline`), (text) =>
         fromArguments(pid, text.split("\0").slice(0, -1))
       )
     : fromCommandLine(

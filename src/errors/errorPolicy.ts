@@ -13,7 +13,7 @@ import {
  * `errorPolicy` within what is safe. Whoever makes an error, lends a connection again or runs a
  * transaction again asks here.
  */
-export class Decisions {
+export class AppliedErrorPolicy {
   /**
    * `onDefect` is told when the program's function throws; the standard decision holds then.
    * `showRaised` is the setting.
@@ -33,7 +33,10 @@ export class Decisions {
     const asked = this.ask(reason, base)
     return {
       retry: asked?.retry === undefined || base.retry === "unknown" ? base.retry : asked.retry,
-      fate: asked?.fate === undefined || (asked.fate === "keep" && isBroken(reason)) ? base.fate : asked.fate
+      disposition:
+        asked?.disposition === undefined || (asked.disposition === "keep" && isBroken(reason))
+          ? base.disposition
+          : asked.disposition
     }
   }
 
@@ -92,7 +95,7 @@ export class Decisions {
 }
 
 /** The decisions of a program that makes none of its own. */
-export const standard = new Decisions()
+export const standard = new AppliedErrorPolicy()
 
 /** Whether the connection cannot be used any more, whatever anybody decides. */
 export const isBroken = (reason: Reason): boolean =>

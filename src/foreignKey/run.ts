@@ -7,16 +7,16 @@ import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../connection/session.js"
 import * as Catalog from "../catalog/foreignKeys.js"
-import * as Consequence from "./hazards/consequences.js"
-import * as Detector from "../catalog/integrity.js"
-import type * as Exclusive from "../catalog/advisoryLock.js"
-import * as Fidelity from "./snapshot/snapshot.js"
+import * as Consequences from "./hazards/consequences.js"
+import * as Integrity from "../catalog/integrity.js"
+import type * as AdvisoryLock from "../catalog/advisoryLock.js"
+import * as Snapshot from "./snapshot/snapshot.js"
 import * as FiringOrder from "./hazards/firingOrder.js"
-import * as Halfway from "./snapshot/interrupted.js"
+import * as Interrupted from "./snapshot/interrupted.js"
 import * as Ledger from "./ledger/ledger.js"
-import * as Lock from "../catalog/tableLocks.js"
-import * as Obstacle from "./hazards/oldTransactions.js"
-import * as Orphan from "./hazards/orphans.js"
+import * as TableLocks from "../catalog/tableLocks.js"
+import * as OldTransactions from "./hazards/oldTransactions.js"
+import * as Orphans from "./hazards/orphans.js"
 import * as Overlap from "./hazards/overlap.js"
 import * as Plan from "./plan/plan.js"
 import * as Rehearsal from "./apply/rehearsal.js"
@@ -24,17 +24,17 @@ import * as Result from "./result.js"
 import * as Selection from "./plan/selection.js"
 import * as Selectors from "../catalog/selectors.js"
 import * as Sessions from "./apply/sessions.js"
-import * as Settings from "../catalog/sessionSettings.js"
+import * as SessionSettings from "../catalog/sessionSettings.js"
 import { label } from "../sql/identifiers.js"
 import * as Target from "./snapshot/target.js"
 import type * as Types from "./types.js"
-import * as Try from "./plan/limits.js"
+import * as Limits from "./plan/limits.js"
 import * as Undo from "./plan/undo.js"
 import * as Warning from "./hazards/warning.js"
-import * as Work from "./apply/work.js"
+import * as Runner from "./apply/runner.js"
 import * as NextStep from "./plan/nextStep.js"
 import * as IndexSteps from "./steps/indexSteps.js"
-import * as SupportingIndex from "../catalog/supportingIndexes.js"
+import * as SupportingIndexes from "../catalog/supportingIndexes.js"
 
 /** Lists foreign keys. */
 export const list = (
@@ -43,9 +43,9 @@ export const list = (
 ): Effect.Effect<ReadonlyArray<Types.ForeignKeyInfo>, DatabaseError | Selection.NoMatch> =>
   Effect.scoped(
     Effect.gen(function* () {
-      const session = yield* Settings.prepared(open, "list foreign keys")
+      const session = yield* SessionSettings.prepared(open, "list foreign keys")
       const { chosen, faultsOf } = yield* examined(session, selectors)
-      const indexes = yield* SupportingIndex.read(session, chosen)
+      const indexes = yield* SupportingIndexes.read(session, chosen)
       return chosen.map((key) => info(key, faultsOf(key), indexes.get(key.oid) ?? null))
     })
   )
@@ -57,7 +57,7 @@ export const plan = (
 ): Effect.Effect<Types.PlanResult, DatabaseError | Selection.NoMatch> =>
   Effect.scoped(
     Effect.gen(function* () {
-      const session = yield* Settings.prepared(open, "plan foreign keys")
+      const session = yield* SessionSettings.prepared(open, "plan foreign keys")
       const ledger = yield* ledgerOf(session, options)
       const rehearse =
         options.rehearse === false ? Rehearsal.none : yield* Rehearsal.make((use) => use(session))
@@ -69,7 +69,7 @@ export const plan = (
           ? Effect.succeed(task)
           : Effect.map(rehearse(task), (verdict) => ({ ...task, ...verdict }))
       )
-      const tables = yield* Consequence.facts(session, tablesOf(keys))
+      const tables = yield* Consequences.facts(session, tablesOf(keys))
       const willing = tasks.filter((task) => !Selection.isDone(task) && task.refusals.length === 0)
       const changing = new Map(willing.map(({ key, target }) => [key.oid, target]))
       const after = keys.map((key): Catalog.Key => {
@@ -81,21 +81,21 @@ export const plan = (
       const built = new Set(options.createIndexes === true ? changing.keys() : [])
       const madeFrom = yield* source(session)
       // What `rebuild` would ask for without options of its own.
-      const limits = Try.limits(undefined, yield* Settings.deadlockTimeout(session))
+      const limits = Limits.limits(undefined, yield* SessionSettings.deadlockTimeout(session))
       const changed = willing.map(({ key }) => key)
       const ofTable = Selection.grouped(keys, ({ referencing }) => referencing.oid)
-      const vectors = yield* Fidelity.readAll(
+      const snapshots = yield* Snapshot.readAll(
         session,
         changed.map(({ oid }) => oid)
       )
-      const indexes = yield* SupportingIndex.read(session, keys)
-      const consequences = Consequence.warnings(
+      const indexes = yield* SupportingIndexes.read(session, keys)
+      const consequences = Consequences.warnings(
         after,
         tables,
         ({ oid }) => indexes.has(oid) || built.has(oid)
       )
-      const obstacles = yield* Obstacle.warnings(session, changed)
-      const orphans = yield* Orphan.count(
+      const obstacles = yield* OldTransactions.warnings(session, changed)
+      const orphans = yield* Orphans.count(
         session,
         changed.filter(hasNoOrphans),
         Duration.toMillis(Duration.decode(options.orphanTimeout ?? "5 seconds"))
@@ -108,12 +108,12 @@ export const plan = (
         const { key, refusals, target } = task
         const constraint = Catalog.nameOf(key)
         if (Selection.isDone(task)) unchanged.push(constraint)
-        else if (refusals.length > 0) refused.push(Work.rejection(task))
+        else if (refusals.length > 0) refused.push(Runner.rejection(task))
         else {
           const next = yield* Effect.either(
             NextStep.decide(session, task, undefined, {
               keys: ofTable(key.referencing.oid),
-              current: vectors.get(key.oid)
+              current: snapshots.get(key.oid)
             })
           )
           if (next._tag === "Left") {
@@ -164,7 +164,7 @@ export const check = (
 ): Effect.Effect<ReadonlyArray<Types.CheckedKey>, DatabaseError | Selection.NoMatch> =>
   Effect.scoped(
     Effect.gen(function* () {
-      const session = yield* Settings.prepared(open, "check foreign keys")
+      const session = yield* SessionSettings.prepared(open, "check foreign keys")
       const { chosen, faultsOf } = yield* examined(session, selectors)
       return chosen
         .map((key) => ({
@@ -180,14 +180,14 @@ export const check = (
 export const rebuild = (
   open: Sessions.Open,
   options: Types.RebuildOptions
-): Effect.Effect<Result.RebuildResult, DatabaseError | Selection.NoMatch | Exclusive.Busy> =>
+): Effect.Effect<Result.RebuildResult, DatabaseError | Selection.NoMatch | AdvisoryLock.Busy> =>
   alone(open, options, options, (session) => ledgerOf(session, options), aimOf(options))
 
 /** Gives foreign keys the action that they had before. */
 export const undo = (
   open: Sessions.Open,
   options: Types.UndoOptions
-): Effect.Effect<Result.RebuildResult, DatabaseError | Selection.NoMatch | Exclusive.Busy> =>
+): Effect.Effect<Result.RebuildResult, DatabaseError | Selection.NoMatch | AdvisoryLock.Busy> =>
   alone(open, options, options, (session) => Ledger.open(session, options.ledger), Undo.aim(options))
 
 /** The changes that were recorded, the oldest first. */
@@ -197,7 +197,7 @@ export const history = (
 ): Effect.Effect<ReadonlyArray<Ledger.Entry>, DatabaseError | Ledger.LedgerUnreadable> =>
   Effect.scoped(
     Effect.gen(function* () {
-      const session = yield* Settings.prepared(open, "list changes of foreign keys")
+      const session = yield* SessionSettings.prepared(open, "list changes of foreign keys")
       const entries = yield* Ledger.history(yield* Ledger.open(session, ledger))
       return entries.filter(({ name, referencedSchema, referencedTable, schema, table }) =>
         Selectors.matches(selectors, {
@@ -239,11 +239,11 @@ const alone = (
   effort: Types.Effort,
   openLedger: (session: Session) => Effect.Effect<Ledger.Ledger | undefined, DatabaseError>,
   aim: (candidate: Selection.Candidate) => Selection.Aim
-): Effect.Effect<Result.RebuildResult, DatabaseError | Selection.NoMatch | Exclusive.Busy> =>
+): Effect.Effect<Result.RebuildResult, DatabaseError | Selection.NoMatch | AdvisoryLock.Busy> =>
   Effect.scoped(
     Effect.gen(function* () {
       const sessions = yield* Sessions.make(open, Duration.decode(effort.patience ?? "10 seconds"))
-      const results = yield* Work.all({
+      const results = yield* Runner.all({
         sessions,
         effort,
         rehearse:
@@ -266,11 +266,11 @@ const alone = (
 const examined = (session: Session, selectors: Selectors.Selectors) =>
   Effect.gen(function* () {
     const keys = yield* Catalog.read(session)
-    const problemsOf = Selection.grouped(yield* Detector.read(session), ({ constraint }) => constraint)
-    const originals = Halfway.originals(keys)
+    const problemsOf = Selection.grouped(yield* Integrity.read(session), ({ constraint }) => constraint)
+    const originals = Interrupted.originals(keys)
     const chosen = yield* Selection.among(
       selectors,
-      keys.filter((key) => Halfway.isOriginal(key, originals))
+      keys.filter((key) => Interrupted.isOriginal(key, originals))
     )
     return { chosen, faultsOf: (key: Catalog.Key) => faults(key, originals, problemsOf(key.oid)) }
   })
@@ -278,17 +278,19 @@ const examined = (session: Session, selectors: Selectors.Selectors) =>
 /** Faults of the key itself; a missing index is none. */
 const faults = (
   key: Catalog.Key,
-  originals: Halfway.Originals,
-  problems: ReadonlyArray<Detector.Problem>
+  originals: Interrupted.Originals,
+  problems: ReadonlyArray<Integrity.Problem>
 ) => [
   ...problems.map(({ problem }) => problem),
   ...(key.enforced && !key.validated
     ? ["it is not valid: rows from before it was added were never checked"]
     : []),
-  ...(Halfway.isLeftover(key, originals)
+  ...(Interrupted.isLeftover(key, originals)
     ? ["it is left over from a change of a constraint that is gone"]
     : []),
-  ...(Halfway.isHalfway(key, originals) ? ["a change of it was interrupted: run it again to finish it"] : [])
+  ...(Interrupted.isInterrupted(key, originals)
+    ? ["a change of it was interrupted: run it again to finish it"]
+    : [])
 ]
 
 const info = (
@@ -322,7 +324,7 @@ const info = (
 const tablesOf = (keys: ReadonlyArray<Catalog.Key>) => [
   ...new Set(
     keys.flatMap(({ referenced, referencing }) =>
-      [referenced, referencing].flatMap((table) => Lock.withPartitions(table).map(({ oid }) => oid))
+      [referenced, referencing].flatMap((table) => TableLocks.withPartitions(table).map(({ oid }) => oid))
     )
   )
 ]
@@ -346,7 +348,7 @@ const hasNoOrphans = ({ enforced, validated }: Catalog.Key) => validated && enfo
 
 const orphanWarnings = (
   key: Catalog.Key,
-  orphans: Orphan.Orphans | undefined
+  orphans: Orphans.Orphans | undefined
 ): ReadonlyArray<Warning.Warning> => {
   if (!key.readable) {
     const [one, other] = [key.referenced, key.referencing].map(({ name, schema }) => label(schema, name))
@@ -367,6 +369,6 @@ const orphanWarnings = (
   return Warning.coded("orphans", [
     orphans === undefined
       ? "rows without a referenced row were not counted in the time given; validation will find them"
-      : Orphan.describe(orphans)
+      : Orphans.describe(orphans)
   ])
 }

@@ -5,7 +5,7 @@ import type * as Action from "../catalog/action.js"
 import type * as Blocker from "../catalog/lockHolders.js"
 import type { StepName } from "./steps/steps.js"
 import type * as Overlap from "./hazards/overlap.js"
-import type * as Lock from "../catalog/tableLocks.js"
+import type * as TableLocks from "../catalog/tableLocks.js"
 import type * as Result from "./result.js"
 import type * as Selectors from "../catalog/selectors.js"
 import type * as Target from "./snapshot/target.js"
@@ -170,7 +170,7 @@ export interface PlannedStep {
    */
   readonly locks: ReadonlyArray<{
     readonly relation: string
-    readonly mode: Lock.Mode
+    readonly mode: TableLocks.Mode
     /** True where a statement takes it by itself, because the role may not LOCK that table. */
     readonly implicit?: true
   }>

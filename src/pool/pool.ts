@@ -148,12 +148,12 @@ export const make = Effect.fn("Pool.make")(function* (
   }
 
   const condemn = (backend: Backend, error: DatabaseError) => {
-    if (error.fate === "keep") return
+    if (error.disposition === "keep") return
     if (error.reason._tag === "ReadOnlyTransaction" && backend.expectsReadOnly) return
     const lease = live.get(backend)
     if (lease !== undefined) lease.condemned = true
     // Two that are lost at once say that the server or the network is gone, and not a connection.
-    if (error.fate !== "invalidate" && !isSecondLoss(error)) return
+    if (error.disposition !== "invalidate" && !isSecondLoss(error)) return
     publish({ _tag: "Invalidated", error })
     invalidBefore = unsafeNow()
     for (const other of live.keys()) if (other.openedAt < invalidBefore) retire(other)

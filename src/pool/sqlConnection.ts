@@ -15,10 +15,10 @@ import {
 } from "../connection/connection.js"
 import * as Commit from "../connection/commit.js"
 import type { CopyIn } from "../connection/copyIn.js"
-import type { Decisions } from "../errors/errorPolicy.js"
+import type { AppliedErrorPolicy } from "../errors/errorPolicy.js"
 import { endedError } from "../connection/serverError.js"
 import * as Pool from "./pool.js"
-import { Turns } from "../connection/mutex.js"
+import { Mutex } from "../connection/mutex.js"
 
 type Run = (request: Request) => Effect.Effect<Response, DatabaseError>
 
@@ -62,7 +62,7 @@ export const makeConnection = (
  * Statements outside any transaction: each borrows a connection for itself. `begin` begins the
  * transaction that a stream needs.
  */
-export const autocommit = (pool: Pool.Pool, begin: string, decisions: Decisions): CopyConnection =>
+export const autocommit = (pool: Pool.Pool, begin: string, decisions: AppliedErrorPolicy): CopyConnection =>
   makeConnection(
     (request) => Pool.use(pool, (backend) => runFresh(backend, request, Effect.void)),
     (text, values) =>
@@ -85,12 +85,12 @@ export const reserved = (
     begin,
     decisions,
     resets
-  }: { readonly begin: string; readonly decisions: Decisions; readonly resets: boolean }
+  }: { readonly begin: string; readonly decisions: AppliedErrorPolicy; readonly resets: boolean }
 ) =>
   Effect.gen(function* () {
     const backend = yield* Pool.borrow(pool)
     if (resets) yield* Effect.addFinalizer(() => reset(backend))
-    const turns = new Turns()
+    const mutex = new Mutex()
     let refused: DatabaseError | undefined
     yield* Effect.addFinalizer(() =>
       Effect.sync(() => {
@@ -98,7 +98,7 @@ export const reserved = (
       })
     )
     const guarded = <A, E, R>(step: Effect.Effect<A, E | DatabaseError, R>) =>
-      turns.run(Effect.suspend(() => (refused === undefined ? step : Effect.fail(refused))))
+      mutex.run(Effect.suspend(() => (refused === undefined ? step : Effect.fail(refused))))
     const alone = Effect.acquireRelease(
       Effect.sync(() => {
         refused = streamingError
@@ -200,7 +200,7 @@ const pullPortal = (portal: PortalHandle, turn: Turn): Effect.Effect<Pull, never
  */
 const pullInOwnTransaction = (
   backend: Line,
-  { begin, decisions }: { readonly begin: string; readonly decisions: Decisions },
+  { begin, decisions }: { readonly begin: string; readonly decisions: AppliedErrorPolicy },
   text: string,
   values: ReadonlyArray<unknown>,
   isOver: () => boolean = () => false

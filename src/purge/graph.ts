@@ -7,8 +7,8 @@ import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
 import type { Session } from "../connection/session.js"
 import * as Catalog from "../catalog/foreignKeys.js"
-import * as Detector from "../catalog/integrity.js"
-import * as Lock from "../catalog/tableLocks.js"
+import * as Integrity from "../catalog/integrity.js"
+import * as TableLocks from "../catalog/tableLocks.js"
 import { identifier } from "../sql/identifiers.js"
 
 /** An expression that identifies a row together with others, without its table's alias. */
@@ -133,11 +133,11 @@ export const read = (session: Session, root: number): Effect.Effect<Graph, Datab
         return [decoded.oid, decoded]
       })
     )
-    const problems = yield* Detector.read(session)
+    const problems = yield* Integrity.read(session)
     const oids = new Set([
       root,
       ...keys.flatMap(({ referenced, referencing }) =>
-        [referenced, referencing].flatMap((table) => Lock.withPartitions(table).map(({ oid }) => oid))
+        [referenced, referencing].flatMap((table) => TableLocks.withPartitions(table).map(({ oid }) => oid))
       )
     ])
     const rows = yield* session.query<{ readonly node: string }>(selectNodes, [[...oids]])

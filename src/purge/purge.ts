@@ -16,9 +16,9 @@ import * as Closure from "./closure.js"
 import * as Graph from "./graph.js"
 import * as Walk from "./walk.js"
 import type { TableSelector } from "../catalog/selectors.js"
-import * as Settings from "../catalog/sessionSettings.js"
+import * as SessionSettings from "../catalog/sessionSettings.js"
 import { label, rowsOf } from "../sql/identifiers.js"
-import * as SupportingIndex from "../catalog/supportingIndexes.js"
+import * as SupportingIndexes from "../catalog/supportingIndexes.js"
 
 export { Blocked, Stuck } from "./walk.js"
 
@@ -212,7 +212,7 @@ export const run = (
 // -----------------------------------------------------------------------------
 
 const prepared = (open: Open, purpose: string) =>
-  Effect.tap(open, (session) => Settings.prepare(session, purpose))
+  Effect.tap(open, (session) => SessionSettings.prepare(session, purpose))
 
 const millis = (duration: Duration.DurationInput) => Math.max(1, Math.round(Duration.toMillis(duration)))
 
@@ -281,7 +281,7 @@ const prepare = (session: Session, target: Target): Effect.Effect<Prepared, Data
     const graph = yield* Graph.read(session, table.oid)
     const early = [...refusalsOf(graph), ...((yield* Encoding.isUnknown(session)) ? unreadableIn(graph) : [])]
     if (early.length > 0) return refuse(early)
-    const indexes = yield* SupportingIndex.read(session, [...new Set(graph.edges.map(({ key }) => key))])
+    const indexes = yield* SupportingIndexes.read(session, [...new Set(graph.edges.map(({ key }) => key))])
     const from = rowsOf(table)
     const values = target.where.map(({ value }) => value)
     yield* session.query("SET statement_timeout = 0")

@@ -7,7 +7,7 @@ import { DatabaseError, type PoolState } from "../DatabaseError.js"
 import { endOfSession, type Line, type Request, type Response } from "../connection/connection.js"
 import type { Source } from "../connection/copyIn.js"
 import * as Pool from "../pool/pool.js"
-import { Turns } from "../connection/mutex.js"
+import { Mutex } from "../connection/mutex.js"
 import * as LocalSettings from "./localSettings.js"
 import { WrappedLine } from "./wrappedConnection.js"
 
@@ -29,7 +29,7 @@ export const make = (
     const backend = yield* Pool.borrow(pool)
     yield* backend.run({ text: "BEGIN" })
     const { answerMillis } = backend
-    const turns = new Turns()
+    const turns = new Mutex()
     const lines = new WeakSet<Line>()
     yield* Effect.addFinalizer(() => Effect.ignore(backend.run({ text: "ROLLBACK" })))
     const state = Effect.map(pool.state, (all) => ({ ...all, max: 1 }))

@@ -18,14 +18,14 @@ import {
 import * as Commit from "../connection/commit.js"
 import { type CopyConnection, makeConnection, runFresh, streamPortal } from "../pool/sqlConnection.js"
 import { endedError } from "../connection/serverError.js"
-import { type Decisions, isEndOfServer } from "../errors/errorPolicy.js"
+import { type AppliedErrorPolicy, isEndOfServer } from "../errors/errorPolicy.js"
 import { isMarked } from "../errors/expected.js"
 import { Hooks, type Outcome } from "./hooks.js"
 import { Held, type Hold, type Pool } from "../pool/pool.js"
 import * as Retry from "./retry.js"
 import { type Attempt, once, type RetryOptions } from "./retry.js"
 import type { Telemetry } from "../telemetry/metrics.js"
-import { type Restore, Turns } from "../connection/mutex.js"
+import { type Restore, Mutex } from "../connection/mutex.js"
 
 /**
  * The isolation levels of SQL that PostgreSQL tells apart (documentation, chapter "Transaction
@@ -94,7 +94,7 @@ export interface TransactionDefaults {
   readonly session: ReadonlyArray<string>
   readonly telemetry: Telemetry
   /** Which errors another try may mend. */
-  readonly decisions: Decisions
+  readonly decisions: AppliedErrorPolicy
 }
 
 /** The message of the log record that is written before every ROLLBACK. */
@@ -122,9 +122,9 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
     limits: Limits,
     restart: Effect.Effect<void, DatabaseError>
   ): Level => {
-    const turns = new Turns()
+    const mutex = new Mutex()
     const guarded = <A, E, R>(step: Effect.Effect<A, E | DatabaseError, R>) =>
-      turns.run(
+      mutex.run(
         Effect.suspend(() => {
           if (level.ended || isOver(root)) return Effect.fail(endedError)
           return Effect.ensuring(
@@ -153,7 +153,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       root,
       depth,
       limits,
-      turns,
+      mutex,
       connection,
       hooks: new Hooks(),
       isUntouched: true,
@@ -164,7 +164,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
 
   /** Lets the source of a COPY find the connection busy, where it would wait for its own end. */
   const beside = <A, E, R>(level: Level, source: Effect.Effect<A, E, R>) => {
-    const busy: Level = { ...level, turns: new Turns(), connection: busyConnection, refused: busyError }
+    const busy: Level = { ...level, mutex: new Mutex(), connection: busyConnection, refused: busyError }
     return source.pipe(
       Effect.provideService(CurrentLevel, busy),
       Effect.provideService(SqlClient.TransactionConnection, carrierOf(busy))
@@ -191,9 +191,9 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
   ) =>
     Effect.suspend(() => {
       // Whoever waits for somebody who waits for the server would wait for ever.
-      const forget = level.root.backend.onClose(() => level.turns.free())
+      const forget = level.root.backend.onClose(() => level.mutex.free())
       return Effect.flatMap(Effect.exit(restore(inside(level, body))), (exit) =>
-        level.turns.run(
+        level.mutex.run(
           Effect.suspend(() => {
             level.ended = true
             return end(exit)
@@ -293,7 +293,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
   const nested = <A, E, R>(parent: Level, effect: Effect.Effect<A, E, R>, options: TransactionOptions<E>) =>
     Effect.uninterruptibleMask((restore) =>
       Effect.zipRight(
-        parent.turns.take(restore),
+        parent.mutex.take(restore),
         Effect.suspend((): Effect.Effect<A, E | DatabaseError, R> => {
           const { root } = parent
           if (parent.refused !== undefined) return Effect.fail(parent.refused)
@@ -343,7 +343,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
               )
             )
           )
-        }).pipe(Effect.ensuring(parent.turns.pass))
+        }).pipe(Effect.ensuring(parent.mutex.pass))
       )
     )
 
@@ -406,7 +406,7 @@ interface Root {
   readonly hold: Hold
   readonly options: TransactionOptions<never>
   readonly attempt: Attempt
-  readonly decisions: Decisions
+  readonly decisions: AppliedErrorPolicy
   /** How many savepoints there were: their names are never used twice. */
   savepoints: number
   /** The server's id of a resolvable transaction. */
@@ -420,7 +420,7 @@ interface Level {
   readonly root: Root
   readonly depth: number
   readonly limits: Limits
-  readonly turns: Turns
+  readonly mutex: Mutex
   readonly connection: CopyConnection
   readonly hooks: Hooks
   /** Why nothing can be run on it, now or ever. */

@@ -61,13 +61,13 @@ const reasons = {
   InvalidRequest: true
 } satisfies Readonly<Record<DatabaseError.ReasonTag, true>>
 
-/** The rows of the table of reasons: tag, codes, retry, fate. */
+/** The rows of the table of reasons: tag, codes, retry, disposition. */
 const rows = Fs.readFileSync(Path.join(repository, "docs/errors.md"), "utf8")
   .split("\n")
   .map((line) => /^\| `(\w+)` \| ([^|]*)\| (\w+)[^|]*\| (keep|destroy|invalidate) \|$/.exec(line))
   .flatMap((match) => {
-    const [, tag = "", codes = "", retry, fate] = match ?? []
-    return match === null ? [] : [{ tag, codes, retry, fate }]
+    const [, tag = "", codes = "", retry, disposition] = match ?? []
+    return match === null ? [] : [{ tag, codes, retry, disposition }]
   })
 
 /** What tells codes apart that stand for two things. */
@@ -92,10 +92,10 @@ describe("the table of reasons in docs/errors.md", () => {
     )
   })
 
-  for (const { codes, fate, retry, tag } of rows) {
+  for (const { codes, disposition, retry, tag } of rows) {
     it(`says what becomes of ${tag}`, () => {
       const policy = DatabaseError.policy({ _tag: tag } as DatabaseError.Reason)
-      assert.deepStrictEqual<object>(policy, { retry, fate })
+      assert.deepStrictEqual<object>(policy, { retry, disposition })
     })
 
     if (tag.startsWith("Transaction") && tag !== "TransactionTimeout") continue

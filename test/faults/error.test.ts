@@ -9,7 +9,14 @@ import * as Net from "node:net"
 import * as Database from "../../src/Database.js"
 import type { Settings } from "../../src/DatabaseConfig.js"
 import { InvalidSettings } from "../../src/DatabaseConfig.js"
-import { classify, DatabaseError, type Fate, policy, reasonOf, type Retry } from "../../src/DatabaseError.js"
+import {
+  classify,
+  DatabaseError,
+  type Disposition,
+  policy,
+  reasonOf,
+  type Retry
+} from "../../src/DatabaseError.js"
 import { eventually } from "../support/eventually.js"
 import * as Proxy from "../support/Proxy.js"
 import { check, kill, makeRig, processId, running } from "./support.js"
@@ -18,12 +25,12 @@ interface Row {
   /** The kind that the error is exposed as. */
   readonly tag: string
   readonly retry: Retry
-  readonly fate: Fate
+  readonly disposition: Disposition
 }
 
-const row = (tag: string, retry: Retry, fate: Fate): Row => ({ tag, retry, fate })
+const row = (tag: string, retry: Retry, disposition: Disposition): Row => ({ tag, retry, disposition })
 
-/** The error table: SQLSTATE to kind, scope of a retry, and fate of the connection. */
+/** The error table: SQLSTATE to kind, scope of a retry, and disposition of the connection. */
 const table: Record<string, Row> = {
   "40001": row("SerializationFailure", "transaction", "keep"),
   "40P01": row("DeadlockDetected", "transaction", "keep"),
@@ -123,7 +130,7 @@ const single = { maxConnections: 1, acquireTimeout: "20 seconds" } as const
 describe("Errors", () => {
   for (const [code, expected] of Object.entries(table)) {
     check(
-      `F12: ${code} raised by the server is ${expected.tag}: retry ${expected.retry}, connection ${expected.fate}`,
+      `F12: ${code} raised by the server is ${expected.tag}: retry ${expected.retry}, connection ${expected.disposition}`,
       Effect.gen(function* () {
         const { sql } = yield* makeRig(single)
         const before = yield* processId(sql)
@@ -133,7 +140,7 @@ describe("Errors", () => {
         assert.deepStrictEqual(rowOf(error), expected)
         const reason = reasonOf(error)
         assert.strictEqual(reason !== undefined && "code" in reason ? reason.code : "", code)
-        assert.strictEqual((yield* processId(sql)) === before, expected.fate === "keep")
+        assert.strictEqual((yield* processId(sql)) === before, expected.disposition === "keep")
       })
     )
   }
@@ -143,7 +150,7 @@ describe("Errors", () => {
     Effect.sync(() => {
       for (const severity of ["FATAL", "PANIC"]) {
         for (const code of Object.keys(table)) {
-          assert.notStrictEqual(policy(classify({ code, severity, message: "" })).fate, "keep")
+          assert.notStrictEqual(policy(classify({ code, severity, message: "" })).disposition, "keep")
         }
       }
     })
@@ -364,7 +371,7 @@ describe("Errors", () => {
       yield* sql`CREATE TABLE t (id int)`
       const end = Effect.asVoid(sql`SELECT pg_terminate_backend(pg_backend_pid())`)
       const decisions = (error: unknown) =>
-        DatabaseError.is(error) ? [error.reason._tag, error.retry, error.fate] : []
+        DatabaseError.is(error) ? [error.reason._tag, error.retry, error.disposition] : []
       const alone = yield* Effect.flip(end)
       assert.deepStrictEqual(decisions(alone), ["ServerShutdown", "unsent", "invalidate"])
       const inside = yield* Effect.flip(transact(Effect.zipRight(sql`INSERT INTO t VALUES (1)`, end)))

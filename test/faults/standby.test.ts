@@ -62,7 +62,7 @@ describe("A standby", () => {
       if (!DatabaseError.is(error) || error.reason._tag !== "ReplicaConflict") throw error
       assert.strictEqual(error.reason.code, "40001")
       assert.strictEqual(error.reason.severity, "ERROR")
-      assert.deepStrictEqual(policy(error.reason), { retry: "transaction", fate: "keep" })
+      assert.deepStrictEqual(policy(error.reason), { retry: "transaction", disposition: "keep" })
       assert.include(error.message, "conflict with recovery")
 
       let tries = 0
@@ -103,7 +103,7 @@ describe("A standby", () => {
       const error = yield* Fiber.join(transaction)
       if (!DatabaseError.is(error) || error.reason._tag !== "ReplicaConflict") throw error
       assert.strictEqual(error.reason.severity, "FATAL")
-      assert.deepStrictEqual([error.retry, error.fate], ["transaction", "destroy"])
+      assert.deepStrictEqual([error.retry, error.disposition], ["transaction", "destroy"])
       assert.notStrictEqual(yield* processId(reader.sql), pid)
     })
   )

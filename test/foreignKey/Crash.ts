@@ -6,7 +6,7 @@ import * as Ref from "effect/Ref"
 import type { Session } from "../../src/connection/session.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { next } from "../support/length.js"
-import { application, comparable, database, vectors } from "./support.js"
+import { application, comparable, database, snapshots } from "./support.js"
 
 /**
  * The server ends the session that runs the n-th DDL command or write to the ledger from now, right
@@ -67,7 +67,7 @@ const rebuild = (
 const converges = Effect.fnUntraced(function* (session: Session, swapTries: number, reference: unknown) {
   const result = yield* rebuild("cascade", swapTries)
   assert.deepStrictEqual([result.refused, result.failed], [[], []])
-  assert.deepStrictEqual(comparable(yield* vectors(session)), reference)
+  assert.deepStrictEqual(comparable(yield* snapshots(session)), reference)
   yield* recorded("no-action", "cascade")
 })
 
@@ -82,17 +82,17 @@ const recorded = (from: ForeignKey.Action, to: ForeignKey.Action) =>
     assert.deepStrictEqual([was?.action, is?.action], [from, to])
   })
 
-/** A database with the key, and what its vector is after an uninterrupted change. */
+/** A database with the key, and what its snapshot is after an uninterrupted change. */
 const prepared = Effect.fnUntraced(function* (tables: string, swapTries: number) {
   const session = yield* application
   yield* session.query(tables)
-  const original = comparable(yield* vectors(session))
+  const original = comparable(yield* snapshots(session))
   yield* rebuild("cascade", swapTries)
-  const reference = comparable(yield* vectors(session))
+  const reference = comparable(yield* snapshots(session))
   const reset = Effect.gen(function* () {
     const back = yield* rebuild("no-action", 60)
     assert.deepStrictEqual([back.refused, back.failed], [[], []])
-    assert.deepStrictEqual(comparable(yield* vectors(session)), original)
+    assert.deepStrictEqual(comparable(yield* snapshots(session)), original)
     yield* recorded("cascade", "no-action")
   })
   yield* reset

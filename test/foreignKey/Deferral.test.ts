@@ -9,7 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type { Session } from "../../src/connection/session.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
-import { application, comparable, database, vectors } from "./support.js"
+import { application, comparable, database, snapshots } from "./support.js"
 
 const tables = `
   CREATE TABLE parent (id int PRIMARY KEY);
@@ -82,7 +82,7 @@ describe("a transaction that has deferred the key by name before the swap, and t
         const session = yield* application
         const observer = yield* application
         yield* session.query(tables)
-        const before = comparable(yield* vectors(observer))
+        const before = comparable(yield* snapshots(observer))
         yield* session.query("BEGIN; SET CONSTRAINTS fk DEFERRED")
         const { failed, rebuilt } = yield* change("300 millis", swapTries, Effect.void)
         assert.deepStrictEqual([failed, rebuilt.length], [[], 1])
@@ -92,7 +92,7 @@ describe("a transaction that has deferred the key by name before the swap, and t
         // Who defers it now, defers the new key.
         yield* session.query(`BEGIN; SET CONSTRAINTS fk DEFERRED; ${childFirst}; COMMIT`)
         yield* ForeignKey.rebuild({ selectors: {}, onDelete: "no-action" })
-        assert.deepStrictEqual(comparable(yield* vectors(observer)), before)
+        assert.deepStrictEqual(comparable(yield* snapshots(observer)), before)
       }).pipe(Effect.provide(database))
     )
   }

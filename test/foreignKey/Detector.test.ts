@@ -3,7 +3,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Catalog from "../../src/catalog/foreignKeys.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
-import * as Name from "../../src/foreignKey/snapshot/names.js"
+import * as Names from "../../src/foreignKey/snapshot/names.js"
 import { application, database } from "./support.js"
 
 /** A key between two tables, and what is done to it. */
@@ -26,7 +26,7 @@ const lostTrigger = (name: string) => `
   WHERE pg_proc.oid = tgfoid AND proname = '${name}' AND pg_constraint.oid = tgconstraint
     AND conrelid = 'child'::regclass AND conname = 'fk'`
 
-const leftover = Name.temporary("gone")
+const leftover = Names.temporary("gone")
 
 const damages: Readonly<Record<string, Damage>> = {
   none: { found: {} },

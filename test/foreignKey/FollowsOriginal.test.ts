@@ -8,7 +8,7 @@ import * as Fiber from "effect/Fiber"
 import type { Session } from "../../src/connection/session.js"
 import * as Action from "../../src/catalog/action.js"
 import type { StepName } from "../../src/foreignKey/steps/steps.js"
-import * as Name from "../../src/foreignKey/snapshot/names.js"
+import * as Names from "../../src/foreignKey/snapshot/names.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { cases } from "../support/length.js"
 import { application, withRole } from "./support.js"
@@ -288,7 +288,7 @@ describe("until the swap, a delete, a key update and an insert do what they do w
                     })
                   )
                 )
-                yield* rename(session, Name.temporary(name), "A ")
+                yield* rename(session, Names.temporary(name), "A ")
                 if (role === "a superuser") {
                   yield* session.query(`DO $$ DECLARE r record; BEGIN
                     FOR r IN SELECT tgname, tgrelid::regclass AS relation FROM pg_trigger WHERE tgenabled = 'D'

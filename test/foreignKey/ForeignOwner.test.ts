@@ -9,12 +9,12 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type { Session } from "../../src/connection/session.js"
 import * as Catalog from "../../src/catalog/foreignKeys.js"
-import * as Fidelity from "../../src/foreignKey/snapshot/snapshot.js"
+import * as Snapshot from "../../src/foreignKey/snapshot/snapshot.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { eventually } from "../support/eventually.js"
 import * as Following from "./Following.js"
 import * as Observed from "./Observed.js"
-import { application, vectors, withRole } from "./support.js"
+import { application, snapshots, withRole } from "./support.js"
 
 type Cut = "" | "referenced" | "referencing"
 
@@ -53,13 +53,15 @@ const order = (session: Session) =>
 
 /** Everything of the key but OIDs and the names of triggers on the other role's table. */
 const definition = (session: Session) =>
-  Effect.map(vectors(session), (all) => {
-    const vector = all["public.profiles.profiles_id_fkey"]
-    if (vector === undefined) return undefined
-    const actions = vector.flatMap(({ triggers }) => triggers.filter(({ role }) => !role.startsWith("check")))
-    return Fidelity.withoutOids(
-      Fidelity.withoutNamesOn(
-        vector,
+  Effect.map(snapshots(session), (all) => {
+    const snapshot = all["public.profiles.profiles_id_fkey"]
+    if (snapshot === undefined) return undefined
+    const actions = snapshot.flatMap(({ triggers }) =>
+      triggers.filter(({ role }) => !role.startsWith("check"))
+    )
+    return Snapshot.withoutOids(
+      Snapshot.withoutNamesOn(
+        snapshot,
         actions.map(({ table }) => table)
       )
     )
@@ -235,7 +237,7 @@ describe("a role that does not own the referenced table", () => {
         Effect.gen(function* () {
           for (const step of ["switch-names", "drop-original"] as const) {
             yield* interruptedAt(step, { swapTries: 0 })
-            const before = yield* vectors(session)
+            const before = yield* snapshots(session)
             yield* Effect.gen(function* () {
               const { refused } = yield* ForeignKey.plan({ ...choice, ledger: false })
               assert.deepStrictEqual(
@@ -253,7 +255,7 @@ describe("a role that does not own the referenced table", () => {
                 ]
               )
             }).pipe(Effect.provide(limited))
-            assert.deepStrictEqual(yield* vectors(session), before, step)
+            assert.deepStrictEqual(yield* snapshots(session), before, step)
             assert.deepStrictEqual((yield* ForeignKey.rebuild(choice)).rebuilt.length, 1, step)
             assert.deepStrictEqual((yield* ForeignKey.undo({ ...choice })).rebuilt.length, 1, step)
           }
@@ -267,12 +269,12 @@ describe("a role that does not own the referenced table", () => {
         CREATE TABLE posts (user_id int CONSTRAINT posts_user REFERENCES auth.users)`,
       ({ limited, session }) =>
         Effect.gen(function* () {
-          const before = yield* vectors(session)
+          const before = yield* snapshots(session)
           const reason = otherSide("key public.posts.posts_user")
           const refused = [{ constraint: "public.profiles.profiles_id_fkey", code: "firing-order", reason }]
           assert.deepStrictEqual((yield* ForeignKey.plan(choice)).refused, refused)
           assert.deepStrictEqual((yield* ForeignKey.rebuild(choice)).refused, refused)
-          assert.deepStrictEqual(yield* vectors(session), before)
+          assert.deepStrictEqual(yield* snapshots(session), before)
         }).pipe(Effect.provide(limited))
     )
   )

@@ -9,7 +9,7 @@ import * as ForeignKey from "../../src/ForeignKey.js"
 import { next } from "../support/length.js"
 import { emptyDatabase } from "../support/server.js"
 import * as Program from "./Program.js"
-import { application, comparable, vectors } from "./support.js"
+import { application, comparable, snapshots } from "./support.js"
 
 const tables = `
   CREATE TABLE parent (id int PRIMARY KEY);
@@ -92,9 +92,9 @@ describe("a change converges when run again", () => {
           yield* Effect.gen(function* () {
             const session = yield* application
             yield* session.query(tables)
-            const original = comparable(yield* vectors(session))
+            const original = comparable(yield* snapshots(session))
             yield* change(swapTries)
-            const reference = comparable(yield* vectors(session))
+            const reference = comparable(yield* snapshots(session))
             yield* back
             yield* session.query(hold)
             yield* session.query("SELECT pg_advisory_lock(42)")
@@ -112,11 +112,11 @@ describe("a change converges when run again", () => {
               yield* session.query("SELECT pg_advisory_unlock(42)")
               const result = yield* Fiber.join(again)
               assert.deepStrictEqual([result.refused, result.failed], [[], []])
-              assert.deepStrictEqual(comparable(yield* vectors(session)), reference)
+              assert.deepStrictEqual(comparable(yield* snapshots(session)), reference)
               yield* recorded
               yield* session.query("SELECT pg_advisory_lock(42)")
               yield* back
-              assert.deepStrictEqual(comparable(yield* vectors(session)), original)
+              assert.deepStrictEqual(comparable(yield* snapshots(session)), original)
             }
           }).pipe(Effect.provide(Database.layer({ url, minConnections: 1 })))
         })
@@ -134,10 +134,10 @@ describe("a change converges when run again", () => {
         Effect.gen(function* () {
           yield* session.query(tables)
           yield* change(60)
-          const vector = comparable(yield* vectors(session))
+          const snapshot = comparable(yield* snapshots(session))
           yield* back
           yield* session.query(hold)
-          return vector
+          return snapshot
         })
       )
       for (let at = 1; ; at = next(at)) {
@@ -163,7 +163,7 @@ describe("a change converges when run again", () => {
         const result = yield* during((session) =>
           Effect.gen(function* () {
             const again = yield* change(60)
-            assert.deepStrictEqual(comparable(yield* vectors(session)), reference)
+            assert.deepStrictEqual(comparable(yield* snapshots(session)), reference)
             yield* recorded
             yield* back
             return again

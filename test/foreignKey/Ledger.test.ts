@@ -6,7 +6,7 @@ import * as Database from "../../src/Database.js"
 import * as Catalog from "../../src/catalog/foreignKeys.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { emptyDatabase } from "../support/server.js"
-import { application, comparable, database, definitions, vectors, withRole } from "./support.js"
+import { application, comparable, database, definitions, snapshots, withRole } from "./support.js"
 import { cases } from "../support/length.js"
 
 const pair = `
@@ -85,7 +85,7 @@ describe("the ledger", () => {
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(pair)
-      const before = yield* vectors(session)
+      const before = yield* snapshots(session)
       const seen: Array<unknown> = []
       yield* rebuild("cascade", {
         onProgress: (event) =>
@@ -93,7 +93,7 @@ describe("the ledger", () => {
             Effect.gen(function* () {
               if (event._tag === "Recorded") {
                 assert.strictEqual(event.ledger, `public.${ForeignKey.defaultLedger}`)
-                assert.deepStrictEqual(yield* vectors(session), before)
+                assert.deepStrictEqual(yield* snapshots(session), before)
               }
               if (event._tag === "Recorded" || event._tag === "Finished") {
                 const open = yield* session.query(
@@ -205,7 +205,7 @@ describe("an undo", () => {
       const version = yield* Catalog.serverVersion(session)
       const columns = version >= 150_000 ? ["y"] : []
       yield* rebuild("set-null", { onDeleteColumns: columns })
-      const before = comparable(yield* vectors(session))
+      const before = comparable(yield* snapshots(session))
       const written = yield* definitions(session)
       yield* rebuild("cascade")
       const { rebuilt } = yield* undo()
@@ -213,11 +213,11 @@ describe("an undo", () => {
         rebuilt.map(({ previous }) => previous),
         [{ action: "cascade", columns: [] }]
       )
-      assert.deepStrictEqual(comparable(yield* vectors(session)), before)
+      assert.deepStrictEqual(comparable(yield* snapshots(session)), before)
       assert.deepStrictEqual(yield* definitions(session), written)
       const again = yield* undo()
       assert.deepStrictEqual(again.unchanged, ["public.child.fk"])
-      assert.deepStrictEqual(comparable(yield* vectors(session)), before)
+      assert.deepStrictEqual(comparable(yield* snapshots(session)), before)
       assert.deepStrictEqual((yield* changes).slice(1), [
         ["set-null", "cascade", null, "changed"],
         ["cascade", "set-null", 2, "changed"]
@@ -251,7 +251,7 @@ describe("an undo", () => {
       const session = yield* application
       yield* session.query(`${pair}; ALTER TABLE child ALTER CONSTRAINT fk DEFERRABLE`)
       yield* rebuild("restrict")
-      const before = comparable(yield* vectors(session))
+      const before = comparable(yield* snapshots(session))
       const points: ReadonlyArray<(event: ForeignKey.Progress) => boolean> = [
         (event) => event._tag === "Recorded",
         stepDone("add"),
@@ -262,7 +262,7 @@ describe("an undo", () => {
       for (const [index, point] of cases(points, (point) => points.indexOf(point) % 3 === 1).entries()) {
         yield* stoppedAt(point, (onProgress) => rebuild("cascade", { onProgress }))
         yield* undo()
-        assert.deepStrictEqual(comparable(yield* vectors(session)), before)
+        assert.deepStrictEqual(comparable(yield* snapshots(session)), before)
         assert.deepStrictEqual((yield* undo()).unchanged, ["public.child.fk"])
         assert.deepStrictEqual(
           (yield* changes).slice(1),
@@ -276,7 +276,7 @@ describe("an undo", () => {
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(pair)
-      const before = comparable(yield* vectors(session))
+      const before = comparable(yield* snapshots(session))
       for (const [index, step] of cases(
         ["add", "validate", "swap"],
         (step) => step === "validate"
@@ -285,7 +285,7 @@ describe("an undo", () => {
         yield* stoppedAt(stepDone(step), (onProgress) => undo({ onProgress }))
         const { failed, rebuilt, refused } = yield* undo()
         assert.deepStrictEqual([failed, refused, rebuilt.length], [[], [], 1])
-        assert.deepStrictEqual(comparable(yield* vectors(session)), before)
+        assert.deepStrictEqual(comparable(yield* snapshots(session)), before)
         assert.deepStrictEqual((yield* changes).slice(2 * index), [
           ["no-action", "cascade", null, "changed"],
           ["cascade", "no-action", 2 * index + 1, "changed"]
@@ -302,7 +302,7 @@ describe("an undo", () => {
       const everywhere = { selectors: {} }
       const had = "public.other.other_parent_id_fkey"
       assert.deepStrictEqual((yield* ForeignKey.undo(everywhere)).unchanged, ["public.child.fk", had])
-      const before = comparable(yield* vectors(session))
+      const before = comparable(yield* snapshots(session))
       yield* rebuild("cascade", everywhere)
       const undone = yield* ForeignKey.undo(everywhere)
       assert.deepStrictEqual(
@@ -310,7 +310,7 @@ describe("an undo", () => {
         ["public.child.fk"]
       )
       assert.deepStrictEqual([undone.unchanged, undone.refused, undone.failed], [[had], [], []])
-      assert.deepStrictEqual(comparable(yield* vectors(session)), before)
+      assert.deepStrictEqual(comparable(yield* snapshots(session)), before)
     }).pipe(Effect.provide(database))
   )
 
@@ -336,12 +336,12 @@ describe("an undo", () => {
     Effect.gen(function* () {
       const session = yield* application
       yield* session.query(pair)
-      const before = comparable(yield* vectors(session))
+      const before = comparable(yield* snapshots(session))
       yield* stoppedAt(stepDone("validate"), (onProgress) =>
         rebuild("cascade", { onProgress, ledger: false })
       )
       yield* undo()
-      assert.deepStrictEqual(comparable(yield* vectors(session)), before)
+      assert.deepStrictEqual(comparable(yield* snapshots(session)), before)
     }).pipe(Effect.provide(database))
   )
 
@@ -384,12 +384,12 @@ describe("a change is refused before anything is touched", () => {
         limited.username = role
         limited.password = "x"
         const as = Effect.provide(Database.layer({ url: limited.toString(), minConnections: 1 }))
-        const before = yield* vectors(session)
+        const before = yield* snapshots(session)
         const refusal = (options: Partial<ForeignKey.RebuildOptions>) =>
           Effect.gen(function* () {
             const { failed, rebuilt, refused } = yield* rebuild("cascade", options)
             assert.deepStrictEqual([failed, rebuilt, refused[0]?.code], [[], [], "ledger"])
-            assert.deepStrictEqual(yield* vectors(session), before)
+            assert.deepStrictEqual(yield* snapshots(session), before)
             const plan = yield* ForeignKey.plan({ selectors: {}, onDelete: "cascade", ...options })
             assert.deepStrictEqual(plan.refused, refused)
             return refused[0]?.reason ?? ""

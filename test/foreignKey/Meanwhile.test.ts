@@ -7,11 +7,11 @@ import * as Redacted from "effect/Redacted"
 import * as Database from "../../src/Database.js"
 import * as Blocker from "../../src/catalog/lockHolders.js"
 import * as Catalog from "../../src/catalog/foreignKeys.js"
-import * as Settings from "../../src/catalog/sessionSettings.js"
+import * as SessionSettings from "../../src/catalog/sessionSettings.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { eventually } from "../support/eventually.js"
 import { emptyDatabase } from "../support/server.js"
-import { application, database, vectors } from "./support.js"
+import { application, database, snapshots } from "./support.js"
 
 const pair = `
   CREATE TABLE parent (id int PRIMARY KEY);
@@ -69,7 +69,7 @@ describe("an interrupted change", () => {
           { failed: [], refused: [], count: 1 }
         )
         assert.deepStrictEqual(yield* said, before)
-        const after = yield* vectors(session)
+        const after = yield* snapshots(session)
         assert.deepStrictEqual(Object.keys(after), ["elsewhere.child.fk"])
         assert.strictEqual(after["elsewhere.child.fk"]?.[0].constraint["confdeltype"], "c")
       }).pipe(Effect.provide(database))
@@ -92,7 +92,7 @@ describe("an interrupted change", () => {
         assert.isAbove((yield* ForeignKey.check()).length, 0)
         const { failed, rebuilt } = yield* rebuild
         assert.deepStrictEqual([failed, rebuilt.length], [[], 1])
-        assert.deepStrictEqual(Object.keys(yield* vectors(session)), ["public.child.fk"])
+        assert.deepStrictEqual(Object.keys(yield* snapshots(session)), ["public.child.fk"])
       }).pipe(Effect.provide(database))
   )
 })
@@ -193,7 +193,7 @@ describe("a change", () => {
       )
       const { failed, rebuilt } = yield* Fiber.join(fiber)
       assert.deepStrictEqual([failed, rebuilt.length], [[], 1])
-      assert.deepStrictEqual(Object.keys(yield* vectors(session)), ["public.child_old.fk"])
+      assert.deepStrictEqual(Object.keys(yield* snapshots(session)), ["public.child_old.fk"])
     }).pipe(Effect.provide(database))
   )
 
@@ -289,9 +289,9 @@ describe("a change", () => {
           own.password = "x"
           yield* Effect.gen(function* () {
             const { session: open } = yield* Database.Database
-            const change = yield* Settings.prepared(open, "test")
-            const watcher = yield* Settings.prepared(open, "test (watcher)")
-            yield* Settings.asLoginRole(watcher)
+            const change = yield* SessionSettings.prepared(open, "test")
+            const watcher = yield* SessionSettings.prepared(open, "test (watcher)")
+            yield* SessionSettings.asLoginRole(watcher)
             const writer = yield* application
             yield* change.query("BEGIN; LOCK public.parent IN ACCESS EXCLUSIVE MODE")
             yield* writer.query("BEGIN; LOCK public.child IN ROW EXCLUSIVE MODE")

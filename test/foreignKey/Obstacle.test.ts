@@ -7,7 +7,7 @@ import * as Database from "../../src/Database.js"
 import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as Blocker from "../../src/catalog/lockHolders.js"
 import * as Catalog from "../../src/catalog/foreignKeys.js"
-import * as Obstacle from "../../src/foreignKey/hazards/oldTransactions.js"
+import * as OldTransactions from "../../src/foreignKey/hazards/oldTransactions.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { eventually } from "../support/eventually.js"
 import { application, withRole } from "./support.js"
@@ -191,7 +191,7 @@ describe("autovacuum that prevents wraparound", () => {
           const [key] = yield* Catalog.read(session)
           if (key === undefined) return assert.fail("no key")
           yield* session.query("CREATE ROLE plain; SET ROLE plain")
-          const told = (yield* Obstacle.warnings(session, [key]))(key)
+          const told = (yield* OldTransactions.warnings(session, [key]))(key)
           yield* session.query("RESET ROLE")
           assert.deepStrictEqual(
             told.map((warning) => warning.replaceAll(/\d+/g, "pid")),

@@ -3,7 +3,7 @@ import * as Effect from "effect/Effect"
 import * as Database from "../../src/Database.js"
 import type { Session } from "../../src/connection/session.js"
 import * as Action from "../../src/catalog/action.js"
-import * as Name from "../../src/foreignKey/snapshot/names.js"
+import * as Names from "../../src/foreignKey/snapshot/names.js"
 import * as Overlap from "../../src/foreignKey/hazards/overlap.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { cases } from "../support/length.js"
@@ -107,7 +107,7 @@ describe("while a key and its successor are both there", () => {
                   if (original === undefined) return assert.fail(event.constraint)
                   const { mode, onDelete, suffix } = original
                   const fk = `fk_${suffix}`
-                  const temporary = Name.temporary(fk)
+                  const temporary = Names.temporary(fk)
                   const what = `${onDelete} ${mode} to ${target}`
                   const foretold = warnings.filter(({ constraint }) => constraint === event.constraint)
                   const early = foretold.flatMap(({ code, warning }) =>

@@ -6,7 +6,7 @@ import * as Catalog from "../../src/catalog/foreignKeys.js"
 import { qualified } from "../../src/sql/identifiers.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import * as Shape from "./Shape.js"
-import { application, comparable, database, heldBy, vectors } from "./support.js"
+import { application, comparable, database, heldBy, snapshots } from "./support.js"
 import { cases, isFull, next } from "../support/length.js"
 
 /** In `npm test` the plainest tables are changed, and those that take the most steps. */
@@ -70,7 +70,7 @@ describe("a plan", () => {
           yield* session.query("SET search_path = pg_catalog")
           const options = { selectors: {}, onDelete: "cascade", allowRowMovement: true } as const
           yield* ForeignKey.rebuild(options)
-          const reference = comparable(yield* vectors(session))
+          const reference = comparable(yield* snapshots(session))
           const always = (plan: ForeignKey.PlanResult) =>
             plan.steps.flatMap(({ step, when }) => (when === "always" ? [step] : []))
           for (let stop = 1; ; stop = next(stop)) {
@@ -99,7 +99,7 @@ describe("a plan", () => {
             for (const { sql, when } of left.steps) {
               if (when === "always") yield* session.query(sql.join(";\n"))
             }
-            assert.deepStrictEqual(comparable(yield* vectors(session)), reference)
+            assert.deepStrictEqual(comparable(yield* snapshots(session)), reference)
             assert.deepStrictEqual((yield* ForeignKey.plan(options)).steps, [])
             assert.deepStrictEqual(
               (yield* ForeignKey.history()).filter(({ finishedAt }) => finishedAt === null),

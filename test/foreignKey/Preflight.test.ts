@@ -4,12 +4,12 @@ import * as Fiber from "effect/Fiber"
 import * as Fs from "node:fs"
 import * as Path from "node:path"
 import * as Catalog from "../../src/catalog/foreignKeys.js"
-import * as Name from "../../src/foreignKey/snapshot/names.js"
-import type * as Refusal from "../../src/foreignKey/hazards/refusals.js"
+import * as Names from "../../src/foreignKey/snapshot/names.js"
+import type * as Refusals from "../../src/foreignKey/hazards/refusals.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { repository } from "../support/command.js"
 import { eventually } from "../support/eventually.js"
-import { application, comparable, database, vectors, withRole } from "./support.js"
+import { application, comparable, database, snapshots, withRole } from "./support.js"
 
 const pair = `
   CREATE TABLE parent (id int PRIMARY KEY);
@@ -32,10 +32,10 @@ const cutPair = `
 const refused = (options: Partial<ForeignKey.RebuildOptions> = {}) =>
   Effect.gen(function* () {
     const session = yield* application
-    const before = yield* vectors(session)
+    const before = yield* snapshots(session)
     const result = yield* ForeignKey.rebuild({ selectors: {}, onDelete: "cascade", ...options })
     assert.deepStrictEqual([result.rebuilt, result.failed], [[], []])
-    assert.deepStrictEqual(yield* vectors(session), before)
+    assert.deepStrictEqual(yield* snapshots(session), before)
     const planned = yield* ForeignKey.plan({ selectors: {}, onDelete: "cascade", ...options })
     assert.deepStrictEqual(planned.refused, result.refused)
     return result.refused
@@ -210,7 +210,7 @@ const codes = {
   rehearsal: true,
   "unreadable-name": true,
   "firing-order": true
-} satisfies Record<Refusal.Refusal["code"], true>
+} satisfies Record<Refusals.Refusal["code"], true>
 
 const cases: ReadonlyArray<{
   readonly code: keyof typeof codes
@@ -270,9 +270,9 @@ const cases: ReadonlyArray<{
     code: "leftover",
     when: "what is left of a change of a key that is gone is there",
     setup: () => `${pair};
-      ALTER TABLE child ADD CONSTRAINT ${Name.temporary("gone")} FOREIGN KEY (parent_id) REFERENCES parent NOT VALID`,
+      ALTER TABLE child ADD CONSTRAINT ${Names.temporary("gone")} FOREIGN KEY (parent_id) REFERENCES parent NOT VALID`,
     options: { selectors: { constraints: [{ table: "child", name: "fk" }] } },
-    reason: `public.child.${Name.temporary("gone")} is left over from a change of a constraint that is gone: drop it or rename it`
+    reason: `public.child.${Names.temporary("gone")} is left over from a change of a constraint that is gone: drop it or rename it`
   },
   {
     code: "typed-table",
@@ -337,12 +337,12 @@ describe("a role that only owns the tables", () => {
         GRANT CREATE ON SCHEMA public TO ${role}`,
       ({ limited, session }) =>
         Effect.gen(function* () {
-          const before = comparable(yield* vectors(session))
+          const before = comparable(yield* snapshots(session))
           for (const onDelete of ["cascade", "no-action"] as const) {
             const result = yield* Effect.provide(ForeignKey.rebuild({ selectors: {}, onDelete }), limited)
             assert.deepStrictEqual([result.refused, result.failed, result.rebuilt.length], [[], [], 1])
           }
-          assert.deepStrictEqual(comparable(yield* vectors(session)), before)
+          assert.deepStrictEqual(comparable(yield* snapshots(session)), before)
         })
     )
   )
@@ -501,11 +501,11 @@ describe("a plan warns", () => {
         "SET session_replication_role = replica; INSERT INTO child VALUES (11, 77), (12, 77); RESET session_replication_role"
       )
       assert.include(yield* warnings("cascade"), "2 rows have no referenced row, for example with (77)")
-      const before = yield* vectors(session)
+      const before = yield* snapshots(session)
       const { failed } = yield* ForeignKey.rebuild({ selectors: {}, onDelete: "cascade" })
       assert.strictEqual(failed[0]?.code, "RowsViolate")
       assert.include(failed[0]?.reason, "2 rows have no referenced row, for example with (77)")
-      assert.deepStrictEqual(yield* vectors(session), before)
+      assert.deepStrictEqual(yield* snapshots(session), before)
     }).pipe(Effect.provide(database))
   )
 
@@ -623,7 +623,7 @@ describe("a partitioned table", () => {
       Effect.gen(function* () {
         const session = yield* application
         yield* session.query(cut)
-        const own = Effect.map(vectors(session), (all) => comparable(all)["public.child_1.a_own"])
+        const own = Effect.map(snapshots(session), (all) => comparable(all)["public.child_1.a_own"])
         const before = yield* own
         const first = yield* ForeignKey.rebuild({ ...whole, onDelete: "cascade" })
         assert.deepStrictEqual(

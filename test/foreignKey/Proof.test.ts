@@ -4,7 +4,7 @@ import * as Fiber from "effect/Fiber"
 import * as Ref from "effect/Ref"
 import type { Session } from "../../src/connection/session.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
-import { application, comparable, database, leftovers, vectors } from "./support.js"
+import { application, comparable, database, leftovers, snapshots } from "./support.js"
 import { cases, next } from "../support/length.js"
 
 const tables = `
@@ -50,12 +50,12 @@ describe("a change whose result would differ from the original", () => {
       Effect.gen(function* () {
         const session = yield* application
         yield* session.query(tables)
-        const before = comparable(yield* vectors(session))
+        const before = comparable(yield* snapshots(session))
         yield* session.query(meddle(statement))
         const { failed, rebuilt, refused } = yield* change(60)
         assert.deepStrictEqual([refused, rebuilt, failed.map(({ code }) => code)], [[], [], ["Unfaithful"]])
         assert.include(failed[0]?.reason, `${field} (`)
-        assert.deepStrictEqual(comparable(yield* vectors(session)), before)
+        assert.deepStrictEqual(comparable(yield* snapshots(session)), before)
         assert.deepStrictEqual(yield* leftovers(session), [])
         assert.deepStrictEqual(
           (yield* ForeignKey.history()).map(({ outcome }) => outcome),

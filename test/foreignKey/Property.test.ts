@@ -11,7 +11,7 @@ import * as Catalog from "../../src/catalog/foreignKeys.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import * as Following from "./Following.js"
 import * as Shape from "./Shape.js"
-import { application, database, definitions, vectors, withNamedIndexes, withRole } from "./support.js"
+import { application, database, definitions, snapshots, withNamedIndexes, withRole } from "./support.js"
 import { isFull, isQuick } from "../support/length.js"
 
 /** How many keys are generated, in databases of up to so many each. */
@@ -41,7 +41,7 @@ const check = (shapes: ReadonlyArray<Shape.Shape>, swapTries: number, role: Role
       for (const shape of shapes) {
         for (const statement of Shape.create(shape)) yield* session.query(statement)
       }
-      const contents = Effect.flatMap(vectors(session), (all) => withNamedIndexes(session, all))
+      const contents = Effect.flatMap(snapshots(session), (all) => withNamedIndexes(session, all))
       const before = yield* contents
       const written = yield* definitions(session)
       const faults = Effect.map(

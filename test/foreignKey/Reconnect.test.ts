@@ -6,12 +6,12 @@ import * as Ref from "effect/Ref"
 import * as Database from "../../src/Database.js"
 import type { Session } from "../../src/connection/session.js"
 import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
-import * as Exclusive from "../../src/catalog/advisoryLock.js"
+import * as AdvisoryLock from "../../src/catalog/advisoryLock.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { eventually } from "../support/eventually.js"
 import * as Proxy from "../support/Proxy.js"
 import { adminSession, emptyDatabase } from "../support/server.js"
-import { application, comparable, vectors } from "./support.js"
+import { application, comparable, snapshots } from "./support.js"
 import { cases } from "../support/length.js"
 import { safetyNet } from "../support/speed.js"
 
@@ -220,7 +220,7 @@ describe("a change whose connections are lost ends", () => {
     it.scopedLive(`when somebody ends its session "${purpose}", with all its keys`, () =>
       inDatabase((session) =>
         Effect.gen(function* () {
-          const before = comparable(yield* vectors(session))
+          const before = comparable(yield* snapshots(session))
           const onProgress = yield* once(
             "add",
             Effect.gen(function* () {
@@ -242,7 +242,7 @@ describe("a change whose connections are lost ends", () => {
           assert.include(failed[1]?.reason, "not begun, because public.child.fk failed")
           const undone = yield* ForeignKey.undo({ selectors: { tables: [{ table: "child" }] } })
           assert.deepStrictEqual(undone.failed, [])
-          assert.deepStrictEqual(comparable(yield* vectors(session)), before)
+          assert.deepStrictEqual(comparable(yield* snapshots(session)), before)
         })
       )
     )
@@ -284,7 +284,7 @@ describe("a change whose connections are lost ends", () => {
         Effect.gen(function* () {
           yield* proxy.refuse
           yield* proxy.cutAll("end")
-          yield* Exclusive.acquire(session, safetyNet("1 minute"))
+          yield* AdvisoryLock.acquire(session, safetyNet("1 minute"))
           yield* proxy.accept
         })
       )

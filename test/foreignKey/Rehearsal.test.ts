@@ -5,7 +5,7 @@ import * as Rehearsal from "../../src/foreignKey/apply/rehearsal.js"
 import * as TableKinds from "../../src/foreignKey/hazards/tableKinds.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { cases } from "../support/length.js"
-import { application, comparable, database, vectors, withRole } from "./support.js"
+import { application, comparable, database, snapshots, withRole } from "./support.js"
 import * as Shape from "./Shape.js"
 
 const pair = `
@@ -19,13 +19,13 @@ const relations = "SELECT oid::int8::int AS oid, relname::text AS name FROM pg_c
 const refused = (options: Partial<ForeignKey.RebuildOptions> = {}) =>
   Effect.gen(function* () {
     const session = yield* application
-    const before = [yield* vectors(session), yield* session.query(relations)]
+    const before = [yield* snapshots(session), yield* session.query(relations)]
     const change = { selectors: {}, onDelete: "cascade", ledger: false, ...options } as const
     const { refused, steps } = yield* ForeignKey.plan(change)
     assert.deepStrictEqual(steps, [])
     const result = yield* ForeignKey.rebuild(change)
     assert.deepStrictEqual([result.rebuilt, result.failed, result.refused], [[], [], refused])
-    assert.deepStrictEqual([yield* vectors(session), yield* session.query(relations)], before)
+    assert.deepStrictEqual([yield* snapshots(session), yield* session.query(relations)], before)
     return refused
   })
 
@@ -134,7 +134,7 @@ describe("a rehearsal", () => {
           const session = yield* application
           const version = yield* Catalog.serverVersion(session)
           yield* session.query(Shape.create({ ...Shape.plain, ...kind }).join(";\n"))
-          const before = comparable(yield* vectors(session))
+          const before = comparable(yield* snapshots(session))
           const [key] = yield* Catalog.read(session)
           if (key === undefined) return assert.fail("no key")
           const kinds = yield* TableKinds.read(session, [key.oid])
@@ -150,7 +150,7 @@ describe("a rehearsal", () => {
               }
             )
           }
-          assert.deepStrictEqual(comparable(yield* vectors(session)), before)
+          assert.deepStrictEqual(comparable(yield* snapshots(session)), before)
           assert.deepStrictEqual(
             yield* session.query("SELECT FROM pg_class WHERE relname LIKE 'promptgrimoire%'"),
             []

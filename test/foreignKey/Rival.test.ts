@@ -5,7 +5,7 @@ import type { Session } from "../../src/connection/session.js"
 import * as Catalog from "../../src/catalog/foreignKeys.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { eventually } from "../support/eventually.js"
-import { application, comparable, database, heldBy, vectors } from "./support.js"
+import { application, comparable, database, heldBy, snapshots } from "./support.js"
 import { cases } from "../support/length.js"
 
 /** The key is bound to the index with the highest OID; `bystander` is bound to another one. */
@@ -44,7 +44,7 @@ describe("a key that is bound to one of several equal unique indexes", () => {
       const session = yield* application
       yield* tables(session)
       assert.deepStrictEqual(yield* bound(session), wasBound)
-      const before = comparable(yield* vectors(session))
+      const before = comparable(yield* snapshots(session))
       const { steps } = yield* ForeignKey.plan({ selectors: child, onDelete: "cascade" })
       assert.deepInclude(
         steps.find(({ step }) => step === "reindex"),
@@ -58,7 +58,7 @@ describe("a key that is bound to one of several equal unique indexes", () => {
         assert.deepStrictEqual([failed, refused, rebuilt.length], [[], [], 1])
       }
       assert.deepStrictEqual(yield* bound(session), wasBound)
-      const after = comparable(yield* vectors(session))
+      const after = comparable(yield* snapshots(session))
       assert.deepStrictEqual(after["public.child.fk"], before["public.child.fk"])
       const all = yield* ForeignKey.rebuild({ selectors: {}, onDelete: "cascade" })
       assert.strictEqual(all.rebuilt.length, 2)
@@ -137,7 +137,7 @@ describe("a key that is bound to one of several equal unique indexes", () => {
       Effect.gen(function* () {
         const session = yield* application
         yield* tables(session)
-        const before = comparable(yield* vectors(session))["public.child.fk"]
+        const before = comparable(yield* snapshots(session))["public.child.fk"]
         yield* session.query(`BEGIN; ${holds}`)
         const fiber = yield* Effect.fork(change("cascade"))
         yield* eventually(
@@ -166,7 +166,7 @@ describe("a key that is bound to one of several equal unique indexes", () => {
         }
         assert.deepStrictEqual(yield* invalid(session), [])
         assert.deepStrictEqual(yield* bound(session), wasBound)
-        assert.deepStrictEqual(comparable(yield* vectors(session))["public.child.fk"], before)
+        assert.deepStrictEqual(comparable(yield* snapshots(session))["public.child.fk"], before)
       }).pipe(Effect.provide(database))
     )
   }

@@ -2,8 +2,8 @@ import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Catalog from "../../src/catalog/foreignKeys.js"
-import * as Change from "../../src/foreignKey/steps/steps.js"
-import * as Fidelity from "../../src/foreignKey/snapshot/snapshot.js"
+import * as Steps from "../../src/foreignKey/steps/steps.js"
+import * as Snapshot from "../../src/foreignKey/snapshot/snapshot.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import type { Session } from "../../src/connection/session.js"
 import * as Database from "../../src/Database.js"
@@ -107,21 +107,21 @@ describe("a script for psql", () => {
           const [key] = yield* Catalog.read(session)
           assert(key !== undefined)
           const read = Effect.flatMap(
-            Fidelity.read(session, key.referencing.oid, key.name),
+            Snapshot.read(session, key.referencing.oid, key.name),
             Effect.fromNullable
           )
           const original = yield* read
           const version = yield* Catalog.serverVersion(session)
           const { code, stderr, stdout } = yield* run(yield* script("cascade"))
           assert.deepStrictEqual([code, stdout, stderr], [0, "", ""])
-          const goal = Change.goal({
+          const goal = Steps.goal({
             key,
             original,
             target: { action: "cascade", columns: [] },
             version,
             superuser: true
           })
-          assert.deepStrictEqual(Fidelity.compare(goal, yield* read), [])
+          assert.deepStrictEqual(Snapshot.compare(goal, yield* read), [])
           const after = yield* ForeignKey.plan({ selectors: {}, onDelete: "cascade", allowRowMovement: true })
           assert.deepStrictEqual(after.steps, [])
         })

@@ -2,7 +2,7 @@ import * as Effect from "effect/Effect"
 import * as Database from "../../src/Database.js"
 import type { QueryOptions, Session } from "../../src/connection/session.js"
 import * as Catalog from "../../src/catalog/foreignKeys.js"
-import * as Fidelity from "../../src/foreignKey/snapshot/snapshot.js"
+import * as Snapshot from "../../src/foreignKey/snapshot/snapshot.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { assert, describe, inFull, it } from "../support/it.js"
 import { application, database } from "./support.js"
@@ -80,12 +80,12 @@ describe("many keys", () => {
       yield* session.query(various)
       const all = yield* Catalog.read(session)
       assert.isAbove(all.length, 10)
-      const together = yield* Fidelity.readAll(
+      const together = yield* Snapshot.readAll(
         session,
         all.map(({ oid }) => oid)
       )
       for (const key of all) {
-        const alone = yield* Fidelity.read(session, key.referencing.oid, key.name)
+        const alone = yield* Snapshot.read(session, key.referencing.oid, key.name)
         assert.isDefined(alone)
         assert.deepStrictEqual(together.get(key.oid), alone, Catalog.nameOf(key))
         const [named] = yield* Catalog.read(session, { tables: [key.referencing.oid], names: [key.name] })

@@ -2,7 +2,7 @@ import { assert, describe, inFull, inMatrix, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import type * as Database from "../../src/Database.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
-import { application, comparable, database, vectors } from "./support.js"
+import { application, comparable, database, snapshots } from "./support.js"
 import * as Traffic from "./Traffic.js"
 import { cases, isFull } from "../support/length.js"
 
@@ -134,7 +134,7 @@ describe("applications", () => {
             EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO %I', r.tgname, r.relation, 'RI_ConstraintTrigger_zz' || r.tgname);
           END LOOP;
         END $$`)
-        const before = comparable(yield* vectors(session))
+        const before = comparable(yield* snapshots(session))
         const live: Array<ForeignKey.Action> = []
         const refused: Array<string | undefined> = []
         const probe = Effect.flip(session.query("DELETE FROM parent WHERE id = 1")).pipe(
@@ -156,7 +156,7 @@ describe("applications", () => {
         })
         assert.deepStrictEqual([live, refused], [["no-action"], ["fk"]])
         yield* ForeignKey.rebuild({ selectors: {}, onDelete: "no-action" })
-        assert.deepStrictEqual(comparable(yield* vectors(session)), before)
+        assert.deepStrictEqual(comparable(yield* snapshots(session)), before)
       }).pipe(Effect.provide(database))
   )
 

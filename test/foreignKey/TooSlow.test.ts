@@ -1,7 +1,7 @@
 import { assert, describe, inFull, it } from "../support/it.js"
 import * as Effect from "effect/Effect"
 import * as ForeignKey from "../../src/ForeignKey.js"
-import { application, comparable, database, leftovers, vectors } from "./support.js"
+import { application, comparable, database, leftovers, snapshots } from "./support.js"
 
 const tables = `
   CREATE TABLE parent (id int PRIMARY KEY);
@@ -50,7 +50,7 @@ describe("a step that is not done soon after it got its locks", () => {
       Effect.gen(function* () {
         const session = yield* application
         yield* session.query(tables)
-        const before = comparable(yield* vectors(session))["public.child.fk"]
+        const before = comparable(yield* snapshots(session))["public.child.fk"]
         yield* session.query(`
           CREATE FUNCTION dawdle() RETURNS event_trigger LANGUAGE plpgsql SET search_path = public AS $$
           BEGIN
@@ -63,7 +63,7 @@ describe("a step that is not done soon after it got its locks", () => {
           failed[0]?.reason ?? "",
           /^step swap was not done within the budget: (1 try|\d tries) had the locks, needed longer than 600 ms \(the lock timeout\)/
         )
-        assert.deepStrictEqual(comparable(yield* vectors(session))["public.child.fk"], before)
+        assert.deepStrictEqual(comparable(yield* snapshots(session))["public.child.fk"], before)
         const again = yield* change(60, { lockTimeout: "20 seconds" })
         assert.deepStrictEqual([again.failed, again.rebuilt.length], [[], 1])
         assert.isAbove(again.rebuilt[0]?.longestLockMs ?? 0, 600)

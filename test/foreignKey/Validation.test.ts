@@ -12,7 +12,7 @@ import * as EmbeddedPostgres from "../../src/EmbeddedPostgres.js"
 import * as ForeignKey from "../../src/ForeignKey.js"
 import { eventually } from "../support/eventually.js"
 import * as Program from "./Program.js"
-import { application, comparable, vectors } from "./support.js"
+import { application, comparable, snapshots } from "./support.js"
 import { cases } from "../support/length.js"
 
 /**
@@ -88,9 +88,9 @@ describe("a change whose VALIDATE", () => {
         const { original, reference } = yield* during((session) =>
           Effect.gen(function* () {
             yield* session.query(tables)
-            const original = comparable(yield* vectors(session))
+            const original = comparable(yield* snapshots(session))
             yield* change()
-            const reference = comparable(yield* vectors(session))
+            const reference = comparable(yield* snapshots(session))
             yield* change({ onDelete: "no-action" })
             return { original, reference }
           })
@@ -132,9 +132,9 @@ describe("a change whose VALIDATE", () => {
                 assert.deepInclude(key, { onDelete: "no-action", validated: true }, what)
                 const again = yield* change({ swapTries })
                 assert.deepStrictEqual([again.failed, again.refused], [[], []], what)
-                assert.deepStrictEqual(comparable(yield* vectors(session)), reference, what)
+                assert.deepStrictEqual(comparable(yield* snapshots(session)), reference, what)
                 yield* change({ onDelete: "no-action" })
-                assert.deepStrictEqual(comparable(yield* vectors(session)), original, what)
+                assert.deepStrictEqual(comparable(yield* snapshots(session)), original, what)
               })
             )
           }

@@ -5,7 +5,7 @@ import * as Redacted from "effect/Redacted"
 import * as Catalog from "../../src/catalog/foreignKeys.js"
 import * as Database from "../../src/Database.js"
 import type { Session } from "../../src/connection/session.js"
-import * as Fidelity from "../../src/foreignKey/snapshot/snapshot.js"
+import * as Snapshot from "../../src/foreignKey/snapshot/snapshot.js"
 import { emptyDatabase } from "../support/server.js"
 
 /** A database of its own for each test, which ends with the test's scope. */
@@ -46,28 +46,28 @@ export const withRole = <E, R>(
   })
 
 /**
- * The vectors of all keys of the database, constraints of partitions under their topmost one, by
+ * The snapshots of all keys of the database, constraints of partitions under their topmost one, by
  * name.
  */
-export const vectors = (session: Session) =>
+export const snapshots = (session: Session) =>
   Effect.gen(function* () {
     const keys = yield* Catalog.read(session)
-    const all: Record<string, Fidelity.Vector> = {}
+    const all: Record<string, Snapshot.Snapshot> = {}
     for (const key of keys) {
-      const vector = yield* Fidelity.read(session, key.referencing.oid, key.name)
-      if (vector !== undefined) all[Catalog.nameOf(key)] = vector
+      const snapshot = yield* Snapshot.read(session, key.referencing.oid, key.name)
+      if (snapshot !== undefined) all[Catalog.nameOf(key)] = snapshot
     }
     return all
   })
 
 /** Vectors without the OIDs of constraints, which a rebuild changes. */
-export const comparable = (all: Record<string, Fidelity.Vector>) => Record.map(all, Fidelity.withoutOids)
+export const comparable = (all: Record<string, Snapshot.Snapshot>) => Record.map(all, Snapshot.withoutOids)
 
 /**
  * Vectors without the OIDs of constraints, and with the names of indexes, whose OIDs change when an
  * index that others are bound to has to step behind (REINDEX CONCURRENTLY).
  */
-export const withNamedIndexes = (session: Session, all: Record<string, Fidelity.Vector>) =>
+export const withNamedIndexes = (session: Session, all: Record<string, Snapshot.Snapshot>) =>
   Effect.map(
     session.query<{ readonly oid: number; readonly name: string }>(
       "SELECT oid::int8::int AS oid, relname::text AS name FROM pg_class WHERE relkind IN ('i', 'I')"
@@ -75,8 +75,8 @@ export const withNamedIndexes = (session: Session, all: Record<string, Fidelity.
     (rows) => {
       const names = new Map(rows.map(({ name, oid }) => [oid, name]))
       const named = (oid: unknown) => names.get(Number(oid)) ?? oid
-      return Record.map(all, (vector) =>
-        vector.map(({ constraint, dependencies, triggers, ...entry }) => ({
+      return Record.map(all, (snapshot) =>
+        snapshot.map(({ constraint, dependencies, triggers, ...entry }) => ({
           ...entry,
           oid: 0,
           constraint: { ...constraint, conindid: named(constraint["conindid"]) },

@@ -91,9 +91,9 @@ describe("errorPolicy", () => {
     "decides on its own what becomes of the connection",
     (reason) =>
       "code" in reason && reason.code === "P0002"
-        ? { fate: "destroy" }
+        ? { disposition: "destroy" }
         : reason._tag === "ServerResources"
-          ? { fate: "keep" }
+          ? { disposition: "keep" }
           : undefined,
     () =>
       Effect.gen(function* () {
@@ -102,7 +102,7 @@ describe("errorPolicy", () => {
         yield* Effect.exit(raise("53100"))
         assert.strictEqual(yield* processId, first)
         const error = errorOf(yield* Effect.exit(raise("P0002")))
-        assert.deepStrictEqual([error.retry, error.fate], ["never", "destroy"])
+        assert.deepStrictEqual([error.retry, error.disposition], ["never", "destroy"])
         const second = yield* processId
         assert.notStrictEqual(second, first)
         assert.strictEqual((yield* tries(raise("P0002"))).count, 1)
@@ -112,7 +112,8 @@ describe("errorPolicy", () => {
 
   withPolicy(
     "lets a transaction run again whose connection was lost before COMMIT, on another one that it cannot keep the lost one from being",
-    (reason) => (reason._tag === "ServerShutdown" ? { retry: "transaction", fate: "keep" } : undefined),
+    (reason) =>
+      reason._tag === "ServerShutdown" ? { retry: "transaction", disposition: "keep" } : undefined,
     () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
@@ -130,13 +131,13 @@ describe("errorPolicy", () => {
         assert.notStrictEqual(pids[0], pids[1])
         assert.deepStrictEqual(yield* sql`SELECT count(*)::int AS rows FROM done`, [{ rows: 1 }])
         const lost = errorOf(yield* Effect.exit(sql`SELECT pg_terminate_backend(pg_backend_pid())`))
-        assert.deepStrictEqual([lost.retry, lost.fate], ["transaction", "invalidate"])
+        assert.deepStrictEqual([lost.retry, lost.disposition], ["transaction", "invalidate"])
       })
   )
 
   withPolicy(
     "cannot make a transaction run again whose commit has an unknown outcome",
-    () => ({ retry: "transaction", fate: "keep" }),
+    () => ({ retry: "transaction", disposition: "keep" }),
     () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
@@ -149,7 +150,7 @@ describe("errorPolicy", () => {
         assert.strictEqual(count, 1)
         const error = errorOf(exit)
         assert.strictEqual(error.reason._tag, "CommitOutcomeUnknown")
-        assert.deepStrictEqual([error.retry, error.fate], ["unknown", "destroy"])
+        assert.deepStrictEqual([error.retry, error.disposition], ["unknown", "destroy"])
       })
   )
 
@@ -161,7 +162,7 @@ describe("errorPolicy", () => {
     (records) =>
       Effect.gen(function* () {
         const error = errorOf(yield* Effect.exit(raise("23505")))
-        assert.deepStrictEqual([error.retry, error.fate], ["never", "keep"])
+        assert.deepStrictEqual([error.retry, error.disposition], ["never", "keep"])
         assert.strictEqual((yield* tries(raise("40001"))).count, 3)
         yield* eventually(
           "the log tells of it",

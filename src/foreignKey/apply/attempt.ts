@@ -20,22 +20,22 @@ import * as Ref from "effect/Ref"
 import type { DatabaseError } from "../../DatabaseError.js"
 import type { Session } from "../../connection/session.js"
 import * as Blocker from "../../catalog/lockHolders.js"
-import * as Courtesy from "./queuePolicy.js"
+import * as QueuePolicy from "./queuePolicy.js"
 import type { Step, StepName } from "../steps/steps.js"
-import * as Fidelity from "../snapshot/snapshot.js"
-import * as Lock from "../../catalog/tableLocks.js"
-import * as Tree from "../steps/triggers.js"
-import * as Try from "../plan/limits.js"
+import * as Snapshot from "../snapshot/snapshot.js"
+import * as TableLocks from "../../catalog/tableLocks.js"
+import * as Triggers from "../steps/triggers.js"
+import * as Limits from "../plan/limits.js"
 
 /** The sessions and limits of one change. */
-export interface Bench {
+export interface StepContext {
   /** Runs the statements. */
   readonly session: Session
   /** The same session without a limit of ours, for a statement that is watched. */
   readonly patient: Session
   /** Watches while {@link session} waits. */
   readonly watcher: Session
-  readonly limits: Try.Limits
+  readonly limits: Limits.Limits
   /** Milliseconds that may still be spent on getting locks; validation does not count. */
   readonly budget: Ref.Ref<number>
   /** The longest time so far for which others had to wait for us, in milliseconds. */
@@ -96,7 +96,7 @@ export class ChangedMeanwhile extends Data.TaggedError("ChangedMeanwhile")<{
    * The roles in which triggers of the new key would have fired before the original's, if that is
    * why: nobody saw it.
    */
-  readonly late?: ReadonlyArray<Fidelity.Role>
+  readonly late?: ReadonlyArray<Snapshot.Role>
 }> {
   override get message() {
     return `the foreign key was changed by somebody else before step ${this.step}`
@@ -105,7 +105,7 @@ export class ChangedMeanwhile extends Data.TaggedError("ChangedMeanwhile")<{
 
 /** The constraint that was built differs from the original; the transaction was rolled back. */
 export class Unfaithful extends Data.TaggedError("Unfaithful")<{
-  readonly differences: ReadonlyArray<Fidelity.Difference>
+  readonly differences: ReadonlyArray<Snapshot.Difference>
 }> {
   override get message() {
     return `the new constraint would differ from the original in ${this.differences
@@ -133,7 +133,7 @@ export class OutOfPlace extends Data.TaggedError("OutOfPlace")<{
 }
 
 /** The ways in turn: each has a load under which it starves, so none is used alone. */
-const ways: ReadonlyArray<Try.Way> = ["reversed", "as-listed", "spin"]
+const ways: ReadonlyArray<Limits.Way> = ["reversed", "as-listed", "spin"]
 
 /**
  * The budget is used up by tries that had their locks and took longer than others may be made to
@@ -175,8 +175,8 @@ const inForce = (step: StepName): string => {
 export interface Options {
   /** Give up after so many lost tries. */
   readonly maxTries?: number
-  /** The vector that the step proves, for the error that names the differences. */
-  readonly expected?: Fidelity.Vector
+  /** The snapshot that the step proves, for the error that names the differences. */
+  readonly expected?: Snapshot.Snapshot
   /**
    * What holds as long as the step is not done, for the errors that end it; by default that the
    * original, or both keys, protect the data.
@@ -186,7 +186,7 @@ export interface Options {
 
 /** Runs a step as soon as it can have its locks. */
 export const run = (
-  bench: Bench,
+  context: StepContext,
   step: Step,
   options: Options = {}
 ): Effect.Effect<
@@ -200,25 +200,25 @@ export const run = (
   | StepTooSlow
 > =>
   Effect.gen(function* () {
-    if (bench.onCopies === true) return yield* rehearse(bench, step, options)
-    const courtesy = yield* Ref.make(Courtesy.none)
+    if (context.onCopies === true) return yield* rehearse(context, step, options)
+    const queuePolicy = yield* Ref.make(QueuePolicy.none)
     const sightings = yield* Ref.make<Blocker.Sightings>(new Map())
-    const look = Blocker.holders(bench.watcher, step.locks, [
-      bench.session.processId,
-      bench.watcher.processId
+    const look = Blocker.holders(context.watcher, step.locks, [
+      context.session.processId,
+      context.watcher.processId
     ])
-    yield* repeatedly(bench, step, options, (tries, slow) =>
+    yield* repeatedly(context, step, options, (tries, slow) =>
       Effect.gen(function* () {
         // Two sessions, which need not wait for each other.
         const present =
-          tries === 0 ? yield* Effect.zipRight(bench.stillAlone, look, { concurrent: true }) : yield* look
-        const holders = yield* Blocker.old(present, 2 * bench.limits.wait, sightings)
-        const seen = yield* Ref.updateAndGet(courtesy, (seen) => Courtesy.look(seen, holders))
+          tries === 0 ? yield* Effect.zipRight(context.stillAlone, look, { concurrent: true }) : yield* look
+        const holders = yield* Blocker.old(present, 2 * context.limits.wait, sightings)
+        const seen = yield* Ref.updateAndGet(queuePolicy, (seen) => QueuePolicy.look(seen, holders))
         if (holders.length === 0)
-          return yield* attempt(bench, step, tries, patience(bench, tries, slow), options)
-        if (!(yield* Courtesy.queues(seen))) return { _tag: "Asked" as const, blockers: holders }
-        yield* Ref.set(courtesy, { ...seen, queued: seen.queued + 1 })
-        const result = yield* attempt(bench, step, tries, patience(bench, Infinity, slow), options)
+          return yield* attempt(context, step, tries, patience(context, tries, slow), options)
+        if (!(yield* QueuePolicy.queues(seen))) return { _tag: "Asked" as const, blockers: holders }
+        yield* Ref.set(queuePolicy, { ...seen, queued: seen.queued + 1 })
+        const result = yield* attempt(context, step, tries, patience(context, Infinity, slow), options)
         // Whoever was seen in the way last can be somebody who was there for a moment only.
         return result._tag === "Won" ? result : { ...result, blockers: together(holders, result.blockers) }
       })
@@ -230,23 +230,24 @@ export const run = (
  * may take hours. The time it works does not count against the budget, the time it waits does.
  */
 export const runBesideWrites = (
-  bench: Bench,
+  context: StepContext,
   step: Step
 ): Effect.Effect<
   void,
   DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile | StepTooSlow
 > =>
   Effect.gen(function* () {
-    if (bench.onCopies === true) return yield* Effect.asVoid(bench.session.query(step.statements.join(";\n")))
-    const statements = Try.besideWrites(step, bench.limits)
-    const checked = repeatedly(bench, step, {}, () =>
+    if (context.onCopies === true)
+      return yield* Effect.asVoid(context.session.query(step.statements.join(";\n")))
+    const statements = Limits.besideWrites(step, context.limits)
+    const checked = repeatedly(context, step, {}, () =>
       Effect.gen(function* () {
-        const blockers = yield* Ref.make<Seen>([])
-        const look = watched(bench, blockers, "500 millis", bench.patient.query(statements.join(";\n")))
+        const blockers = yield* Ref.make<Observation>([])
+        const look = watched(context, blockers, "500 millis", context.patient.query(statements.join(";\n")))
         return yield* Effect.as(look, won).pipe(
           Effect.catchAll((error) =>
             Effect.zipRight(
-              rollback(bench.session, error),
+              rollback(context.session, error),
               isLostTry(error) ? lost(blockers) : otherwise(step, error)
             )
           )
@@ -254,7 +255,7 @@ export const runBesideWrites = (
       })
     )
     // On two sessions. To check rows harms nobody, also if another process has taken over.
-    yield* Effect.zipRight(bench.stillAlone, checked, { concurrent: true })
+    yield* Effect.zipRight(context.stillAlone, checked, { concurrent: true })
   })
 
 /**
@@ -265,13 +266,13 @@ export const runBesideWrites = (
  * first.
  */
 export const runOutsideTransaction = (
-  bench: Bench,
+  context: StepContext,
   step: Step
 ): Effect.Effect<void, DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile> =>
   Effect.gen(function* () {
-    yield* bench.stillAlone
-    const blockers = yield* Ref.make<Seen>([])
-    const named = yield* Ref.make<Seen>([])
+    yield* context.stillAlone
+    const blockers = yield* Ref.make<Observation>([])
+    const named = yield* Ref.make<Observation>([])
     const exhausted = yield* Ref.make<LockBudgetExhausted | undefined>(undefined)
     const start = yield* Clock.currentTimeMillis
     const second = Effect.gen(function* () {
@@ -281,18 +282,24 @@ export const runOutsideTransaction = (
       if (seen.length === 0) return undefined
       yield* Ref.set(named, seen)
       const now = yield* Clock.currentTimeMillis
-      yield* bench.onWait({ step: step.name, tries: 0, slow: 0, elapsedMillis: now - start, blockers: seen })
-      const left = yield* Ref.updateAndGet(bench.budget, (budget) => budget - (now - began))
+      yield* context.onWait({
+        step: step.name,
+        tries: 0,
+        slow: 0,
+        elapsedMillis: now - start,
+        blockers: seen
+      })
+      const left = yield* Ref.updateAndGet(context.budget, (budget) => budget - (now - began))
       if (left > 0) return undefined
       yield* Ref.set(exhausted, new LockBudgetExhausted({ step: step.name, tries: 1, blockers: seen }))
-      yield* Effect.uninterruptible(Blocker.cancel(bench.watcher, bench.session.processId))
+      yield* Effect.uninterruptible(Blocker.cancel(context.watcher, context.session.processId))
       return yield* Effect.never
     })
     // The server's own limit is for when nobody is there any more to count, so it is the later one.
-    const wait = Math.max(1, Math.ceil(yield* Ref.get(bench.budget))) + 2000
+    const wait = Math.max(1, Math.ceil(yield* Ref.get(context.budget))) + 2000
     const statements = Effect.forEach(
-      [...Try.outsideTransaction.before(wait), ...step.statements],
-      (statement) => watched(bench, blockers, "500 millis", bench.patient.query(statement)),
+      [...Limits.outsideTransaction.before(wait), ...step.statements],
+      (statement) => watched(context, blockers, "500 millis", context.patient.query(statement)),
       { discard: true }
     )
     const ended = (error: DatabaseError) =>
@@ -314,7 +321,7 @@ export const runOutsideTransaction = (
         ): Effect.Effect<never, DatabaseError | LockBudgetExhausted | TriesExhausted | ChangedMeanwhile> =>
           isLostTry(error) ? ended(error) : otherwise(step, error)
       ),
-      Effect.ensuring(Effect.ignore(bench.session.query(Try.outsideTransaction.after.join("; "))))
+      Effect.ensuring(Effect.ignore(context.session.query(Limits.outsideTransaction.after.join("; "))))
     )
   })
 
@@ -323,7 +330,7 @@ export const runOutsideTransaction = (
  * time only: DROP INDEX CONCURRENTLY may have to wait for the very transactions that were in the
  * way. What is left then is found by the next run.
  */
-export const tidy = ({ session }: Bench, statements: ReadonlyArray<string>): Effect.Effect<void> =>
+export const tidy = ({ session }: StepContext, statements: ReadonlyArray<string>): Effect.Effect<void> =>
   Effect.forEach(
     ["SET statement_timeout = '30s'", "SET lock_timeout = '1s'", ...statements, "SET lock_timeout = '5s'"],
     (statement) => Effect.ignore(session.query(statement)),
@@ -339,7 +346,7 @@ export const tidy = ({ session }: Bench, statements: ReadonlyArray<string>): Eff
  * rehearsed too, and so is a step whose triggers would be out of order.
  */
 const rehearse = (
-  { session }: Bench,
+  { session }: StepContext,
   step: Step,
   { expected, maxTries }: Options
 ): Effect.Effect<void, DatabaseError | TriesExhausted | ChangedMeanwhile | Unfaithful> =>
@@ -360,25 +367,25 @@ const rehearse = (
     return yield* new TriesExhausted({ step: step.name })
   })
 
-type Seen = ReadonlyArray<Blocker.Blocker>
+type Observation = ReadonlyArray<Blocker.Blocker>
 
 /** What came of one try. */
 type Result =
   | { readonly _tag: "Won" }
   /** The locks were not to be had in the time that a try takes. */
-  | { readonly _tag: "Lost"; readonly blockers: Seen }
+  | { readonly _tag: "Lost"; readonly blockers: Observation }
   /** It had the locks, and its work was not done by the deadline. */
-  | { readonly _tag: "Slow"; readonly blockers: Seen }
+  | { readonly _tag: "Slow"; readonly blockers: Observation }
   /** No lock was asked for, because old transactions hold them. */
-  | { readonly _tag: "Asked"; readonly blockers: Seen }
+  | { readonly _tag: "Asked"; readonly blockers: Observation }
 
 const won: Result = { _tag: "Won" }
 
-const lost = (blockers: Ref.Ref<Seen>): Effect.Effect<Result> =>
+const lost = (blockers: Ref.Ref<Observation>): Effect.Effect<Result> =>
   Effect.map(Ref.get(blockers), (seen) => ({ _tag: "Lost", blockers: seen }))
 
 /** All of them, each once. */
-const together = (some: Seen, others: Seen): Seen => [
+const together = (some: Observation, others: Observation): Observation => [
   ...some,
   ...others.filter(({ pid, preparedTransaction }) =>
     some.every((one) =>
@@ -392,16 +399,16 @@ const together = (some: Seen, others: Seen): Seen => [
 
 /** Tries until one wins, as often and as long as allowed, with random pauses that grow. */
 const repeatedly = <E>(
-  bench: Bench,
+  context: StepContext,
   step: Step,
   { maxTries, meanwhile }: Options,
   attempt: (tries: number, slow: number) => Effect.Effect<Result, E>
 ): Effect.Effect<void, E | LockBudgetExhausted | TriesExhausted | StepTooSlow> =>
   Effect.gen(function* () {
-    const { limit } = bench.limits
+    const { limit } = context.limits
     const start = yield* Clock.currentTimeMillis
     let told = start
-    let blockers: Seen = []
+    let blockers: Observation = []
     let slow = 0
     let isSlow = false
     for (let tries = 0; tries !== maxTries;) {
@@ -412,10 +419,10 @@ const repeatedly = <E>(
       isSlow = result._tag === "Slow"
       if (isSlow) slow += 1
       if (result.blockers.length > 0) blockers = result.blockers
-      const longest = Math.min(pause(tries, isSlow ? slow : 0, limit), yield* Ref.get(bench.budget))
+      const longest = Math.min(pause(tries, isSlow ? slow : 0, limit), yield* Ref.get(context.budget))
       yield* Effect.sleep(Duration.millis(5 + (yield* Random.next) * Math.max(0, longest)))
       const now = yield* Clock.currentTimeMillis
-      const left = yield* Ref.updateAndGet(bench.budget, (budget) => budget - (now - began))
+      const left = yield* Ref.updateAndGet(context.budget, (budget) => budget - (now - began))
       if (left <= 0) {
         return yield* isSlow
           ? new StepTooSlow({ step: step.name, limit, slow, meanwhile })
@@ -423,7 +430,7 @@ const repeatedly = <E>(
       }
       if (now - told >= 200) {
         told = now
-        yield* bench.onWait({
+        yield* context.onWait({
           step: step.name,
           tries,
           slow: isSlow ? slow : 0,
@@ -448,11 +455,11 @@ const pause = (tries: number, slow: number, limit: number) =>
  * slower transactions longer ones do. A step whose work was too slow gets more of its time for
  * that.
  */
-const patience = ({ limits: { limit, wait } }: Bench, tries: number, slow: number) =>
+const patience = ({ limits: { limit, wait } }: StepContext, tries: number, slow: number) =>
   Math.max(1, Math.round(Math.min(wait, 30 * 2 ** Math.floor(tries / 6), slow > 0 ? limit / 4 : Infinity)))
 
 const attempt = (
-  bench: Bench,
+  context: StepContext,
   step: Step,
   tries: number,
   patience: number,
@@ -462,19 +469,19 @@ const attempt = (
     const way =
       step.locks.length === 1 ||
       isShared(step) ||
-      Try.isImplicit(step) ||
-      !step.locks.every(({ table }) => Lock.isLockable(table))
+      Limits.isImplicit(step) ||
+      !step.locks.every(({ table }) => TableLocks.isLockable(table))
         ? "as-listed"
         : (ways[tries % ways.length] ?? "as-listed")
-    const isLocked = Try.tablesOf(step).length > 0
-    const { body, prelude } = Try.transaction(step, way, { ...bench.limits, wait: patience })
-    const blockers = yield* Ref.make<Seen>([])
-    const ask = watched(bench, blockers, "5 millis", bench.patient.query(prelude.join(";\n")))
+    const isLocked = Limits.tablesOf(step).length > 0
+    const { body, prelude } = Limits.transaction(step, way, { ...context.limits, wait: patience })
+    const blockers = yield* Ref.make<Observation>([])
+    const ask = watched(context, blockers, "5 millis", context.patient.query(prelude.join(";\n")))
     const work = Effect.gen(function* () {
       const start = yield* Clock.currentTimeNanos
       return yield* timed(
-        bench,
-        watched(bench, blockers, "5 millis", bench.patient.query(body.join(";\n")))
+        context,
+        watched(context, blockers, "5 millis", context.patient.query(body.join(";\n")))
       ).pipe(
         Effect.as(won),
         // The locks have an error of their own, so it was the statements, unless somebody cancelled
@@ -483,16 +490,16 @@ const attempt = (
           ({ reason }) => "code" in reason && reason.code === "57014" && isLocked,
           (error) =>
             Effect.flatMap(Clock.currentTimeNanos, (end) =>
-              Number(end - start) / 1e6 < bench.limits.limit - 1
+              Number(end - start) / 1e6 < context.limits.limit - 1
                 ? Effect.fail(error)
-                : Effect.as(rollback(bench.session, error), { _tag: "Slow" as const, blockers: [] })
+                : Effect.as(rollback(context.session, error), { _tag: "Slow" as const, blockers: [] })
             )
         )
       )
     })
     return yield* Effect.zipRight(ask, work).pipe(
       Effect.catchAll((error) =>
-        Effect.zipRight(rollback(bench.session, error), judge(step, error, expected))
+        Effect.zipRight(rollback(context.session, error), judge(step, error, expected))
       ),
       Effect.flatMap((result) => (result === undefined ? lost(blockers) : Effect.succeed(result)))
     )
@@ -500,7 +507,7 @@ const attempt = (
 
 /** Only a session that still lives can and need be rolled back. */
 const rollback = (session: Session, error: DatabaseError) =>
-  error.fate === "keep" ? session.query("ROLLBACK") : Effect.void
+  error.disposition === "keep" ? session.query("ROLLBACK") : Effect.void
 
 /**
  * A step that does not ask for ACCESS EXCLUSIVE has one good order only: the referenced table
@@ -508,14 +515,14 @@ const rollback = (session: Session, error: DatabaseError) =>
  */
 const isShared = (step: Step) => step.locks.every((lock) => lock.mode !== "ACCESS EXCLUSIVE")
 
-const timed = <A, E>(bench: Bench, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+const timed = <A, E>(context: StepContext, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
   Effect.gen(function* () {
     const start = yield* Clock.currentTimeNanos
     return yield* Effect.ensuring(
       effect,
       Effect.flatMap(Clock.currentTimeNanos, (end) => {
         const millis = Number(end - start) / 1e6
-        return Ref.update(bench.longestLock, (longest) => Math.max(longest, millis))
+        return Ref.update(context.longestLock, (longest) => Math.max(longest, millis))
       })
     )
   })
@@ -526,14 +533,14 @@ const timed = <A, E>(bench: Bench, effect: Effect.Effect<A, E>): Effect.Effect<A
  * answer ends the statement too.
  */
 const watched = <A, E>(
-  bench: Bench,
-  blockers: Ref.Ref<Seen>,
+  context: StepContext,
+  blockers: Ref.Ref<Observation>,
   interval: Duration.DurationInput,
   statement: Effect.Effect<A, E>
 ): Effect.Effect<A, E | DatabaseError> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function* () {
-      const look = Effect.flatMap(Blocker.watch(bench.watcher, bench.session.processId), (seen) =>
+      const look = Effect.flatMap(Blocker.watch(context.watcher, context.session.processId), (seen) =>
         seen.length === 0 ? Effect.void : Ref.set(blockers, seen)
       )
       const watching = Effect.forever(Effect.zipRight(Effect.interruptible(Effect.sleep(interval)), look))
@@ -548,15 +555,19 @@ const watched = <A, E>(
 const judge = (
   step: Step,
   error: DatabaseError,
-  expected: Fidelity.Vector | undefined
+  expected: Snapshot.Snapshot | undefined
 ): Effect.Effect<void, DatabaseError | ChangedMeanwhile | Unfaithful | OutOfPlace> => {
   const { reason } = error
   if (isLostTry(error)) return Effect.void
-  if (reason._tag === "ServerError" && reason.code === Fidelity.changedCode) {
+  if (reason._tag === "ServerError" && reason.code === Snapshot.changedCode) {
     return new ChangedMeanwhile({ step: step.name })
   }
-  if (reason._tag === "ServerError" && reason.code === Tree.outOfPlaceCode && reason.detail !== undefined) {
-    const found = JSON.parse(Redacted.value(reason.detail)) as Tree.Between
+  if (
+    reason._tag === "ServerError" &&
+    reason.code === Triggers.outOfPlaceCode &&
+    reason.detail !== undefined
+  ) {
+    const found = JSON.parse(Redacted.value(reason.detail)) as Triggers.Between
     return new OutOfPlace({ step: step.name, ...found })
   }
   return outOfOrder(step, error) ?? proof(error, expected) ?? otherwise(step, error)
@@ -564,24 +575,27 @@ const judge = (
 
 /** The error of a step that found its triggers out of order; undefined for any other error. */
 const outOfOrder = ({ name }: Step, { reason }: DatabaseError): ChangedMeanwhile | undefined =>
-  reason._tag === "ServerError" && reason.code === Tree.outOfOrderCode && reason.detail !== undefined
+  reason._tag === "ServerError" && reason.code === Triggers.outOfOrderCode && reason.detail !== undefined
     ? new ChangedMeanwhile({
         step: name,
-        late: JSON.parse(Redacted.value(reason.detail)) as ReadonlyArray<Fidelity.Role>
+        late: JSON.parse(Redacted.value(reason.detail)) as ReadonlyArray<Snapshot.Role>
       })
     : undefined
 
 /** The error of a step that proved the key to be another one; undefined for any other error. */
-const proof = ({ reason }: DatabaseError, expected: Fidelity.Vector | undefined): Unfaithful | undefined => {
-  if (reason._tag !== "ServerError" || reason.code !== Fidelity.unfaithfulCode || expected === undefined) {
+const proof = (
+  { reason }: DatabaseError,
+  expected: Snapshot.Snapshot | undefined
+): Unfaithful | undefined => {
+  if (reason._tag !== "ServerError" || reason.code !== Snapshot.unfaithfulCode || expected === undefined) {
     return undefined
   }
-  const actual = Fidelity.parse(reason.detail === undefined ? null : Redacted.value(reason.detail))
+  const actual = Snapshot.parse(reason.detail === undefined ? null : Redacted.value(reason.detail))
   return new Unfaithful({
     differences:
       actual === undefined
         ? [{ field: "constraint", expected: "present", actual: "missing" }]
-        : Fidelity.compare(expected, actual)
+        : Snapshot.compare(expected, actual)
   })
 }
 
@@ -602,7 +616,7 @@ const otherwise = (
  * watcher's cancel (57014), and a deadlock in which we are the victim (40P01).
  */
 export const isLostTry = (error: DatabaseError): boolean =>
-  (error.reason._tag === "ServerError" && error.reason.code === Try.noLocksCode) ||
+  (error.reason._tag === "ServerError" && error.reason.code === Limits.noLocksCode) ||
   error.reason._tag === "LockTimeout" ||
   error.reason._tag === "StatementTimeout" ||
   error.reason._tag === "StatementCancelled" ||

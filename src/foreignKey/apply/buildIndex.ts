@@ -9,7 +9,7 @@ import { reported, Unstable } from "./converge.js"
  * Builds the index where it is missing. `onBuilt` is told the name of each index that was built.
  */
 export const build = (
-  bench: Attempt.Bench,
+  context: Attempt.StepContext,
   key: Key,
   task: Parameters<typeof reported>[0],
   onBuilt: (index: string) => Effect.Effect<void>
@@ -18,7 +18,7 @@ export const build = (
     // As in a change: each round makes progress or finds that somebody else did.
     const rounds = 100 + 10 * key.referencing.partitions.length
     for (let round = 0; round < rounds; round++) {
-      const steps = yield* missing(bench.session, key)
+      const steps = yield* missing(context.session, key)
       if (steps.length === 0) return undefined
       const end = steps.findIndex(({ locks }) => locks.some(({ table }) => table.oid === unknown))
       yield* Effect.forEach(
@@ -29,10 +29,10 @@ export const build = (
               task,
               step,
               step.outsideTransaction === true
-                ? Attempt.runOutsideTransaction(bench, step).pipe(
-                    Effect.tapErrorTag("LockBudgetExhausted", () => tidy(bench, key))
+                ? Attempt.runOutsideTransaction(context, step).pipe(
+                    Effect.tapErrorTag("LockBudgetExhausted", () => tidy(context, key))
                   )
-                : Attempt.run(bench, step)
+                : Attempt.run(context, step)
             ),
             step.name === "index" || step.name === "index-whole" ? onBuilt(step.index) : Effect.void
           ),
@@ -47,10 +47,10 @@ export const build = (
 // -----------------------------------------------------------------------------
 
 /** Drops what a build that did not come to its end has left, as far as that can be done at once. */
-const tidy = (bench: Attempt.Bench, key: Key) =>
-  Effect.flatMap(missing(bench.session, key), (steps) =>
+const tidy = (context: Attempt.StepContext, key: Key) =>
+  Effect.flatMap(missing(context.session, key), (steps) =>
     Attempt.tidy(
-      bench,
+      context,
       steps.flatMap(({ name, statements }) => (name === "index-drop" ? statements : []))
     )
   ).pipe(Effect.ignore)

@@ -24,14 +24,14 @@ import * as Action from "../../catalog/action.js"
 import * as Attempt from "./attempt.js"
 import * as Blocker from "../../catalog/lockHolders.js"
 import * as Catalog from "../../catalog/foreignKeys.js"
-import * as Change from "../steps/steps.js"
-import * as Fidelity from "../snapshot/snapshot.js"
+import * as Steps from "../steps/steps.js"
+import * as Snapshot from "../snapshot/snapshot.js"
 import * as GiveUp from "./giveUp.js"
 import * as NextStep from "../plan/nextStep.js"
-import * as Orphan from "../hazards/orphans.js"
+import * as Orphans from "../hazards/orphans.js"
 import * as Overlap from "../hazards/overlap.js"
-import * as Rival from "../hazards/competingIndexes.js"
-import type * as Seen from "../snapshot/observed.js"
+import * as CompetingIndexes from "../hazards/competingIndexes.js"
+import type * as Observation from "../snapshot/observation.js"
 import { label } from "../../sql/identifiers.js"
 
 /**
@@ -41,7 +41,7 @@ import { label } from "../../sql/identifiers.js"
 export class RowsViolate extends Data.TaggedError("RowsViolate")<{
   readonly constraint: string
   /** Undefined if they could not be counted within 30 seconds, or row security is in the way. */
-  readonly orphans: Orphan.Orphans | undefined
+  readonly orphans: Orphans.Orphans | undefined
   /**
    * The referenced table, if row security hides rows of it from its owner: VALIDATE then misses
    * rows that are there.
@@ -54,7 +54,7 @@ export class RowsViolate extends Data.TaggedError("RowsViolate")<{
       return `row security of ${table} is forced on its owner, and VALIDATE CONSTRAINT as this role did not find all rows of ${table} that ${this.constraint} refers to: run it again as a superuser or a role with BYPASSRLS; the original is as it was`
     }
     const which =
-      this.orphans === undefined ? "some rows have no referenced row" : Orphan.describe(this.orphans)
+      this.orphans === undefined ? "some rows have no referenced row" : Orphans.describe(this.orphans)
     return `${which}, although ${this.constraint} should prevent that: they were written while its triggers were off. Repair them and run it again; the original is as it was`
   }
 }
@@ -107,12 +107,12 @@ export interface Task extends NextStep.Aim {
    */
   readonly settlePatience: number
   readonly onStep: (
-    step: Change.StepName,
+    step: Steps.StepName,
     run: "begins" | "done",
     elapsedMillis: number
   ) => Effect.Effect<void>
   /** Runs a step, and tells of it while it works. */
-  readonly telling: <A, E>(step: Change.StepName, effect: Effect.Effect<A, E>) => Effect.Effect<A, E>
+  readonly telling: <A, E>(step: Steps.StepName, effect: Effect.Effect<A, E>) => Effect.Effect<A, E>
   /** Told of what deletes follow from now on, while both keys are there. */
   readonly onOverlap: (overlap: Overlap.Overlap) => Effect.Effect<void>
 }
@@ -122,26 +122,26 @@ export interface Task extends NextStep.Aim {
  * for the first decision.
  */
 export const converge = (
-  bench: Attempt.Bench,
+  context: Attempt.StepContext,
   task: Task,
-  first?: Seen.Seen
+  first?: Observation.Observation
 ): Effect.Effect<boolean, Failure> =>
   Effect.gen(function* () {
     let changed = false
-    let remembered: Fidelity.Vector | undefined
+    let remembered: Snapshot.Snapshot | undefined
     let missing: { readonly state: string; readonly error: DatabaseError } | undefined
     // Each round makes progress or finds that somebody else did; the limit only ends a quarrel with
     // another program.
     const rounds = 100 + 10 * task.key.referencing.partitions.length
     for (let round = 0; round < rounds; round++) {
       const next = yield* NextStep.decide(
-        bench.session,
+        context.session,
         task,
         remembered,
         round === 0 ? first : undefined
       ).pipe(
         Effect.tapErrorTag("Disappeared", () =>
-          Effect.ignore(GiveUp.gone(bench.session, (step) => run(bench, task, step), task, remembered))
+          Effect.ignore(GiveUp.gone(context.session, (step) => run(context, task, step), task, remembered))
         )
       )
       if (next === undefined) return changed
@@ -151,7 +151,7 @@ export const converge = (
       if (missing?.state === state) return yield* missing.error
       changed = true
       // Lost tries and a key that others changed both mean: read again, then decide again.
-      const ended = yield* perform(bench, task, next).pipe(
+      const ended = yield* perform(context, task, next).pipe(
         Effect.catchTags({
           ChangedMeanwhile: (error) => Effect.succeed(error),
           TriesExhausted: (error) => Effect.succeed(error)
@@ -173,35 +173,35 @@ export const converge = (
 type Lost = Attempt.TriesExhausted | Attempt.ChangedMeanwhile
 
 /** Runs one step. */
-type Run = (step: Change.Step, options?: Attempt.Options) => ReturnType<typeof run>
+type Run = (step: Steps.Step, options?: Attempt.Options) => ReturnType<typeof run>
 
-const run = (bench: Attempt.Bench, task: Task, step: Change.Step, options?: Attempt.Options) =>
-  reported(task, step, Attempt.run(bench, step, options))
+const run = (context: Attempt.StepContext, task: Task, step: Steps.Step, options?: Attempt.Options) =>
+  reported(task, step, Attempt.run(context, step, options))
 
 /** How a step ended: `proven` if its transaction proved that the key is what it is to be. */
 type Ended = "done" | "proven"
 
 const perform = (
-  bench: Attempt.Bench,
+  context: Attempt.StepContext,
   task: Task,
   { change, current, does, todo }: NextStep.Next
 ): Effect.Effect<Ended, Failure | Lost> => {
-  const expected = does === "settle" ? Change.goal(change) : Change.almost(change)
-  const swapped: Ended = Change.needsSettling(change.original) ? "done" : "proven"
-  const proving: Run = (step, options) => run(bench, task, step, { ...options, expected })
+  const expected = does === "settle" ? Steps.goal(change) : Steps.almost(change)
+  const swapped: Ended = Steps.needsSettling(change.original) ? "done" : "proven"
+  const proving: Run = (step, options) => run(context, task, step, { ...options, expected })
   /** All of what is left of one kind: each step sees for itself that the key is as it was read. */
   const each = <A>(parts: ReadonlyArray<A>, use: (part: A) => Effect.Effect<void, Failure | Lost>) =>
     Effect.forEach(parts, use, { discard: true })
   const validate = () =>
     each(todo.validate, ({ at, name }) => {
-      const step = Change.validate(change, at, name)
-      return reported(task, step, Attempt.runBesideWrites(bench, step))
+      const step = Steps.validate(change, at, name)
+      return reported(task, step, Attempt.runBesideWrites(context, step))
     }).pipe(
       Effect.catchIf(isViolation, () =>
         Effect.zipRight(
-          GiveUp.temporaries(bench.session, proving, change),
+          GiveUp.temporaries(context.session, proving, change),
           Effect.flatMap(
-            Orphan.count(bench.session, [change.key], 30_000),
+            Orphans.count(context.session, [change.key], 30_000),
             (orphans) =>
               new RowsViolate({
                 constraint: Catalog.nameOf(change.key),
@@ -216,28 +216,28 @@ const perform = (
   const givingUp = <A>(effect: Effect.Effect<A, Failure | Lost>) =>
     Effect.tapError(effect, ({ _tag }) =>
       _tag === "Unfaithful" || _tag === "OutOfPlace" || _tag === "OrderNotKept"
-        ? Effect.ignore(GiveUp.temporaries(bench.session, proving, change))
+        ? Effect.ignore(GiveUp.temporaries(context.session, proving, change))
         : Effect.void
     )
   const swap = () =>
-    (Change.canStepAside(change.key)
-      ? proving(Change.swap(change, current), { maxTries: task.swapTries }).pipe(
+    (Steps.canStepAside(change.key)
+      ? proving(Steps.swap(change, current), { maxTries: task.swapTries }).pipe(
           Effect.as(swapped),
           Effect.catchTag("TriesExhausted", () =>
-            Effect.as(stepAside(bench, proving, change, current), "done" as const)
+            Effect.as(stepAside(context, proving, change, current), "done" as const)
           )
         )
-      : Effect.as(proving(Change.swap(change, current)), swapped)
+      : Effect.as(proving(Steps.swap(change, current)), swapped)
     ).pipe(givingUp)
   const ways: {
     readonly [Does in NextStep.Next["does"]]: () => Effect.Effect<Ended | void, Failure | Lost>
   } = {
     reindex: () => {
-      const step = Change.reindex(change, todo.reindex)
-      return reported(task, step, Attempt.runOutsideTransaction(bench, step)).pipe(
+      const step = Steps.reindex(change, todo.reindex)
+      return reported(task, step, Attempt.runOutsideTransaction(context, step)).pipe(
         Effect.tapErrorTag("LockBudgetExhausted", () =>
-          Rival.leftovers(bench.session, change.key).pipe(
-            Effect.flatMap((statements) => Attempt.tidy(bench, statements)),
+          CompetingIndexes.leftovers(context.session, change.key).pipe(
+            Effect.flatMap((statements) => Attempt.tidy(context, statements)),
             Effect.ignore
           )
         )
@@ -248,17 +248,17 @@ const perform = (
     // another look, and swapped, which proves the outcome. Only partitions can have come meanwhile.
     add: () =>
       each(todo.add, (at) =>
-        Effect.zipRight(add(bench, task, change, at).pipe(givingUp), overlap(task, change))
+        Effect.zipRight(add(context, task, change, at).pipe(givingUp), overlap(task, change))
       ).pipe(
         Effect.zipRight(validate()),
-        Effect.zipRight(Change.placeOf(change.key).partitioned ? Effect.void : swap())
+        Effect.zipRight(Steps.placeOf(change.key).partitioned ? Effect.void : swap())
       ),
     validate,
-    attach: () => Effect.zipRight(proving(Change.attach(change)).pipe(givingUp), overlap(task, change)),
+    attach: () => Effect.zipRight(proving(Steps.attach(change)).pipe(givingUp), overlap(task, change)),
     swap,
     finish: () => finish(proving, change, current),
-    settle: () => Effect.zipRight(oldTransactions(bench, task), proving(Change.settle(change, current))),
-    "drop-temporary": () => each(todo.drop, ({ at, name }) => proving(Change.dropTemporary(change, at, name)))
+    settle: () => Effect.zipRight(oldTransactions(context, task), proving(Steps.settle(change, current))),
+    "drop-temporary": () => each(todo.drop, ({ at, name }) => proving(Steps.dropTemporary(change, at, name)))
   }
   return Effect.map(ways[does](), (ended) => ended ?? "done")
 }
@@ -269,51 +269,51 @@ const perform = (
  * error goes live before the names are exchanged and one that does after them, so that errors keep
  * naming the original.
  */
-const stepAside = (bench: Attempt.Bench, run: Run, change: Change.Change, found: Fidelity.Vector) =>
+const stepAside = (context: Attempt.StepContext, run: Run, change: Steps.Change, found: Snapshot.Snapshot) =>
   Effect.gen(function* () {
     const { key } = change
-    yield* Effect.forEach(Change.switchOn(change), (step) => run(step), { discard: true })
-    const current = yield* Fidelity.read(bench.session, key.referencing.oid, key.name)
+    yield* Effect.forEach(Steps.switchOn(change), (step) => run(step), { discard: true })
+    const current = yield* Snapshot.read(context.session, key.referencing.oid, key.name)
     if (current === undefined || !isSame(current[0], found[0])) {
       return yield* new Attempt.ChangedMeanwhile({ step: "switch-names" })
     }
     // With the partitions that were attached since, whose rows are to keep their names too.
-    const original = Fidelity.withTriggerNames(current, change.original)
-    return yield* run(Change.switchNames({ ...change, original }, current))
+    const original = Snapshot.withTriggerNames(current, change.original)
+    return yield* run(Steps.switchNames({ ...change, original }, current))
   })
 
 /** Whether it is the same constraint, and nobody gave it another mode. */
-const isSame = (one: Fidelity.Entry, other: Fidelity.Entry) =>
+const isSame = (one: Snapshot.Entry, other: Snapshot.Entry) =>
   one.oid === other.oid && JSON.stringify(one.constraint) === JSON.stringify(other.constraint)
 
 /**
  * The original stepped aside: the new key's triggers come to fire first, then the original is
  * dropped.
  */
-const finish = (run: Run, change: Change.Change, current: Fidelity.Vector) =>
+const finish = (run: Run, change: Steps.Change, current: Snapshot.Snapshot) =>
   Effect.gen(function* () {
-    yield* run(Change.switchTriggers(change, "delete"))
-    yield* run(Change.switchTriggers(change, "update"))
-    yield* run(Change.dropOriginal(change, current))
+    yield* run(Steps.switchTriggers(change, "delete"))
+    yield* run(Steps.switchTriggers(change, "update"))
+    yield* run(Steps.dropOriginal(change, current))
   })
 
 /**
  * Waits, for a limited time, until every transaction has ended that was running when this was
  * called.
  */
-const oldTransactions = (bench: Attempt.Bench, task: Task) =>
+const oldTransactions = (context: Attempt.StepContext, task: Task) =>
   Effect.gen(function* () {
-    const ours = [bench.session.processId, bench.watcher.processId]
+    const ours = [context.session.processId, context.watcher.processId]
     const start = yield* Clock.currentTimeMillis
-    let old = yield* Blocker.transactions(bench.session, ours)
+    let old = yield* Blocker.transactions(context.session, ours)
     for (let polls = 0; old.length > 0; polls++) {
       const elapsedMillis = (yield* Clock.currentTimeMillis) - start
       if (elapsedMillis >= task.settlePatience) return undefined
       if (elapsedMillis >= 200) {
-        yield* bench.onWait({ step: "settle", tries: 0, slow: 0, elapsedMillis, blockers: old })
+        yield* context.onWait({ step: "settle", tries: 0, slow: 0, elapsedMillis, blockers: old })
       }
       yield* Effect.sleep(Duration.millis(Math.min(500, 5 * 1.3 ** polls)))
-      const running = yield* Blocker.transactions(bench.session, ours)
+      const running = yield* Blocker.transactions(context.session, ours)
       old = old.filter((was) =>
         running.some(({ virtualTransaction }) => virtualTransaction === was.virtualTransaction)
       )
@@ -328,14 +328,14 @@ const isViolation = (error: { readonly _tag: string }): boolean =>
  * Adds the temporary key where it does nothing that the original would not do, also if its triggers
  * have to get other names for that.
  */
-const add = (bench: Attempt.Bench, task: Task, change: Change.Change, at: Catalog.Relation) =>
+const add = (context: Attempt.StepContext, task: Task, change: Steps.Change, at: Catalog.Relation) =>
   reported(
     task,
     { name: "add" },
     Effect.gen(function* () {
-      let late: ReadonlySet<Fidelity.Role> = new Set()
+      let late: ReadonlySet<Snapshot.Role> = new Set()
       for (;;) {
-        const found = yield* Attempt.run(bench, Change.add(change, at, [...late])).pipe(
+        const found = yield* Attempt.run(context, Steps.add(change, at, [...late])).pipe(
           Effect.as([]),
           Effect.catchTag("ChangedMeanwhile", (error) =>
             error.late === undefined ? error : Effect.succeed(error.late)
@@ -356,11 +356,11 @@ const add = (bench: Attempt.Bench, task: Task, change: Change.Change, at: Catalo
   )
 
 /** Tells what deletes follow until the swap; a key that is not enforced has no triggers. */
-const overlap = (task: Task, change: Change.Change) =>
+const overlap = (task: Task, change: Steps.Change) =>
   change.key.enforced ? task.onOverlap(Overlap.of(change)) : Effect.void
 
 /** Lets deletes and key updates follow the original again. */
-const putInOrder = (task: Task, run: Run, change: Change.Change, { live, step }: NextStep.Disorder) => {
+const putInOrder = (task: Task, run: Run, change: Steps.Change, { live, step }: NextStep.Disorder) => {
   const { onDelete, referenced } = change.key
   const follows = `deletes in ${label(referenced.schema, referenced.name)} follow ON DELETE ${Action.sql(live)} until it is done`
   return Effect.zipRight(
@@ -372,7 +372,7 @@ const putInOrder = (task: Task, run: Run, change: Change.Change, { live, step }:
 /** Runs a step, and tells when it begins, that it works, and when it is done. */
 export const reported = <A, E>(
   task: Pick<Task, "onStep" | "telling">,
-  step: Pick<Change.Step, "name">,
+  step: Pick<Steps.Step, "name">,
   effect: Effect.Effect<A, E>
 ): Effect.Effect<A, E> =>
   Effect.gen(function* () {

@@ -3,24 +3,24 @@ import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../../DatabaseError.js"
 import type { Session } from "../../connection/session.js"
 import * as Catalog from "../../catalog/foreignKeys.js"
-import * as Change from "../steps/steps.js"
-import type * as Fidelity from "../snapshot/snapshot.js"
+import * as Steps from "../steps/steps.js"
+import type * as Snapshot from "../snapshot/snapshot.js"
 import * as Marker from "../snapshot/marker.js"
-import * as Name from "../snapshot/names.js"
+import * as Names from "../snapshot/names.js"
 
 /** Runs one step. */
-type Run<E> = (step: Change.Step) => Effect.Effect<void, E>
+type Run<E> = (step: Steps.Step) => Effect.Effect<void, E>
 
 /** Drops the temporary key wherever it is: the original is as it was before. */
 export const temporaries = <E>(
   session: Session,
   run: Run<E>,
-  change: Change.Change
+  change: Steps.Change
 ): Effect.Effect<void, E | DatabaseError> =>
   Effect.gen(function* () {
     const { key } = change
     for (const { name, referencing } of yield* everywhere(session, change)) {
-      if (name === Name.temporary(key.name)) yield* run(Change.dropTemporary(change, referencing))
+      if (name === Names.temporary(key.name)) yield* run(Steps.dropTemporary(change, referencing))
     }
   })
 
@@ -32,8 +32,8 @@ export const temporaries = <E>(
 export const gone = <E>(
   session: Session,
   run: Run<E>,
-  aim: Pick<Change.Change, "key" | "target" | "version" | "superuser">,
-  remembered: Fidelity.Vector | undefined
+  aim: Pick<Steps.Change, "key" | "target" | "version" | "superuser">,
+  remembered: Snapshot.Snapshot | undefined
 ): Effect.Effect<void, E | DatabaseError> =>
   Effect.gen(function* () {
     const { key: was } = aim
@@ -41,17 +41,19 @@ export const gone = <E>(
     const heir = keys.find(
       ({ comment, name, oid, referencing }) =>
         referencing.oid === was.referencing.oid &&
-        !Name.isOurs(name) &&
+        !Names.isOurs(name) &&
         (oid === was.oid || Marker.decode(comment)?.constraint === was.name)
     )
-    const ours = keys.filter(({ name }) => name === Name.temporary(was.name) || name === Name.aside(was.name))
+    const ours = keys.filter(
+      ({ name }) => name === Names.temporary(was.name) || name === Names.aside(was.name)
+    )
     const records = [heir, ...ours].map((key) => Marker.decode(key?.comment ?? null)?.original)
     const original = records.find((record) => record !== undefined) ?? remembered
     if (original === undefined) return
     for (const key of ours) {
-      yield* run(Change.dropTemporary({ ...aim, key, original }, key.referencing, key.name))
+      yield* run(Steps.dropTemporary({ ...aim, key, original }, key.referencing, key.name))
     }
-    if (heir !== undefined) yield* run(Change.restoreRenamed({ ...aim, key: heir, original }))
+    if (heir !== undefined) yield* run(Steps.restoreRenamed({ ...aim, key: heir, original }))
   })
 
 // -----------------------------------------------------------------------------
@@ -59,7 +61,7 @@ export const gone = <E>(
 // -----------------------------------------------------------------------------
 
 /** The keys of every table at which a change adds something. */
-const everywhere = (session: Session, change: Pick<Change.Change, "key" | "version">) =>
+const everywhere = (session: Session, change: Pick<Steps.Change, "key" | "version">) =>
   Catalog.read(session, {
-    tables: [...new Set([change.key.referencing, ...Change.places(change)].map(({ oid }) => oid))]
+    tables: [...new Set([change.key.referencing, ...Steps.places(change)].map(({ oid }) => oid))]
   })

@@ -9,7 +9,7 @@ import * as Random from "effect/Random"
 import type { Blocker } from "../../catalog/lockHolders.js"
 
 /** What was seen of old transactions so far. */
-export interface Seen {
+export interface Observation {
   /** Those that were there when somebody looked last and found any. */
   readonly present: ReadonlySet<string>
   /**
@@ -22,10 +22,10 @@ export interface Seen {
 }
 
 /** Nothing was seen. */
-export const none: Seen = { present: new Set(), relieved: false, queued: 0 }
+export const none: Observation = { present: new Set(), relieved: false, queued: 0 }
 
 /** Takes note of the old transactions that hold a lock now. */
-export const look = (seen: Seen, holders: ReadonlyArray<Blocker>): Seen => {
+export const look = (seen: Observation, holders: ReadonlyArray<Blocker>): Observation => {
   if (holders.length === 0) return seen
   const present = new Set(holders.map(identity))
   return { ...seen, present, relieved: seen.relieved || [...seen.present].some((id) => !present.has(id)) }
@@ -36,11 +36,11 @@ export const look = (seen: Seen, holders: ReadonlyArray<Blocker>): Seen => {
  * the time behind one that relieved another, less behind several, which would have to end together,
  * and less with every time that it was in vain.
  */
-export const chance = ({ present, queued, relieved }: Seen): number =>
+export const chance = ({ present, queued, relieved }: Observation): number =>
   relieved ? Math.max(least, 0.5 ** present.size * 0.9 ** queued) : least
 
 /** Decides whether to queue although old transactions hold a lock. */
-export const queues = (seen: Seen): Effect.Effect<boolean> =>
+export const queues = (seen: Observation): Effect.Effect<boolean> =>
   Effect.map(Random.next, (random) => random < chance(seen))
 
 // -----------------------------------------------------------------------------

@@ -17,19 +17,19 @@ import type { DatabaseError } from "../../DatabaseError.js"
 import type { Session } from "../../connection/session.js"
 import type * as Attempt from "./attempt.js"
 import * as Catalog from "../../catalog/foreignKeys.js"
-import * as Change from "../steps/steps.js"
-import * as Rebuild from "./converge.js"
-import type * as Refusal from "../hazards/refusals.js"
+import * as Steps from "../steps/steps.js"
+import * as Converge from "./converge.js"
+import type * as Refusals from "../hazards/refusals.js"
 import { identifier, identifiers, qualified } from "../../sql/identifiers.js"
 import type * as TableKinds from "../hazards/tableKinds.js"
 import * as Target from "../snapshot/target.js"
-import * as Try from "../plan/limits.js"
+import * as Limits from "../plan/limits.js"
 import type { Warning } from "../hazards/warning.js"
 import type * as NextStep from "../plan/nextStep.js"
 
 /** What a rehearsal found. */
 export interface Verdict {
-  readonly refusals: ReadonlyArray<Refusal.Refusal>
+  readonly refusals: ReadonlyArray<Refusals.Refusal>
   /** That there was no rehearsal, and why. */
   readonly warnings: ReadonlyArray<Warning>
 }
@@ -94,7 +94,7 @@ const rehearse = (session: Session, aim: NextStep.Aim): Effect.Effect<Verdict, D
       if (made._tag === "Right") {
         return yield* act(session, { ...aim, key: made.right }).pipe(Effect.ensuring(Effect.ignore(rollback)))
       }
-      if (made.left.fate !== "keep") return yield* made.left
+      if (made.left.disposition !== "keep") return yield* made.left
       yield* rollback
       problem = words(made.left)
     }
@@ -129,7 +129,7 @@ const copy = (
     )
     const nameOf = (oid: number | string | null) => names.get(Number(oid)) ?? ""
     const list = `(${identifiers(key.referencedColumns)})`
-    const reference = `CONSTRAINT ${identifier(key.name)} ${Change.definition(
+    const reference = `CONSTRAINT ${identifier(key.name)} ${Steps.definition(
       key,
       `${nameOf(key.referenced.oid)} ${list}`,
       Target.of(key),
@@ -187,7 +187,7 @@ const refusedAtOnce = (session: Session): Effect.Effect<Verdict | undefined, Dat
       const found = yield* Effect.either(session.query(statement))
       if (found._tag === "Right") continue
       const error = found.left
-      if (error.fate !== "keep") return yield* error
+      if (error.disposition !== "keep") return yield* error
       if (error.reason._tag !== "UndefinedObject" && !passes.has(error.reason._tag)) {
         return yield* refusal(session, statement, error)
       }
@@ -237,12 +237,12 @@ ORDER BY p.depth, p.oid`
 /** Changes the copy as the engine would, both ways of the swap. */
 const act = (session: Session, aim: NextStep.Aim): Effect.Effect<Verdict, DatabaseError> =>
   Effect.gen(function* () {
-    const at = yield* Ref.make<Change.StepName>("add")
-    const bench: Attempt.Bench = {
+    const at = yield* Ref.make<Steps.StepName>("add")
+    const context: Attempt.StepContext = {
       session,
       patient: session,
       watcher: session,
-      limits: Try.limits(undefined, 1000),
+      limits: Limits.limits(undefined, 1000),
       budget: yield* Ref.make(0),
       longestLock: yield* Ref.make(0),
       stillAlone: Effect.void,
@@ -250,7 +250,7 @@ const act = (session: Session, aim: NextStep.Aim): Effect.Effect<Verdict, Databa
       onCopies: true
     }
     const changed = yield* Effect.either(
-      Rebuild.converge(bench, {
+      Converge.converge(context, {
         ...aim,
         swapTries: 1,
         settlePatience: 0,
@@ -265,7 +265,7 @@ const act = (session: Session, aim: NextStep.Aim): Effect.Effect<Verdict, Databa
     if (error._tag === "Unfaithful") return refused(`${error.message} (step ${step})`)
     if (error._tag !== "SqlError")
       return notRehearsed(`step ${step} on copies of its tables: ${error.message}`)
-    if (error.fate !== "keep") return yield* error
+    if (error.disposition !== "keep") return yield* error
     if (passes.has(error.reason._tag))
       return notRehearsed(`step ${step} on copies of its tables: ${words(error)}`)
     yield* session.query("ROLLBACK")

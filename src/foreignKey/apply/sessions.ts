@@ -11,8 +11,8 @@ import * as Ref from "effect/Ref"
 import * as Scope from "effect/Scope"
 import { DatabaseError } from "../../DatabaseError.js"
 import type { Session } from "../../connection/session.js"
-import * as Exclusive from "../../catalog/advisoryLock.js"
-import * as Settings from "../../catalog/sessionSettings.js"
+import * as AdvisoryLock from "../../catalog/advisoryLock.js"
+import * as SessionSettings from "../../catalog/sessionSettings.js"
 
 /** How a session of its own is opened. */
 export type Open = Effect.Effect<Session, DatabaseError, Scope.Scope>
@@ -56,7 +56,9 @@ export interface Sessions {
    * After a loss: sees that the server is there, that no backend of ours is left working, and that
    * the lock is held, by a new session if need be. Tries once.
    */
-  readonly restore: (error: DatabaseError) => Effect.Effect<void, DatabaseError | Exclusive.Busy | Terminated>
+  readonly restore: (
+    error: DatabaseError
+  ) => Effect.Effect<void, DatabaseError | AdvisoryLock.Busy | Terminated>
 }
 
 /**
@@ -66,13 +68,13 @@ export interface Sessions {
 export const make = (
   open: Open,
   patience: Duration.Duration
-): Effect.Effect<Sessions, DatabaseError | Exclusive.Busy, Scope.Scope> =>
+): Effect.Effect<Sessions, DatabaseError | AdvisoryLock.Busy, Scope.Scope> =>
   Effect.gen(function* () {
     const backends = yield* Ref.make<ReadonlyArray<Backend>>([])
     const enlisted = (purpose: string) =>
       Effect.gen(function* () {
-        const patient = yield* Settings.prepared(open, purpose)
-        const session = Settings.answering(patient)
+        const patient = yield* SessionSettings.prepared(open, purpose)
+        const session = SessionSettings.answering(patient)
         const backend = yield* identify(session)
         yield* Ref.update(backends, (known) => [...known, backend])
         return { session, patient, backend }
@@ -84,7 +86,7 @@ export const make = (
       return { ...(yield* Scope.extend(enlisted(guardPurpose), scope)), scope }
     })
     const first = yield* dial
-    yield* Exclusive.acquire(first.session, patience)
+    yield* AdvisoryLock.acquire(first.session, patience)
     const held = yield* Ref.make(first)
     const run = yield* Effect.scope
     const kept = yield* Ref.make<
@@ -96,10 +98,10 @@ export const make = (
         const [{ deadlockTimeout, patient, session }, { session: watcher }] = yield* Effect.all(
           [
             Effect.bind(enlisted("change foreign keys"), "deadlockTimeout", ({ session }) =>
-              Settings.deadlockTimeout(session)
+              SessionSettings.deadlockTimeout(session)
             ),
             Effect.tap(enlisted("change foreign keys (watcher)"), ({ session }) =>
-              Settings.asLoginRole(session)
+              SessionSettings.asLoginRole(session)
             )
           ],
           { concurrency: "unbounded" }
@@ -148,7 +150,7 @@ export const make = (
             yield* Ref.set(backends, [keep.backend])
             if (alive) return yield* close
             yield* abandon(guard.scope)
-            yield* Exclusive.acquire(fresh.session, patience)
+            yield* AdvisoryLock.acquire(fresh.session, patience)
             return yield* Ref.set(held, fresh)
           })
           yield* Effect.onError(renewed, () => close)

@@ -9,13 +9,13 @@ import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../../DatabaseError.js"
 import type { Session } from "../../connection/session.js"
 import type { Key } from "../../catalog/foreignKeys.js"
-import * as Change from "../steps/steps.js"
+import * as Steps from "../steps/steps.js"
 import { label, qualified } from "../../sql/identifiers.js"
 
 /** The indexes that a new key would be bound to instead of the one of this key. */
 export const of = (key: Key): Key["candidateIndexes"] => {
   const bound = key.boundIndex
-  return bound === null || Change.bindsPrimaryKeyByDefault(key)
+  return bound === null || Steps.bindsPrimaryKeyByDefault(key)
     ? []
     : key.candidateIndexes.filter(({ oid }) => oid < bound.oid)
 }
@@ -23,7 +23,7 @@ export const of = (key: Key): Key["candidateIndexes"] => {
 /** Why a new key cannot be bound to the index of this one; undefined if it can. */
 export const obstacle = (key: Key): string | undefined => {
   const { boundIndex } = key
-  if (boundIndex === null || Change.bindsPrimaryKeyByDefault(key)) return undefined
+  if (boundIndex === null || Steps.bindsPrimaryKeyByDefault(key)) return undefined
   const bound = `it is bound to the unique index ${label(boundIndex.name)}, and a new key would be bound to another one`
   if (key.candidateIndexes.every(({ oid }) => oid !== boundIndex.oid)) {
     return `${bound}: PostgreSQL takes that one for no new key`
@@ -47,7 +47,7 @@ export const statements = (session: Session, key: Key): Effect.Effect<ReadonlyAr
   Effect.gen(function* () {
     const { owned, schema } = key.referenced
     // Without rivals there is no need to drop what somebody else's REINDEX has left.
-    if (key.boundIndex === null || Change.bindsPrimaryKeyByDefault(key) || !owned) return []
+    if (key.boundIndex === null || Steps.bindsPrimaryKeyByDefault(key) || !owned) return []
     return [
       ...(yield* leftovers(session, key)),
       ...of(key).map(({ name }) => `REINDEX INDEX CONCURRENTLY ${qualified({ schema, name })}`)

@@ -4,7 +4,7 @@ import type { DatabaseError } from "../../DatabaseError.js"
 import type { Session } from "../../connection/session.js"
 import * as Blocker from "../../catalog/lockHolders.js"
 import type { Key } from "../../catalog/foreignKeys.js"
-import * as Lock from "../../catalog/tableLocks.js"
+import * as TableLocks from "../../catalog/tableLocks.js"
 
 /**
  * What a reader of the plan of a key should know about the transactions that hold its tables, of
@@ -40,7 +40,7 @@ export const warnings = (
       return holder.age > long ? [`in the way right now: ${Blocker.describe(holder)}`] : []
     }
     return ({ referenced, referencing }: Key) => {
-      const own = new Set([referenced, referencing].flatMap(Lock.withPartitions).map(({ oid }) => oid))
+      const own = new Set([referenced, referencing].flatMap(TableLocks.withPartitions).map(({ oid }) => oid))
       return holders.filter(({ relations }) => relations.some((oid) => own.has(oid))).flatMap(sentences)
     }
   })

@@ -6,7 +6,7 @@
  */
 import * as Action from "../../catalog/action.js"
 import type { Key } from "../../catalog/foreignKeys.js"
-import * as Name from "../snapshot/names.js"
+import * as Names from "../snapshot/names.js"
 import { label } from "../../sql/identifiers.js"
 import type { Target } from "../snapshot/target.js"
 
@@ -76,7 +76,7 @@ export const exceptions = (key: Key, target: Target, superuser: boolean): Readon
   if (superuser || !key.enforced || key.onDelete !== "no-action" || target.action === "no-action") return []
   const parent = label(key.referenced.schema, key.referenced.name)
   const early = `follow ON DELETE ${Action.sql(target.action)} from step add on already, not only from the swap on${
-    Action.raises(target.action) ? `, and their errors name ${Name.temporary(key.name)} until then` : ""
+    Action.raises(target.action) ? `, and their errors name ${Names.temporary(key.name)} until then` : ""
   } (a superuser's change has no such exception)`
   return [
     ...(key.initiallyDeferred

@@ -8,8 +8,8 @@ import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../../DatabaseError.js"
 import type { Session } from "../../connection/session.js"
 import type { Key, Relation } from "../../catalog/foreignKeys.js"
-import * as Change from "../steps/steps.js"
-import * as Rival from "./competingIndexes.js"
+import * as Steps from "../steps/steps.js"
+import * as CompetingIndexes from "./competingIndexes.js"
 import { label } from "../../sql/identifiers.js"
 
 /** A key, and the schemas in which indexes are to be built for it. */
@@ -103,8 +103,8 @@ const places = (key: Key, version: number): ReadonlyArray<Place> => {
     {
       oid: referenced.oid,
       place: "the referenced table",
-      owner: Rival.of(key).length > 0 ? "ownership (to rebuild an index) of" : null,
-      locked: referenced.owned || Change.isLeafwise({ key, version }),
+      owner: CompetingIndexes.of(key).length > 0 ? "ownership (to rebuild an index) of" : null,
+      locked: referenced.owned || Steps.isLeafwise({ key, version }),
       read: referenced.owned,
       referenced: key.referencedColumns
     },

@@ -6,10 +6,10 @@ import type { DatabaseError } from "../../DatabaseError.js"
 import type { Session } from "../../connection/session.js"
 import * as Action from "../../catalog/action.js"
 import { nameOf, type Key } from "../../catalog/foreignKeys.js"
-import type * as Detector from "../../catalog/integrity.js"
+import type * as Integrity from "../../catalog/integrity.js"
 import * as Encoding from "../../catalog/encoding.js"
-import * as Name from "../snapshot/names.js"
-import * as Rival from "./competingIndexes.js"
+import * as Names from "../snapshot/names.js"
+import * as CompetingIndexes from "./competingIndexes.js"
 import { label } from "../../sql/identifiers.js"
 import * as Target from "../snapshot/target.js"
 import type * as TableKinds from "./tableKinds.js"
@@ -72,7 +72,7 @@ export interface Evidence {
    * names.
    */
   readonly equals: ReadonlyArray<Key>
-  readonly problems: ReadonlyArray<Detector.Problem>
+  readonly problems: ReadonlyArray<Integrity.Problem>
   readonly rights: Rights
   /** Names of the key and of what belongs to it that are not valid UTF-8. */
   readonly unreadable: ReadonlyArray<string>
@@ -104,7 +104,7 @@ export const equalsOf = (
     .flatMap(({ oid }) => keysOf(oid))
     .filter(
       (other) =>
-        !Name.isOurs(other.name) &&
+        !Names.isOurs(other.name) &&
         other.referenced.oid === key.referenced.oid &&
         JSON.stringify([other.columns, other.referencedColumns]) ===
           JSON.stringify([key.columns, key.referencedColumns]) &&
@@ -186,7 +186,7 @@ export const all = (evidence: Evidence): ReadonlyArray<Refusal> => {
       )
     }
   }
-  const bound = Rival.obstacle(key)
+  const bound = CompetingIndexes.obstacle(key)
   if (bound !== undefined) refuse("bound-index", bound)
   if (evidence.ledgerProblem !== undefined) refuse("ledger", evidence.ledgerProblem)
   for (const column of target.columns) {

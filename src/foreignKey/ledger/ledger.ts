@@ -208,7 +208,7 @@ export interface Situation {
   /** The row of an earlier run that was not closed. */
   readonly unfinished: Entry | undefined
   /** Whether the catalogs show a change that was begun and not finished. */
-  readonly halfway: boolean
+  readonly interrupted: boolean
   /** The action before the change that the catalogs show; that of the key if they show none. */
   readonly recorded: Target.Target
 }
@@ -228,14 +228,14 @@ export interface Record {
  * where that one led to or came from; otherwise it is closed with what became of it.
  */
 export const record = (ledger: Ledger, situation: Situation): Record => {
-  const { halfway, key, recorded, target, undoes, unfinished } = situation
+  const { interrupted, key, recorded, target, undoes, unfinished } = situation
   const now = Target.of(key)
   const begins = (from: Target.Target, before: ReadonlyArray<string>): Record =>
     Target.equals(from, target)
       ? { from, before, after: undefined }
       : { from, before: [...before, ...begin(ledger, { key, from, to: target, undoes })], after: "changed" }
   if (unfinished === undefined) return begins(recorded, [])
-  const known = halfway || Target.equals(now, unfinished.from) || Target.equals(now, unfinished.to)
+  const known = interrupted || Target.equals(now, unfinished.from) || Target.equals(now, unfinished.to)
   if (known && Target.equals(target, unfinished.to)) {
     return { from: unfinished.from, before: [], after: "changed" }
   }
@@ -243,8 +243,8 @@ export const record = (ledger: Ledger, situation: Situation): Record => {
     const outcome = undoes === unfinished.id ? "undone" : "taken back"
     return { from: unfinished.from, before: [], after: outcome }
   }
-  const arrived = !halfway && Target.equals(now, unfinished.to)
-  return begins(halfway ? unfinished.from : now, [close(ledger, key, arrived ? "changed" : "taken back")])
+  const arrived = !interrupted && Target.equals(now, unfinished.to)
+  return begins(interrupted ? unfinished.from : now, [close(ledger, key, arrived ? "changed" : "taken back")])
 }
 
 // -----------------------------------------------------------------------------

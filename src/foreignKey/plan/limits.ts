@@ -5,7 +5,7 @@
 import * as Duration from "effect/Duration"
 import type { Relation } from "../../catalog/foreignKeys.js"
 import type { Step } from "../steps/steps.js"
-import * as Lock from "../../catalog/tableLocks.js"
+import * as TableLocks from "../../catalog/tableLocks.js"
 import { block, literal } from "../../sql/identifiers.js"
 
 /** How a try asks for the locks of a step. */
@@ -67,7 +67,7 @@ export const transaction = (step: Step, way: Way, { eviction, limit, wait }: Lim
       begin,
       `SET LOCAL lock_timeout = '${eviction}ms'`,
       `SET LOCAL statement_timeout = '${2 * eviction + 1000}ms'`,
-      ...(tables.length === 0 ? [] : [Lock.statement(tables, "SHARE UPDATE EXCLUSIVE")]),
+      ...(tables.length === 0 ? [] : [TableLocks.statement(tables, "SHARE UPDATE EXCLUSIVE")]),
       ...(step.guards ?? []),
       `SET LOCAL statement_timeout = '${wait}ms'`
     ],
@@ -122,7 +122,7 @@ export const noLocksCode = "FKG03"
 // -----------------------------------------------------------------------------
 
 const explicit = ({ locks }: Step) =>
-  locks.filter(({ implicit, table }) => implicit !== true && Lock.isLockable(table))
+  locks.filter(({ implicit, table }) => implicit !== true && TableLocks.isLockable(table))
 
 const begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 
@@ -137,10 +137,10 @@ const lockStatement = (step: Step, tables: ReadonlyArray<Relation>, way: Way): s
   const statements =
     way === "spin"
       ? [
-          Lock.statement(tables, "SHARE ROW EXCLUSIVE"),
-          spin(Lock.statement(exclusive, "ACCESS EXCLUSIVE", true))
+          TableLocks.statement(tables, "SHARE ROW EXCLUSIVE"),
+          spin(TableLocks.statement(exclusive, "ACCESS EXCLUSIVE", true))
         ]
-      : Lock.statements(way === "reversed" ? locks.toReversed() : locks)
+      : TableLocks.statements(way === "reversed" ? locks.toReversed() : locks)
   return block(`DECLARE
   deadline timestamptz;
 BEGIN

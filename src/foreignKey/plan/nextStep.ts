@@ -5,16 +5,16 @@ import type { DatabaseError } from "../../DatabaseError.js"
 import type { Session } from "../../connection/session.js"
 import type * as Action from "../../catalog/action.js"
 import * as Catalog from "../../catalog/foreignKeys.js"
-import * as Change from "../steps/steps.js"
-import * as Fidelity from "../snapshot/snapshot.js"
+import * as Steps from "../steps/steps.js"
+import * as Snapshot from "../snapshot/snapshot.js"
 import * as Marker from "../snapshot/marker.js"
-import * as Name from "../snapshot/names.js"
+import * as Names from "../snapshot/names.js"
 import * as Overlap from "../hazards/overlap.js"
-import * as Rival from "../hazards/competingIndexes.js"
-import * as Seen from "../snapshot/observed.js"
+import * as CompetingIndexes from "../hazards/competingIndexes.js"
+import * as Observation from "../snapshot/observation.js"
 import { label } from "../../sql/identifiers.js"
 import * as Target from "../snapshot/target.js"
-import * as Tree from "../steps/triggers.js"
+import * as Triggers from "../steps/triggers.js"
 
 /**
  * The key was dropped or renamed while it was being changed. What the change had added is gone too.
@@ -72,7 +72,7 @@ export interface Aim {
   readonly superuser: boolean
 }
 
-/** What to do next. `current` is the vector of the key that has the original's name now. */
+/** What to do next. `current` is the snapshot of the key that has the original's name now. */
 export interface Next {
   readonly does:
     | "order"
@@ -84,8 +84,8 @@ export interface Next {
     | "finish"
     | "settle"
     | "drop-temporary"
-  readonly change: Change.Change
-  readonly current: Fidelity.Vector
+  readonly change: Steps.Change
+  readonly current: Snapshot.Snapshot
   /** What is left to do before the swap; what is first in it is done next. */
   readonly todo: Todo
 }
@@ -109,7 +109,7 @@ export interface Todo {
 
 /** A temporary key that does what the original would not do. */
 export interface Disorder {
-  readonly step: Change.Step
+  readonly step: Steps.Step
   /** Which action deletes follow as long as the step is not done. */
   readonly live: Action.Action
 }
@@ -128,37 +128,39 @@ export interface Part {
 export const decide = (
   session: Session,
   task: Aim,
-  remembered?: Fidelity.Vector,
-  seen?: Seen.Seen
+  remembered?: Snapshot.Snapshot,
+  seen?: Observation.Observation
 ): Effect.Effect<
   Next | undefined,
   DatabaseError | Disappeared | RecordLost | RecordUnreadable | OwnerNeeded
 > =>
   Effect.gen(function* () {
     const { key: was, superuser, target, version } = task
-    const { current, keys: found } = seen ?? (yield* Seen.read(session, was))
+    const { current, keys: found } = seen ?? (yield* Observation.read(session, was))
     const key = found.find(({ name }) => name === was.name)
     if (key === undefined || current === undefined) {
       return yield* new Disappeared({ constraint: Catalog.nameOf(was) })
     }
-    const aside = found.find(({ name }) => name === Name.aside(key.name))
-    const whole = found.find(({ name }) => name === Name.temporary(key.name))
+    const aside = found.find(({ name }) => name === Names.aside(key.name))
+    const whole = found.find(({ name }) => name === Names.temporary(key.name))
     // Once it is attached a key that was built leafwise is one key.
-    const leafwise = whole === undefined && Change.isLeafwise({ key, version })
-    const places = leafwise ? Change.places({ key, version }) : [key.referencing]
+    const leafwise = whole === undefined && Steps.isLeafwise({ key, version })
+    const places = leafwise ? Steps.places({ key, version }) : [key.referencing]
     const keys = leafwise
       ? yield* Catalog.read(session, {
           tables: places.map(({ oid }) => oid),
-          names: [Name.temporary(key.name)]
+          names: [Names.temporary(key.name)]
         })
       : found
     const temporaryAt = (place: Catalog.Relation) =>
-      keys.find(({ name, referencing }) => name === Name.temporary(key.name) && referencing.oid === place.oid)
+      keys.find(
+        ({ name, referencing }) => name === Names.temporary(key.name) && referencing.oid === place.oid
+      )
     const temporaries = places.flatMap((place) => temporaryAt(place) ?? [])
     const recorded = Marker.decode((temporaries[0] ?? key).comment)?.original
     const next = (
       does: Next["does"],
-      original: Fidelity.Vector,
+      original: Snapshot.Snapshot,
       to: Target.Target,
       todo: Todo = nothing
     ): Next => ({ does, change: { key, target: to, original, version, superuser }, current, todo })
@@ -166,7 +168,7 @@ export const decide = (
     const kept =
       remembered === undefined || remembered[0].oid === current[0].oid
         ? undefined
-        : Fidelity.withComment(remembered, key.comment)
+        : Snapshot.withComment(remembered, key.comment)
     const record = recorded ?? kept
     const isUnreadable = Marker.isOurs(key.comment) && Marker.decode(key.comment) === undefined
     if (aside === undefined && isUnreadable && kept === undefined) {
@@ -180,27 +182,27 @@ export const decide = (
         return next("drop-temporary", current, target, { ...nothing, drop })
       }
       if (!key.referenced.owned) return yield* ownerNeeded(key)
-      const stepped = yield* Fidelity.read(session, key.referencing.oid, aside.name)
+      const stepped = yield* Snapshot.read(session, key.referencing.oid, aside.name)
       if (stepped === undefined) return yield* new Disappeared({ constraint: Catalog.nameOf(aside) })
       if (record !== undefined) {
-        return next("finish", Fidelity.ofRecordedAside(stepped, record, current), Target.of(key))
+        return next("finish", Snapshot.ofRecordedAside(stepped, record, current), Target.of(key))
       }
       // A partition that was detached has no record of its own.
-      const before = Fidelity.ofAside(stepped, current)
+      const before = Snapshot.ofAside(stepped, current)
       return before === undefined
         ? yield* new RecordLost({ constraint: Catalog.nameOf(key), aside: Catalog.nameOf(aside) })
-        : next("finish", Fidelity.reconcile(before, current), Target.of(key))
+        : next("finish", Snapshot.reconcile(before, current), Target.of(key))
     }
     if (temporaries.length === 0) {
       const unsettled = recorded ?? (key.initiallyDeferred ? kept : undefined)
-      if (unsettled !== undefined && Change.needsSettling(unsettled)) {
-        return next("settle", Fidelity.withModeOf(unsettled, current), Target.of(key))
+      if (unsettled !== undefined && Steps.needsSettling(unsettled)) {
+        return next("settle", Snapshot.withModeOf(unsettled, current), Target.of(key))
       }
       if (Target.equals(Target.of(key), target)) return undefined
     }
     // The names of the original's triggers may have been exchanged already; everything else it may
     // have gained since counts as it is now.
-    const original = recorded === undefined ? current : Fidelity.withTriggerNames(current, recorded)
+    const original = recorded === undefined ? current : Snapshot.withTriggerNames(current, recorded)
     const isDone = Target.equals(Target.of(key), target)
     const standing = temporaries.length === 0 ? undefined : yield* look(session, key, leafwise)
     const isLate = !key.referenced.owned && standing?.late.some(({ role }) => isOfReferenced(role)) === true
@@ -223,7 +225,7 @@ export const decide = (
       )).flat(),
       ...add
         .flatMap((place) => (place.oid === key.referencing.oid ? [...leaves(key), place] : [place]))
-        .map((at) => ({ at, name: Name.temporary(key.name) }))
+        .map((at) => ({ at, name: Names.temporary(key.name) }))
     ].filter(({ at }) => key.validated || isValidAt(current, at))
     const order =
       standing === undefined || isBeyond
@@ -232,7 +234,7 @@ export const decide = (
     const todo: Todo = {
       order,
       drop: wrong.map(({ name, referencing }) => ({ at: referencing, name })),
-      reindex: add.length === 0 ? [] : yield* Rival.statements(session, key),
+      reindex: add.length === 0 ? [] : yield* CompetingIndexes.statements(session, key),
       add,
       validate,
       attach: leafwise && !isDone
@@ -255,7 +257,7 @@ export const decide = (
   })
 
 /** Whether triggers of a role are on the referenced table. */
-export const isOfReferenced = (role: Fidelity.Role) => role === "delete" || role === "update"
+export const isOfReferenced = (role: Snapshot.Role) => role === "delete" || role === "update"
 
 // -----------------------------------------------------------------------------
 // internal
@@ -267,20 +269,20 @@ const nothing: Todo = { order: undefined, drop: [], reindex: [], add: [], valida
 const look = (session: Session, key: Catalog.Key, isCut: boolean) =>
   session
     .query<{ readonly standing: string }>(
-      `SELECT ${Tree.standing(Change.placeOf(key), Change.temporaryOf(key, isCut))}::text AS standing`
+      `SELECT ${Triggers.standing(Steps.placeOf(key), Steps.temporaryOf(key, isCut))}::text AS standing`
     )
-    .pipe(Effect.map(([row]) => JSON.parse(row?.standing ?? "null") as Tree.Standing))
+    .pipe(Effect.map(([row]) => JSON.parse(row?.standing ?? "null") as Triggers.Standing))
 
 /**
  * Whether the fallback of the swap has begun, and the new key's triggers have the names of the
  * original's.
  */
-const haveExchanged = (session: Session, original: Fidelity.Vector, temporary: Catalog.Key | undefined) =>
+const haveExchanged = (session: Session, original: Snapshot.Snapshot, temporary: Catalog.Key | undefined) =>
   temporary === undefined
     ? Effect.succeed(false)
     : Effect.map(
-        Fidelity.read(session, temporary.referencing.oid, temporary.name),
-        (vector) => vector !== undefined && Fidelity.haveExchanged(original, vector)
+        Snapshot.read(session, temporary.referencing.oid, temporary.name),
+        (snapshot) => snapshot !== undefined && Snapshot.haveExchanged(original, snapshot)
       )
 
 const ownerNeeded = (key: Catalog.Key) =>
@@ -295,9 +297,9 @@ const ownerNeeded = (key: Catalog.Key) =>
  */
 const disorder = (
   session: Session,
-  change: Change.Change,
+  change: Steps.Change,
   places: ReadonlyArray<Catalog.Relation>,
-  { acts, late }: Tree.Standing,
+  { acts, late }: Triggers.Standing,
   temporary: Catalog.Key | undefined
 ): Effect.Effect<Disorder | undefined, DatabaseError> =>
   Effect.gen(function* () {
@@ -316,13 +318,13 @@ const disorder = (
         : isCut
           ? places.find(({ oid }) => oid === first?.table)
           : key.referencing
-    const step = Change.order(change, {
+    const step = Steps.order(change, {
       table: table ?? key.referenced,
       successor:
         isCut && table !== undefined && table.oid !== key.referenced.oid
-          ? { ...Change.placeOf(key, temporary.name), table: table.oid }
-          : Change.temporaryOf(key, isCut),
-      roles: Change.roles
+          ? { ...Steps.placeOf(key, temporary.name), table: table.oid }
+          : Steps.temporaryOf(key, isCut),
+      roles: Steps.roles
     })
     const live = Overlap.live(
       key,
@@ -333,8 +335,8 @@ const disorder = (
   })
 
 /** Whether one partition of a NOT VALID key is valid all the same (18 and later). */
-const isValidAt = (vector: Fidelity.Vector, at: Catalog.Relation) =>
-  vector.some(
+const isValidAt = (snapshot: Snapshot.Snapshot, at: Catalog.Relation) =>
+  snapshot.some(
     ({ constraint }) => Number(constraint["conrelid"]) === at.oid && constraint["convalidated"] === true
   )
 
@@ -345,10 +347,10 @@ const leaves = ({ referencing }: Catalog.Key) => referencing.partitions.filter((
 const unchecked = (session: Session, key: Catalog.Key): Effect.Effect<ReadonlyArray<Part>, DatabaseError> =>
   Effect.map(
     key.referencing.kind === "p"
-      ? Fidelity.read(session, key.referencing.oid, key.name)
+      ? Snapshot.read(session, key.referencing.oid, key.name)
       : Effect.succeed(undefined),
-    (vector) => [
-      ...(vector ?? []).flatMap(({ constraint }): ReadonlyArray<Part> => {
+    (snapshot) => [
+      ...(snapshot ?? []).flatMap(({ constraint }): ReadonlyArray<Part> => {
         const at = leaves(key).find(({ oid }) => oid === Number(constraint["conrelid"]))
         return at !== undefined && constraint["convalidated"] === false
           ? [{ at, name: String(constraint["conname"]) }]

@@ -1,9 +1,9 @@
 /** A plan as a script for psql, for those who run every statement by hand. */
-import * as Exclusive from "../../catalog/advisoryLock.js"
+import * as AdvisoryLock from "../../catalog/advisoryLock.js"
 import type { PlannedStep, PlanResult } from "../types.js"
-import * as Settings from "../../catalog/sessionSettings.js"
+import * as SessionSettings from "../../catalog/sessionSettings.js"
 import { block } from "../../sql/identifiers.js"
-import * as Try from "./limits.js"
+import * as Limits from "./limits.js"
 
 /**
  * The steps that a change takes, each with its locks and what they block. Of a step that has to be
@@ -24,8 +24,8 @@ export const render = ({ madeFrom, refused, steps, unchanged, warnings }: PlanRe
     ),
     "",
     "\\set ON_ERROR_STOP on",
-    `${Settings.script()};`,
-    `${Exclusive.takeOrFail()};`,
+    `${SessionSettings.script()};`,
+    `${AdvisoryLock.takeOrFail()};`,
     ...steps
       .filter(({ when }, index) => when !== "contended" && steps[index + 1]?.when !== "if out of order")
       .map(section)
@@ -64,10 +64,15 @@ const section = (planned: PlannedStep) =>
 
 const statements = ({ sql, step }: PlannedStep): ReadonlyArray<string> => {
   if (sql[0]?.startsWith("BEGIN") !== true) {
-    return [...Try.outsideTransaction.before(0), ...sql, ...Try.outsideTransaction.after]
+    return [...Limits.outsideTransaction.before(0), ...sql, ...Limits.outsideTransaction.after]
   }
   return step === "settle"
-    ? [...Try.outsideTransaction.before(0), afterOldTransactions, ...Try.outsideTransaction.after, ...sql]
+    ? [
+        ...Limits.outsideTransaction.before(0),
+        afterOldTransactions,
+        ...Limits.outsideTransaction.after,
+        ...sql
+      ]
     : sql
 }
 

@@ -4,16 +4,16 @@ import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../../DatabaseError.js"
 import type { Session } from "../../connection/session.js"
 import * as Catalog from "../../catalog/foreignKeys.js"
-import * as Detector from "../../catalog/integrity.js"
+import * as Integrity from "../../catalog/integrity.js"
 import * as Encoding from "../../catalog/encoding.js"
-import * as Fidelity from "../snapshot/snapshot.js"
+import * as Snapshot from "../snapshot/snapshot.js"
 import * as FiringOrder from "../hazards/firingOrder.js"
-import * as Halfway from "../snapshot/interrupted.js"
+import * as Interrupted from "../snapshot/interrupted.js"
 import * as Ledger from "../ledger/ledger.js"
 import * as Marker from "../snapshot/marker.js"
-import * as Name from "../snapshot/names.js"
+import * as Names from "../snapshot/names.js"
 import * as Privileges from "../hazards/privileges.js"
-import * as Refusal from "../hazards/refusals.js"
+import * as Refusals from "../hazards/refusals.js"
 import * as Selectors from "../../catalog/selectors.js"
 import * as TableKinds from "../hazards/tableKinds.js"
 import * as Target from "../snapshot/target.js"
@@ -40,14 +40,14 @@ export interface Selected {
   readonly version: number
   /** Whether the role is a superuser's. */
   readonly superuser: boolean
-  readonly refusals: ReadonlyArray<Refusal.Refusal>
+  readonly refusals: ReadonlyArray<Refusals.Refusal>
   readonly kind: TableKinds.Kind
   /** What its rehearsal has to say. */
   readonly warnings: ReadonlyArray<Warning>
   /** Whether it is known what the key is to become. */
   readonly hasAim: boolean
   /** Whether a change of it was begun and not finished, as the catalogs show it. */
-  readonly halfway: boolean
+  readonly interrupted: boolean
   /** Whether a change of it was begun and not finished, as the catalogs or the ledger show it. */
   readonly resumed: boolean
   /**
@@ -62,12 +62,12 @@ export interface Selected {
 /** What a key is to become, or why that cannot be said. */
 export type Aim =
   | { readonly target: Target.Target; readonly undoes: number | undefined }
-  | { readonly refusal: Refusal.Refusal }
+  | { readonly refusal: Refusals.Refusal }
 
 /** What is known of a key when its aim is chosen. */
 export interface Candidate {
   readonly key: Catalog.Key
-  readonly halfway: boolean
+  readonly interrupted: boolean
   /** The action before the change that the catalogs show; that of the key if they show none. */
   readonly recorded: Target.Target
   readonly ledger: Ledger.Ledger | undefined
@@ -121,7 +121,7 @@ export const select = (
   Effect.gen(function* () {
     const { allowRowMovement, changes, createIndexes, selectors } = choice
     const version = yield* Catalog.serverVersion(session)
-    const rights = yield* Refusal.rights(session)
+    const rights = yield* Refusals.rights(session)
     const entriesOf = (key: Catalog.Named) => (ledger === undefined ? [] : Ledger.of(ledger, key))
     const has = (change: number) => (key: Catalog.Named) => entriesOf(key).some(({ id }) => id === change)
     const isChosen = (key: Catalog.Named) =>
@@ -130,8 +130,8 @@ export const select = (
     const all = Selectors.isAll(selectors) && changes === undefined
     const narrow = whole || all ? undefined : yield* readChosen(session, isChosen)
     const keys = narrow?.keys ?? (yield* Catalog.read(session))
-    const originalOf = Halfway.originals(keys)
-    const originals = keys.filter((key) => Halfway.isOriginal(key, originalOf))
+    const originalOf = Interrupted.originals(keys)
+    const originals = keys.filter((key) => Interrupted.isOriginal(key, originalOf))
     const chosen = originals.filter(isChosen)
     const choices = narrow?.named ?? originals
     const unmatched = [
@@ -139,7 +139,7 @@ export const select = (
       ...(changes ?? []).filter((change) => !choices.some(has(change))).map((change) => `change ${change}`)
     ]
     if (unmatched.length > 0 || (chosen.length === 0 && !all)) return yield* new NoMatch({ unmatched })
-    const problems = yield* Detector.read(
+    const problems = yield* Integrity.read(
       session,
       chosen.map(({ oid }) => oid)
     )
@@ -161,16 +161,16 @@ export const select = (
     const ofTable = grouped(keys, ({ referencing }) => referencing.oid)
     const problemsOf = grouped(problems, ({ constraint }) => constraint)
     const leftovers = grouped(
-      keys.filter((key) => Halfway.isLeftover(key, originalOf)),
+      keys.filter((key) => Interrupted.isLeftover(key, originalOf)),
       ({ referencing }) => referencing.oid
     )
     const selected = chosen.map((key): Selected => {
-      const halfway = Halfway.isHalfway(key, originalOf)
+      const interrupted = Interrupted.isInterrupted(key, originalOf)
       const recorded = Marker.decode(key.comment)?.from ?? Target.of(key)
       const entries = entriesOf(key)
       // A key that went meanwhile has a likeness of its own.
       const kind = kinds.get(key.oid) ?? { typed: null, generated: [], likeness: String(key.oid) }
-      const aimed = aim({ key, halfway, recorded, ledger, entries })
+      const aimed = aim({ key, interrupted, recorded, ledger, entries })
       const target = "target" in aimed ? aimed.target : Target.of(key)
       const record =
         ledger === undefined || !("target" in aimed)
@@ -179,7 +179,7 @@ export const select = (
               key,
               target,
               undoes: aimed.undoes,
-              halfway,
+              interrupted,
               recorded,
               unfinished: Ledger.unfinished(ledger, key)
             })
@@ -189,27 +189,27 @@ export const select = (
         hasAim: "target" in aimed,
         version,
         superuser: rights.superuser,
-        halfway,
-        resumed: halfway || entries.some(({ finishedAt }) => finishedAt === null),
+        interrupted,
+        resumed: interrupted || entries.some(({ finishedAt }) => finishedAt === null),
         record,
         previous: record?.from ?? recorded,
         warnings: [],
         kind,
         refusals: [
           ...("refusal" in aimed && ledger?.readable !== false ? [aimed.refusal] : []),
-          ...Refusal.all({
+          ...Refusals.all({
             key,
             target,
             version,
             rights,
             missing: missing.get(key.oid) ?? [],
             unreadable: unreadable?.get(key.oid) ?? [],
-            misplaced: halfway ? undefined : misplaced.get(key.oid),
+            misplaced: interrupted ? undefined : misplaced.get(key.oid),
             kind,
             allowRowMovement: allowRowMovement ?? false,
             ledgerProblem: ledger?.problem,
             problems: problemsOf(key.oid),
-            equals: Refusal.equalsOf(key, target, ofTable),
+            equals: Refusals.equalsOf(key, target, ofTable),
             leftovers: leftovers(key.referencing.oid)
           })
         ]
@@ -226,7 +226,7 @@ export const select = (
 const readChosen = (session: Session, isChosen: (key: Catalog.Named) => boolean) =>
   Effect.gen(function* () {
     const named = yield* Catalog.names(session)
-    if (named.some(({ name }) => Name.isOurs(name))) return undefined
+    if (named.some(({ name }) => Names.isOurs(name))) return undefined
     const chosen = named.filter(isChosen)
     const tables = chosen.map(({ referencing }) => referencing.oid)
     const keys = yield* Catalog.read(session, { tables: yield* Catalog.withPartitions(session, tables) })
@@ -240,14 +240,14 @@ const readChosen = (session: Session, isChosen: (key: Catalog.Named) => boolean)
 /** The names in everything that a change of a key names, as far as they cannot be read. */
 const unreadableNames = (session: Session, keys: ReadonlyArray<Catalog.Key>, createIndexes: boolean) =>
   Effect.gen(function* () {
-    const vectors = yield* Fidelity.readAll(
+    const snapshots = yield* Snapshot.readAll(
       session,
       keys.map(({ oid }) => oid)
     )
     const named = yield* Effect.forEach(keys, (key) =>
       Effect.map(
         createIndexes ? IndexSteps.missing(session, key) : Effect.succeed([]),
-        (steps) => [key.oid, Encoding.unreadable([key, vectors.get(key.oid), steps])] as const
+        (steps) => [key.oid, Encoding.unreadable([key, snapshots.get(key.oid), steps])] as const
       )
     )
     return new Map(named)
@@ -268,8 +268,8 @@ export const grouped = <A>(
 }
 
 /** Whether there is nothing to do. */
-export const isDone = ({ halfway, hasAim, key, record, target }: Selected): boolean =>
+export const isDone = ({ interrupted, hasAim, key, record, target }: Selected): boolean =>
   hasAim &&
-  !halfway &&
+  !interrupted &&
   Target.equals(Target.of(key), target) &&
   (record === undefined || (record.before.length === 0 && record.after === undefined))

@@ -15,13 +15,13 @@ import * as Target from "../snapshot/target.js"
  */
 export const aim =
   ({ changes, ledger: named }: Pick<UndoOptions, "changes" | "ledger">) =>
-  ({ entries, halfway, key, ledger, recorded }: Candidate): Aim => {
+  ({ entries, interrupted, key, ledger, recorded }: Candidate): Aim => {
     const now = Target.of(key)
     const chosen = entries.findLast(({ id }) => changes?.includes(id))
     if (chosen !== undefined) return { target: chosen.from, undoes: chosen.id }
     const last = entries.findLast(({ outcome }) => outcome !== "taken back")
     // An interrupted change that the ledger does not know: the comment on the constraint does.
-    if (halfway && last?.finishedAt !== null) return { target: recorded, undoes: undefined }
+    if (interrupted && last?.finishedAt !== null) return { target: recorded, undoes: undefined }
     if (last === undefined) {
       return ledger?.readable === true && (ledger.exists || named === undefined)
         ? { target: now, undoes: undefined }

@@ -4,7 +4,7 @@
  */
 import * as Option from "effect/Option"
 import { type Comment, text } from "../../catalog/comments.js"
-import type * as Fidelity from "./snapshot.js"
+import type * as Snapshot from "./snapshot.js"
 import type { Target } from "./target.js"
 
 /** What the marker records. */
@@ -17,7 +17,7 @@ export interface Marker {
    * The original when the change began, comment and names of triggers included. The parts of a
    * partitioned table's key do without it.
    */
-  readonly original?: Fidelity.Vector
+  readonly original?: Snapshot.Snapshot
 }
 
 const prefix = "promptgrimoire-db is changing a foreign key here, rerun it to finish: "

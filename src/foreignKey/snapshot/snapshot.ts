@@ -10,7 +10,7 @@ import * as Struct from "effect/Struct"
 import type { DatabaseError } from "../../DatabaseError.js"
 import type { Session } from "../../connection/session.js"
 import * as Action from "../../catalog/action.js"
-import * as Comment from "../../catalog/comments.js"
+import * as Comments from "../../catalog/comments.js"
 import { roleOf } from "../../catalog/triggerRole.js"
 import { childrenOf, triggersOf } from "../../catalog/lookups.js"
 import { literal } from "../../sql/identifiers.js"
@@ -39,13 +39,13 @@ export interface Trigger {
 export interface Entry {
   readonly oid: number
   readonly constraint: { readonly [column: string]: unknown }
-  readonly comment: Comment.Comment
+  readonly comment: Comments.Comment
   readonly triggers: ReadonlyArray<Trigger>
   readonly [field: string]: unknown
 }
 
 /** A key: its own row first, then those of its partitions. */
-export type Vector = readonly [Entry, ...ReadonlyArray<Entry>]
+export type Snapshot = readonly [Entry, ...ReadonlyArray<Entry>]
 
 /** A constraint by the table it is on and its name. */
 export interface Place {
@@ -65,24 +65,24 @@ export interface Difference {
   readonly actual: unknown
 }
 
-/** Reads the vector of a key; undefined if there is no such key. */
+/** Reads the snapshot of a key; undefined if there is no such key. */
 export const read = (
   session: Session,
   table: number,
   name: string
-): Effect.Effect<Vector | undefined, DatabaseError> =>
+): Effect.Effect<Snapshot | undefined, DatabaseError> =>
   session
-    .query<{ readonly vector: string | null }>(one, [table, name], { prepare: true })
-    .pipe(Effect.map((rows) => parse(rows[0]?.vector ?? null)))
+    .query<{ readonly snapshot: string | null }>(one, [table, name], { prepare: true })
+    .pipe(Effect.map((rows) => parse(rows[0]?.snapshot ?? null)))
 
-/** Reads the vectors of many keys, by their OIDs. Those that are gone are left out. */
+/** Reads the snapshots of many keys, by their OIDs. Those that are gone are left out. */
 export const readAll = (
   session: Session,
   keys: ReadonlyArray<number>
-): Effect.Effect<ReadonlyMap<number, Vector>, DatabaseError> =>
+): Effect.Effect<ReadonlyMap<number, Snapshot>, DatabaseError> =>
   Effect.forEach(Array.chunksOf(keys, most), (some) =>
-    session.query<{ readonly oid: string; readonly vector: string | null }>(
-      `SELECT one.oid::int8::text AS oid, (${expression("one.conrelid", "one.conname")})::text AS vector
+    session.query<{ readonly oid: string; readonly snapshot: string | null }>(
+      `SELECT one.oid::int8::text AS oid, (${expression("one.conrelid", "one.conname")})::text AS snapshot
       FROM unnest($1::int8[]) AS w (oid)
       CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_constraint c WHERE c.oid = w.oid::oid OFFSET 0) one`,
       [some]
@@ -91,24 +91,28 @@ export const readAll = (
     Effect.map(
       (found) =>
         new Map(
-          found.flat().flatMap(({ oid, vector }): ReadonlyArray<readonly [number, Vector]> => {
-            const parsed = parse(vector)
+          found.flat().flatMap(({ oid, snapshot }): ReadonlyArray<readonly [number, Snapshot]> => {
+            const parsed = parse(snapshot)
             return parsed === undefined ? [] : [[Number(oid), parsed]]
           })
         )
     )
   )
 
-/** Reads a vector back from its text. */
-export const parse = (text: string | null): Vector | undefined =>
-  text === null ? undefined : ((JSON.parse(text) as Vector | null) ?? undefined)
+/** Reads a snapshot back from its text. */
+export const parse = (text: string | null): Snapshot | undefined =>
+  text === null ? undefined : ((JSON.parse(text) as Snapshot | null) ?? undefined)
 
 /**
- * The vector that a key must have after its ON DELETE action was changed: the same but for the
+ * The snapshot that a key must have after its ON DELETE action was changed: the same but for the
  * action itself.
  */
-export const withAction = (vector: Vector, action: Action.Action, columns: ReadonlyArray<number>): Vector =>
-  mapEntries(vector, (entry) => ({
+export const withAction = (
+  snapshot: Snapshot,
+  action: Action.Action,
+  columns: ReadonlyArray<number>
+): Snapshot =>
+  mapEntries(snapshot, (entry) => ({
     ...entry,
     constraint: {
       ...entry.constraint,
@@ -130,11 +134,11 @@ export const withAction = (vector: Vector, action: Action.Action, columns: Reado
   }))
 
 /**
- * The vector of a key while its checks wait for the end of the transaction, and its comment is this
+ * The snapshot of a key while its checks wait for the end of the transaction, and its comment is this
  * one.
  */
-export const unsettled = (vector: Vector, comment: string): Vector =>
-  mapEntries(vector, (entry, index) => ({
+export const unsettled = (snapshot: Snapshot, comment: string): Snapshot =>
+  mapEntries(snapshot, (entry, index) => ({
     ...entry,
     constraint: { ...entry.constraint, condeferred: true },
     comment: index === 0 ? comment : entry.comment,
@@ -143,13 +147,13 @@ export const unsettled = (vector: Vector, comment: string): Vector =>
     )
   }))
 
-/** A vector with another comment on the topmost constraint. */
-export const withComment = (vector: Vector, comment: Comment.Comment): Vector =>
-  mapEntries(vector, (entry, index) => (index === 0 ? { ...entry, comment } : entry))
+/** A snapshot with another comment on the topmost constraint. */
+export const withComment = (snapshot: Snapshot, comment: Comments.Comment): Snapshot =>
+  mapEntries(snapshot, (entry, index) => (index === 0 ? { ...entry, comment } : entry))
 
-/** A vector whose triggers have the names that they have in another one. */
-export const withTriggerNames = (vector: Vector, names: Vector): Vector =>
-  mapEntries(vector, (entry) => ({
+/** A snapshot whose triggers have the names that they have in another one. */
+export const withTriggerNames = (snapshot: Snapshot, names: Snapshot): Snapshot =>
+  mapEntries(snapshot, (entry) => ({
     ...entry,
     triggers: entry.triggers.map((trigger) => ({
       ...trigger,
@@ -163,7 +167,7 @@ export const withTriggerNames = (vector: Vector, names: Vector): Vector =>
  * The record of an original, brought up to date with the partitions that were attached or detached
  * since: `current` is the key that took its place, from which new partitions have inherited.
  */
-export const reconcile = (recorded: Vector, current: Vector): Vector =>
+export const reconcile = (recorded: Snapshot, current: Snapshot): Snapshot =>
   mapEntries(current, (entry, index) => {
     const known = index === 0 ? recorded[0] : counterpart(recorded, entry)
     return (
@@ -183,7 +187,7 @@ export const reconcile = (recorded: Vector, current: Vector): Vector =>
  * table and its index meanwhile, with what the record alone still knows: mode, comments and names
  * of triggers. `current` took its name, and those of its partitions' rows.
  */
-export const ofRecordedAside = (aside: Vector, recorded: Vector, current: Vector): Vector => {
+export const ofRecordedAside = (aside: Snapshot, recorded: Snapshot, current: Snapshot): Snapshot => {
   const mode = recorded[0].constraint["condeferred"]
   return mapEntries(current, (entry, index) => {
     const stepped = index === 0 ? aside[0] : (counterpart(aside, entry) ?? entry)
@@ -209,7 +213,7 @@ export const ofRecordedAside = (aside: Vector, recorded: Vector, current: Vector
  * What a key that took the original's place must be when it gets the recorded mode and comment: as
  * it is in everything else but its OID, which says that it is the original's.
  */
-export const withModeOf = (recorded: Vector, current: Vector): Vector => {
+export const withModeOf = (recorded: Snapshot, current: Snapshot): Snapshot => {
   const mode = recorded[0].constraint["condeferred"]
   return mapEntries(current, (entry, index) => ({
     ...entry,
@@ -229,7 +233,7 @@ export const withModeOf = (recorded: Vector, current: Vector): Vector => {
  * names; the original's were the first. Undefined for a DEFERRABLE key, whose mode was changed when
  * it stepped aside.
  */
-export const ofAside = (aside: Vector, current: Vector): Vector | undefined =>
+export const ofAside = (aside: Snapshot, current: Snapshot): Snapshot | undefined =>
   aside[0].constraint["condeferrable"] === true
     ? undefined
     : mapEntries(aside, (entry, index) => {
@@ -249,11 +253,11 @@ export const ofAside = (aside: Vector, current: Vector): Vector | undefined =>
         }
       })
 
-/** A vector without the names of the triggers on some tables. */
-export const withoutNamesOn = (vector: Vector, tables: ReadonlyArray<number>): Vector =>
+/** A snapshot without the names of the triggers on some tables. */
+export const withoutNamesOn = (snapshot: Snapshot, tables: ReadonlyArray<number>): Snapshot =>
   tables.length === 0
-    ? vector
-    : mapEntries(vector, (entry) => ({
+    ? snapshot
+    : mapEntries(snapshot, (entry) => ({
         ...entry,
         triggers: entry.triggers.map((trigger) =>
           tables.includes(trigger.table) ? { ...trigger, name: null } : trigger
@@ -264,7 +268,7 @@ export const withoutNamesOn = (vector: Vector, tables: ReadonlyArray<number>): V
  * Whether the triggers that carry out ON DELETE have exchanged their names: those of the successor
  * have what the original's were called.
  */
-export const haveExchanged = (original: Vector, successor: Vector): boolean =>
+export const haveExchanged = (original: Snapshot, successor: Snapshot): boolean =>
   successor.some((entry) =>
     entry.triggers.some(
       (trigger) =>
@@ -276,16 +280,16 @@ export const haveExchanged = (original: Vector, successor: Vector): boolean =>
     )
   )
 
-/** The fields in which two vectors differ, OIDs of the constraints themselves aside. */
-export const compare = (expected: Vector, actual: Vector): ReadonlyArray<Difference> =>
+/** The fields in which two snapshots differ, OIDs of the constraints themselves aside. */
+export const compare = (expected: Snapshot, actual: Snapshot): ReadonlyArray<Difference> =>
   differences("", withoutOids(expected), withoutOids(actual))
 
 /**
  * What of a key concerns one partition of its referencing table: its own row and those for
  * partitions of the referenced table, and that of the partition.
  */
-export const concerning = (vector: Vector, partition: number): Vector => {
-  const [first, ...rest] = vector
+export const concerning = (snapshot: Snapshot, partition: number): Snapshot => {
+  const [first, ...rest] = snapshot
   const tables = new Set([Number(first.constraint["conrelid"]), partition])
   return [first, ...rest.filter(({ constraint }) => tables.has(Number(constraint["conrelid"])))]
 }
@@ -304,29 +308,29 @@ export interface Leniency {
  */
 export const requireUnchanged = (
   place: Place,
-  vector: Vector,
+  snapshot: Snapshot,
   { allBut, triggerNames = false }: Leniency = {}
 ): string => {
-  const part = allBut === undefined ? vector : concerning(vector, allBut)
-  return `vector := (${ofPlace(place, { triggerNames: !triggerNames, partition: allBut })});
-  IF vector IS DISTINCT FROM ${literal(
+  const part = allBut === undefined ? snapshot : concerning(snapshot, allBut)
+  return `document := (${ofPlace(place, { triggerNames: !triggerNames, partition: allBut })});
+  IF document IS DISTINCT FROM ${literal(
     JSON.stringify(triggerNames ? withoutTriggerNames(part) : part)
   )}::jsonb THEN
     RAISE EXCEPTION USING ERRCODE = ${literal(changedCode)},
-      MESSAGE = 'the foreign key was changed by somebody else meanwhile', DETAIL = coalesce(vector::text, 'null');
+      MESSAGE = 'the foreign key was changed by somebody else meanwhile', DETAIL = coalesce(document::text, 'null');
   END IF;`
 }
 
 /**
- * A statement that fails with {@link unfaithfulCode} unless the key equals this vector in every
+ * A statement that fails with {@link unfaithfulCode} unless the key equals this snapshot in every
  * field but OIDs; the names of triggers on the tables `unnamed` do not count, and are null in
- * the vector.
+ * the snapshot.
  */
-export const requireEqual = (place: Place, vector: Vector, unnamed: ReadonlyArray<number>): string =>
-  `vector := (${ofPlace(place, { oids: false, unnamed })});
-  IF vector IS DISTINCT FROM ${literal(JSON.stringify(withoutOids(vector)))}::jsonb THEN
+export const requireEqual = (place: Place, snapshot: Snapshot, unnamed: ReadonlyArray<number>): string =>
+  `document := (${ofPlace(place, { oids: false, unnamed })});
+  IF document IS DISTINCT FROM ${literal(JSON.stringify(withoutOids(snapshot)))}::jsonb THEN
     RAISE EXCEPTION USING ERRCODE = ${literal(unfaithfulCode)},
-      MESSAGE = 'the rebuilt foreign key would not equal the original', DETAIL = coalesce(vector::text, 'null');
+      MESSAGE = 'the rebuilt foreign key would not equal the original', DETAIL = coalesce(document::text, 'null');
   END IF;`
 
 /** SQLSTATE of our own: the key is not the one that was read before. */
@@ -339,24 +343,24 @@ export const unfaithfulCode = "FKG02"
 // internal
 // -----------------------------------------------------------------------------
 
-const mapEntries = (vector: Vector, change: (entry: Entry, index: number) => Entry): Vector => {
-  const [first, ...rest] = vector
+const mapEntries = (snapshot: Snapshot, change: (entry: Entry, index: number) => Entry): Snapshot => {
+  const [first, ...rest] = snapshot
   return [change(first, 0), ...rest.map((entry, index) => change(entry, index + 1))]
 }
 
-/** A vector without the OIDs of its constraints, which a new key does not share. */
-export const withoutOids = (vector: ReadonlyArray<Entry>): ReadonlyArray<Omit<Entry, "oid">> =>
-  vector.map((entry) => Struct.omit(entry, "oid"))
+/** A snapshot without the OIDs of its constraints, which a new key does not share. */
+export const withoutOids = (snapshot: ReadonlyArray<Entry>): ReadonlyArray<Omit<Entry, "oid">> =>
+  snapshot.map((entry) => Struct.omit(entry, "oid"))
 
-const withoutTriggerNames = (vector: Vector): Vector =>
-  mapEntries(vector, (entry) => ({
+const withoutTriggerNames = (snapshot: Snapshot): Snapshot =>
+  mapEntries(snapshot, (entry) => ({
     ...entry,
     triggers: entry.triggers.map((trigger) => ({ ...trigger, name: null }))
   }))
 
 /** The entry for the same two tables. */
-const counterpart = (vector: Vector, entry: Entry) =>
-  vector.find(
+const counterpart = (snapshot: Snapshot, entry: Entry) =>
+  snapshot.find(
     (other) =>
       other.constraint["conrelid"] === entry.constraint["conrelid"] &&
       other.constraint["confrelid"] === entry.constraint["confrelid"]
@@ -378,7 +382,7 @@ const isRecord = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null
 
 /**
- * The vector of one key, as an SQL expression of type jsonb. Left out, because a new key cannot be
+ * The snapshot of one key, as an SQL expression of type jsonb. Left out, because a new key cannot be
  * made to have the same: OIDs of constraints and triggers; connoinherit, which depends on whether
  * the table is or was a partition, and on how it became one, and which nothing reads; convalidated
  * of the rows for partitions of the referenced table, which VALIDATE leaves alone (13 to 17) and
@@ -430,7 +434,7 @@ const entry = (
     ${oids ? "'oid', k.oid::int8," : ""}
     'parent', ${parent},
     'constraint', to_jsonb(k) - '{oid,conparentid,connoinherit}'::text[]${without},
-    'comment', ${Comment.read("k.oid")},
+    'comment', ${Comments.read("k.oid")},
     'dependencies', (
       SELECT json_agg(json_build_array(d.refclassid::int8, d.refobjid::int8, d.refobjsubid, d.deptype)
         ORDER BY d.refclassid, d.refobjid, d.refobjsubid, d.deptype)
@@ -451,7 +455,7 @@ const entry = (
     )
   )`
 
-/** What of a vector is read; all of it unless this says otherwise. */
+/** What of a snapshot is read; all of it unless this says otherwise. */
 interface Shown {
   /** Whether the OIDs of constraints are. */
   readonly oids?: boolean
@@ -465,8 +469,8 @@ interface Shown {
 const ofPlace = ({ name, partitioned, table }: Place, shown: Shown = {}) =>
   (partitioned ? expression : single)(`${table}::oid`, literal(name), shown)
 
-/** The vector of a key by the OID of its table and its name. */
-const one = `SELECT (${expression("$1::int8::oid", "$2::name")})::text AS vector`
+/** The snapshot of a key by the OID of its table and its name. */
+const one = `SELECT (${expression("$1::int8::oid", "$2::name")})::text AS snapshot`
 
-/** So many vectors are read by one statement, which is to end before its timeout. */
+/** So many snapshots are read by one statement, which is to end before its timeout. */
 const most = 200

@@ -1,7 +1,7 @@
 /** The ON DELETE action that a key is to have. */
 import * as Action from "../../catalog/action.js"
 import type { Key } from "../../catalog/foreignKeys.js"
-import type * as Fidelity from "./snapshot.js"
+import type * as Snapshot from "./snapshot.js"
 import { identifiers } from "../../sql/identifiers.js"
 
 /**
@@ -16,9 +16,9 @@ export interface Target {
 /** The action that a key has. */
 export const of = (key: Key): Target => ({ action: key.onDelete, columns: key.onDeleteColumns })
 
-/** The action that a key had when its vector was read. */
-export const ofVector = (key: Key, vector: Fidelity.Vector): Target => {
-  const { confdelsetcols, confdeltype, conkey } = vector[0].constraint
+/** The action that a key had when its snapshot was read. */
+export const ofVector = (key: Key, snapshot: Snapshot.Snapshot): Target => {
+  const { confdelsetcols, confdeltype, conkey } = snapshot[0].constraint
   const numbers = conkey as ReadonlyArray<number>
   return {
     action: Action.fromCode(confdeltype as string),
@@ -42,12 +42,12 @@ export const words = ({ action, columns }: Target): string =>
 /** The clause of ALTER TABLE ... ADD FOREIGN KEY. */
 export const sql = (target: Target): string => `ON DELETE ${words(target)}`
 
-/** The vector that a key must have with this action. */
-export const vector = (
+/** The snapshot that a key must have with this action. */
+export const snapshot = (
   target: Target,
   key: Key,
-  original: Fidelity.Vector,
-  apply: typeof Fidelity.withAction
+  original: Snapshot.Snapshot,
+  apply: typeof Snapshot.withAction
 ) =>
   apply(
     original,

@@ -9,14 +9,14 @@
  */
 import * as Action from "../../catalog/action.js"
 import type { Key, Relation, Table } from "../../catalog/foreignKeys.js"
-import * as Comment from "../../catalog/comments.js"
-import * as Fidelity from "../snapshot/snapshot.js"
-import * as Lock from "../../catalog/tableLocks.js"
+import * as Comments from "../../catalog/comments.js"
+import * as Snapshot from "../snapshot/snapshot.js"
+import * as TableLocks from "../../catalog/tableLocks.js"
 import * as Marker from "../snapshot/marker.js"
-import * as Name from "../snapshot/names.js"
+import * as Names from "../snapshot/names.js"
 import { block, identifier, identifiers, literal, qualified } from "../../sql/identifiers.js"
 import * as Target from "../snapshot/target.js"
-import * as Tree from "./triggers.js"
+import * as Triggers from "./triggers.js"
 
 /** The steps of a change, by name. */
 export type StepName =
@@ -44,7 +44,7 @@ export type StepName =
 /** A lock of a step. */
 export interface StepLock {
   readonly table: Relation
-  readonly mode: Lock.Mode
+  readonly mode: TableLocks.Mode
   /** True where a statement takes it by itself, because the role may not LOCK that table. */
   readonly implicit?: true
 }
@@ -73,7 +73,7 @@ export interface Change {
   readonly key: Key
   readonly target: Target.Target
   /** The key when the change began, names of triggers included. */
-  readonly original: Fidelity.Vector
+  readonly original: Snapshot.Snapshot
   /** `server_version_num`. */
   readonly version: number
   /**
@@ -88,7 +88,7 @@ export interface Change {
  * Roles of triggers that fired before the original's when they had the names that PostgreSQL gave
  * them.
  */
-export type Late = ReadonlyArray<Fidelity.Role>
+export type Late = ReadonlyArray<Snapshot.Role>
 
 /**
  * Whether the temporary key is added to each partition of the referencing table first, because
@@ -131,7 +131,7 @@ export const reindex = ({ key }: Pick<Change, "key">, statements: ReadonlyArray<
  */
 export const add = (change: Change, at: Relation = change.key.referencing, late: Late = []): Step => {
   const { key, original } = change
-  const place = { ...placeOf(key, Name.temporary(key.name)), table: at.oid }
+  const place = { ...placeOf(key, Names.temporary(key.name)), table: at.oid }
   const ends = at.oid === key.referenced.oid ? [at] : [key.referenced, at]
   return {
     name: "add",
@@ -143,17 +143,17 @@ export const add = (change: Change, at: Relation = change.key.referencing, late:
       }))
     ),
     guards: [
-      Tree.guard(
+      Triggers.guard(
         requireNames(ends),
-        Fidelity.requireUnchanged(placeOf(key), original, isLeafwise(change) ? { allBut: at.oid } : {})
+        Snapshot.requireUnchanged(placeOf(key), original, isLeafwise(change) ? { allBut: at.oid } : {})
       )
     ],
     statements: [
-      `ALTER TABLE ${Lock.target(at)} ADD CONSTRAINT ${identifier(place.name)} ${temporaryDefinition(change)} ${
+      `ALTER TABLE ${TableLocks.target(at)} ADD CONSTRAINT ${identifier(place.name)} ${temporaryDefinition(change)} ${
         key.enforced ? "NOT VALID" : "NOT ENFORCED"
       }`,
       // Only by now has a table that the role may not LOCK come to keep its name.
-      ...(key.referenced.owned ? [] : [Tree.guard(requireNames(ends))]),
+      ...(key.referenced.owned ? [] : [Triggers.guard(requireNames(ends))]),
       comment(at, place.name, isLeafwise(change) ? partMarker(change) : marker(change)),
       ...behind(
         change,
@@ -178,7 +178,7 @@ export const add = (change: Change, at: Relation = change.key.referencing, late:
  */
 export const attach = (change: Change): Step => {
   const { key, original } = change
-  const place = placeOf(key, Name.temporary(key.name))
+  const place = placeOf(key, Names.temporary(key.name))
   return {
     name: "attach",
     locks:
@@ -189,11 +189,11 @@ export const attach = (change: Change): Step => {
             { table: key.referencing, mode: "SHARE ROW EXCLUSIVE" }
           ],
     guards: [
-      Tree.guard(requireNames(tables(key)), Fidelity.requireUnchanged(placeOf(key), original)),
+      Triggers.guard(requireNames(tables(key)), Snapshot.requireUnchanged(placeOf(key), original)),
       requireParts(change)
     ],
     statements: [
-      `ALTER TABLE ${Lock.target(key.referencing)} ADD CONSTRAINT ${identifier(place.name)} ${temporaryDefinition(change)}`,
+      `ALTER TABLE ${TableLocks.target(key.referencing)} ADD CONSTRAINT ${identifier(place.name)} ${temporaryDefinition(change)}`,
       comment(key.referencing, place.name, marker(change)),
       ...behind(change, placeOf(key), place, key.referenced.owned ? ["delete", "update"] : [])
     ]
@@ -201,10 +201,10 @@ export const attach = (change: Change): Step => {
 }
 
 /** The temporary key, or its parts on the partitions. */
-export const temporaryOf = (key: Key, isCut: boolean): Tree.Place | Tree.Parts =>
+export const temporaryOf = (key: Key, isCut: boolean): Triggers.Place | Triggers.Parts =>
   isCut
-    ? { partitionsOf: key.referencing.oid, name: Name.temporary(key.name) }
-    : placeOf(key, Name.temporary(key.name))
+    ? { partitionsOf: key.referencing.oid, name: Names.temporary(key.name) }
+    : placeOf(key, Names.temporary(key.name))
 
 /**
  * Lets a new key that is there already do nothing that the original would not do: a change was
@@ -218,7 +218,7 @@ export const order = (
     successor,
     table
   }: {
-    readonly successor: Tree.Place | Tree.Parts
+    readonly successor: Triggers.Place | Triggers.Parts
     readonly table: Relation
     readonly roles: Late
   }
@@ -226,7 +226,9 @@ export const order = (
   name: "order",
   locks: change.superuser ? both(change, "SHARE ROW EXCLUSIVE") : [{ table, mode: "ACCESS EXCLUSIVE" }],
   statements: [
-    Tree.guard(change.superuser ? Tree.mute(successor) : Tree.fireLast(placeOf(change.key), successor, roles))
+    Triggers.guard(
+      change.superuser ? Triggers.mute(successor) : Triggers.fireLast(placeOf(change.key), successor, roles)
+    )
   ]
 })
 
@@ -238,7 +240,7 @@ export const order = (
 export const validate = (
   { key }: Pick<Change, "key">,
   at: Relation = key.referencing,
-  name: string = Name.temporary(key.name)
+  name: string = Names.temporary(key.name)
 ): Step => {
   const cut = at.kind === "p" ? key.referencing.partitions.filter(({ kind }) => kind === "p") : []
   const referenced =
@@ -260,7 +262,7 @@ export const validate = (
  * equal before it commits. Names of triggers may have been exchanged since `current` was read
  * ({@link switchOn}); those that the original had are given back.
  */
-export const swap = (change: Change, current: Fidelity.Vector): Step => {
+export const swap = (change: Change, current: Snapshot.Snapshot): Step => {
   const { key } = change
   const { referencing } = key
   return {
@@ -271,7 +273,7 @@ export const swap = (change: Change, current: Fidelity.Vector): Step => {
     guards: stillAs(change, current),
     statements: [
       dropInPlace(change),
-      renameConstraint(referencing, Name.temporary(key.name), key.name),
+      renameConstraint(referencing, Names.temporary(key.name), key.name),
       ...finish(change)
     ]
   }
@@ -281,10 +283,10 @@ export const swap = (change: Change, current: Fidelity.Vector): Step => {
  * Gives the new constraint the original's name; the original steps aside. Locks the referencing
  * table only.
  */
-export const switchNames = (change: Change, current: Fidelity.Vector): Step => {
+export const switchNames = (change: Change, current: Snapshot.Snapshot): Step => {
   const { key, original } = change
   const { referencing } = key
-  const aside = placeOf(key, Name.aside(key.name))
+  const aside = placeOf(key, Names.aside(key.name))
   const place = placeOf(key)
   return {
     name: "switch-names",
@@ -292,23 +294,23 @@ export const switchNames = (change: Change, current: Fidelity.Vector): Step => {
     guards: stillAs(change, current),
     statements: [
       renameConstraint(referencing, key.name, aside.name),
-      ...Tree.renameRows(
+      ...Triggers.renameRows(
         aside,
         current.slice(1).map((entry) => ({
           relation: entry.constraint["conrelid"],
           referenced: entry.constraint["confrelid"],
-          name: Name.aside(String(entry.constraint["conname"]))
+          name: Names.aside(String(entry.constraint["conname"]))
         }))
       ),
-      renameConstraint(referencing, Name.temporary(key.name), key.name),
-      ...Tree.restoreRows(place, original),
+      renameConstraint(referencing, Names.temporary(key.name), key.name),
+      ...Triggers.restoreRows(place, original),
       comment(referencing, key.name, marker(change)),
       ...(isDeferrable(original)
         ? [alterConstraint(referencing, aside.name, "DEFERRABLE INITIALLY DEFERRED")]
         : []),
-      Tree.guard(
-        Tree.restoreEnabled(place, original, ["checkInsert", "checkUpdate"]),
-        Tree.fireFirst(place, aside, ["checkInsert", "checkUpdate"])
+      Triggers.guard(
+        Triggers.restoreEnabled(place, original, ["checkInsert", "checkUpdate"]),
+        Triggers.fireFirst(place, aside, ["checkInsert", "checkUpdate"])
       )
     ]
   }
@@ -323,16 +325,16 @@ export const switchNames = (change: Change, current: Fidelity.Vector): Step => {
  */
 export const switchOn = (change: Change): ReadonlyArray<Step> => {
   const { key, original, superuser, target } = change
-  const successor = placeOf(key, Name.temporary(key.name))
+  const successor = placeOf(key, Names.temporary(key.name))
   const raises = Action.raises(target.action)
   const statements = [
     ...(superuser && key.enforced
       ? [
-          Tree.fireLast(placeOf(key), successor, raises ? ["delete", "update"] : ["update"]),
-          Tree.restoreEnabled(successor, original, ["delete", "update"])
+          Triggers.fireLast(placeOf(key), successor, raises ? ["delete", "update"] : ["update"]),
+          Triggers.restoreEnabled(successor, original, ["delete", "update"])
         ]
       : []),
-    ...(raises ? [] : [Tree.fireFirst(successor, placeOf(key), ["delete"])])
+    ...(raises ? [] : [Triggers.fireFirst(successor, placeOf(key), ["delete"])])
   ]
   return statements.length === 0
     ? []
@@ -340,7 +342,7 @@ export const switchOn = (change: Change): ReadonlyArray<Step> => {
         {
           name: raises ? "switch-enable" : "switch-delete",
           locks: [{ table: key.referenced, mode: "ACCESS EXCLUSIVE" }],
-          statements: [Tree.guard(...statements)]
+          statements: [Triggers.guard(...statements)]
         }
       ]
 }
@@ -352,18 +354,18 @@ export const switchOn = (change: Change): ReadonlyArray<Step> => {
 export const switchTriggers = ({ key }: Change, role: "delete" | "update"): Step => ({
   name: role === "delete" ? "switch-delete" : "switch-update",
   locks: [{ table: key.referenced, mode: "ACCESS EXCLUSIVE" }],
-  statements: [Tree.guard(Tree.fireFirst(placeOf(key), placeOf(key, Name.aside(key.name)), [role]))]
+  statements: [Triggers.guard(Triggers.fireFirst(placeOf(key), placeOf(key, Names.aside(key.name)), [role]))]
 })
 
 /**
  * Drops the original after it stepped aside. `current` is the new key, if it is there already: it
  * must still be as it was read.
  */
-export const dropOriginal = (change: Change, current?: Fidelity.Vector): Step => ({
+export const dropOriginal = (change: Change, current?: Snapshot.Snapshot): Step => ({
   name: "drop-original",
   locks: both(change, "ACCESS EXCLUSIVE"),
   guards: stillAs(change, current),
-  statements: [dropConstraint(change.key.referencing, Name.aside(change.key.name)), ...finish(change)]
+  statements: [dropConstraint(change.key.referencing, Names.aside(change.key.name)), ...finish(change)]
 })
 
 /**
@@ -372,7 +374,7 @@ export const dropOriginal = (change: Change, current?: Fidelity.Vector): Step =>
  * the name: SET CONSTRAINTS keeps its state by OID, so such a transaction may have deferred the
  * original and rely on that. `current` as in {@link dropOriginal}.
  */
-export const settle = (change: Change, current?: Fidelity.Vector): Step => {
+export const settle = (change: Change, current?: Snapshot.Snapshot): Step => {
   const { key, original } = change
   return {
     name: "settle",
@@ -381,25 +383,25 @@ export const settle = (change: Change, current?: Fidelity.Vector): Step => {
     statements: [
       alterConstraint(key.referencing, key.name, "DEFERRABLE INITIALLY IMMEDIATE"),
       comment(key.referencing, key.name, original[0].comment),
-      Tree.guard(Fidelity.requireEqual(placeOf(key), goal(change), foreign(key)))
+      Triggers.guard(Snapshot.requireEqual(placeOf(key), goal(change), foreign(key)))
     ]
   }
 }
 
 /** Whether a key with this original needs {@link settle} at the end. */
-export const needsSettling = (original: Fidelity.Vector): boolean =>
+export const needsSettling = (original: Snapshot.Snapshot): boolean =>
   isDeferrable(original) && original[0].constraint["condeferred"] !== true
 
 /** What the key must be like in the end: the original in everything but its action. */
-export const goal = ({ key, original, target }: Change): Fidelity.Vector =>
-  Target.vector(target, key, Fidelity.withoutNamesOn(original, foreign(key)), Fidelity.withAction)
+export const goal = ({ key, original, target }: Change): Snapshot.Snapshot =>
+  Target.snapshot(target, key, Snapshot.withoutNamesOn(original, foreign(key)), Snapshot.withAction)
 
 /**
  * What the key must be like when the original is gone: its goal, or the state that {@link settle}
  * ends.
  */
-export const almost = (change: Change): Fidelity.Vector =>
-  needsSettling(change.original) ? Fidelity.unsettled(goal(change), marker(change)) : goal(change)
+export const almost = (change: Change): Snapshot.Snapshot =>
+  needsSettling(change.original) ? Snapshot.unsettled(goal(change), marker(change)) : goal(change)
 
 /**
  * Drops a constraint of ours: the new one before it took the original's name, so that the change is
@@ -408,7 +410,7 @@ export const almost = (change: Change): Fidelity.Vector =>
 export const dropTemporary = (
   change: Change,
   at: Relation = change.key.referencing,
-  name: string = Name.temporary(change.key.name)
+  name: string = Names.temporary(change.key.name)
 ): Step => ({
   name: "drop-temporary",
   locks: possible(
@@ -422,10 +424,10 @@ export const dropTemporary = (
     dropConstraint(at, name),
     ...(at.oid === change.key.referencing.oid
       ? [
-          Tree.guard(
-            Tree.restoreTriggerNames(
+          Triggers.guard(
+            Triggers.restoreTriggerNames(
               placeOf(change.key),
-              Fidelity.withoutNamesOn(change.original, foreign(change.key))
+              Snapshot.withoutNamesOn(change.original, foreign(change.key))
             )
           )
         ]
@@ -451,10 +453,10 @@ export const restoreRenamed = (change: Change): Step => {
             ...(needsSettling(original)
               ? [alterConstraint(key.referencing, key.name, "DEFERRABLE INITIALLY IMMEDIATE")]
               : []),
-            ...Tree.restoreRows(place, original),
+            ...Triggers.restoreRows(place, original),
             comment(key.referencing, key.name, original[0].comment)
           ]),
-      Tree.guard(Tree.restoreTriggerNames(place, Fidelity.withoutNamesOn(original, foreign(key))))
+      Triggers.guard(Triggers.restoreTriggerNames(place, Snapshot.withoutNamesOn(original, foreign(key))))
     ]
   }
 }
@@ -497,49 +499,54 @@ export const bindsPrimaryKeyByDefault = (key: Key): boolean =>
  * Fails unless the key is the one that was read, if that is known; a step before may have exchanged
  * the names of its triggers.
  */
-const stillAs = ({ key }: Change, current: Fidelity.Vector | undefined) =>
+const stillAs = ({ key }: Change, current: Snapshot.Snapshot | undefined) =>
   current === undefined
     ? []
-    : [Tree.guard(Fidelity.requireUnchanged(placeOf(key), current, { triggerNames: true }))]
+    : [Triggers.guard(Snapshot.requireUnchanged(placeOf(key), current, { triggerNames: true }))]
 
 /** Where a constraint of the key's table is; without a name the key itself. */
-export const placeOf = (key: Key, name: string = key.name): Tree.Place => ({
+export const placeOf = (key: Key, name: string = key.name): Triggers.Place => ({
   table: key.referencing.oid,
   name,
   partitioned: tables(key).some(({ kind }) => kind === "p")
 })
 
 /** What the triggers of a key do. */
-export const roles: ReadonlyArray<Fidelity.Role> = ["delete", "update", "checkInsert", "checkUpdate"]
+export const roles: ReadonlyArray<Snapshot.Role> = ["delete", "update", "checkInsert", "checkUpdate"]
 
 /** Whether the triggers of a role are on this table. */
-const isOn = ({ key }: Change, role: Fidelity.Role, table: Relation) =>
+const isOn = ({ key }: Change, role: Snapshot.Role, table: Relation) =>
   (role === "delete" || role === "update") === (table.oid === key.referenced.oid) || isSelfReference(key)
 
 /**
  * Lets a new constraint do nothing that the original would not do, in the transaction that adds it.
  */
-const behind = (change: Change, original: Tree.Place, place: Tree.Place, late: Late): ReadonlyArray<string> =>
+const behind = (
+  change: Change,
+  original: Triggers.Place,
+  place: Triggers.Place,
+  late: Late
+): ReadonlyArray<string> =>
   !change.key.enforced
     ? []
     : change.superuser
-      ? [Tree.guard(Tree.mute(place))]
+      ? [Triggers.guard(Triggers.mute(place))]
       : [
-          Tree.guard(
+          Triggers.guard(
             // In one order, whoever found them, so that a plan has the text that is run.
             ...(late.length === 0
               ? []
               : [
-                  Tree.fireLast(
+                  Triggers.fireLast(
                     original,
                     place,
                     roles.filter((role) => late.includes(role))
                   )
                 ]),
-            Tree.requireOrder(original, place),
+            Triggers.requireOrder(original, place),
             // Where its triggers keep their names, they must come where the original's are by
             // themselves.
-            ...(change.key.referenced.owned ? [] : [Tree.requirePlace(placeOf(change.key), place)])
+            ...(change.key.referenced.owned ? [] : [Triggers.requirePlace(placeOf(change.key), place)])
           )
         ]
 
@@ -548,7 +555,7 @@ const behind = (change: Change, original: Tree.Place, place: Tree.Place, late: L
  * referenced one with its partitions.
  */
 const foreign = ({ referenced }: Key): ReadonlyArray<number> =>
-  referenced.owned ? [] : Lock.withPartitions(referenced).map(({ oid }) => oid)
+  referenced.owned ? [] : TableLocks.withPartitions(referenced).map(({ oid }) => oid)
 
 /**
  * Drops the original. A trigger that got between it and the new key since `add` is seen under
@@ -559,7 +566,7 @@ const dropInPlace = (change: Change): string => {
   const drop = dropConstraint(key.referencing, key.name)
   return key.referenced.owned || !key.enforced
     ? drop
-    : Tree.guard(Tree.requirePlace(placeOf(key), placeOf(key, Name.temporary(key.name)), drop))
+    : Triggers.guard(Triggers.requirePlace(placeOf(key), placeOf(key, Names.temporary(key.name)), drop))
 }
 
 /**
@@ -576,13 +583,13 @@ const possible = ({ referenced }: Key, locks: ReadonlyArray<StepLock>): Readonly
         )
       ]
 
-const both = ({ key }: Change, mode: Lock.Mode) =>
+const both = ({ key }: Change, mode: TableLocks.Mode) =>
   possible(
     key,
     tables(key).map((table) => ({ table, mode }))
   )
 
-const isDeferrable = (vector: Fidelity.Vector) => vector[0].constraint["condeferrable"] === true
+const isDeferrable = (snapshot: Snapshot.Snapshot) => snapshot[0].constraint["condeferrable"] === true
 
 /**
  * The referenced columns are left out when that is what binds the key to the index that it was
@@ -601,10 +608,10 @@ const temporaryDefinition = ({ key, original, target }: Change): string =>
 const alone = ({ kind, name, oid, schema }: Relation): Relation => ({ kind, name, oid, schema })
 
 const dropConstraint = (table: Relation, name: string) =>
-  `ALTER TABLE ${Lock.target(table)} DROP CONSTRAINT ${identifier(name)}`
+  `ALTER TABLE ${TableLocks.target(table)} DROP CONSTRAINT ${identifier(name)}`
 
 const renameConstraint = (table: Relation, from: string, to: string) =>
-  `ALTER TABLE ${Lock.target(table)} RENAME CONSTRAINT ${identifier(from)} TO ${identifier(to)}`
+  `ALTER TABLE ${TableLocks.target(table)} RENAME CONSTRAINT ${identifier(from)} TO ${identifier(to)}`
 
 /**
  * Both words are always spelled: a bare ALTER CONSTRAINT means NOT DEFERRABLE up to 17 and nothing
@@ -613,8 +620,8 @@ const renameConstraint = (table: Relation, from: string, to: string) =>
 const alterConstraint = (table: Relation, name: string, mode: string) =>
   `ALTER TABLE ${qualified(table)} ALTER CONSTRAINT ${identifier(name)} ${mode}`
 
-const comment = (table: Relation, name: string, text: Comment.Comment) =>
-  `COMMENT ON CONSTRAINT ${identifier(name)} ON ${qualified(table)} IS ${Comment.sql(text)}`
+const comment = (table: Relation, name: string, text: Comments.Comment) =>
+  `COMMENT ON CONSTRAINT ${identifier(name)} ON ${qualified(table)} IS ${Comments.sql(text)}`
 
 /** The comment that records the original. */
 const marker = ({ key, original, target }: Change) =>
@@ -635,7 +642,7 @@ const requireNames = (relations: ReadonlyArray<Relation>) =>
         `pg_catalog.to_regclass(${literal(qualified(relation))}) IS DISTINCT FROM ${relation.oid}::oid::regclass`
     )
     .join(" OR ")} THEN
-    RAISE EXCEPTION USING ERRCODE = ${literal(Fidelity.changedCode)}, MESSAGE = 'a table was renamed meanwhile';
+    RAISE EXCEPTION USING ERRCODE = ${literal(Snapshot.changedCode)}, MESSAGE = 'a table was renamed meanwhile';
   END IF;`
 
 /**
@@ -648,10 +655,10 @@ const requireParts = ({ key }: Change) =>
     SELECT FROM pg_catalog.pg_partition_tree(${key.referencing.oid}::oid::regclass) q
     WHERE q.isleaf AND NOT EXISTS (
       SELECT FROM pg_catalog.pg_constraint k
-      WHERE k.conrelid = q.relid AND k.conname = ${literal(Name.temporary(key.name))} AND k.contype = 'f' AND k.convalidated
+      WHERE k.conrelid = q.relid AND k.conname = ${literal(Names.temporary(key.name))} AND k.contype = 'f' AND k.convalidated
     )
   ) THEN
-    RAISE EXCEPTION USING ERRCODE = ${literal(Fidelity.changedCode)}, MESSAGE = 'a partition was added meanwhile';
+    RAISE EXCEPTION USING ERRCODE = ${literal(Snapshot.changedCode)}, MESSAGE = 'a partition was added meanwhile';
   END IF;
 END`)
 
@@ -660,9 +667,9 @@ const finish = (change: Change): ReadonlyArray<string> => {
   const { key, original } = change
   const place = placeOf(key)
   return [
-    ...Tree.restoreRows(place, original),
-    Tree.guard(Tree.restoreTriggers(place, Fidelity.withoutNamesOn(original, foreign(key)))),
+    ...Triggers.restoreRows(place, original),
+    Triggers.guard(Triggers.restoreTriggers(place, Snapshot.withoutNamesOn(original, foreign(key)))),
     comment(key.referencing, key.name, almost(change)[0].comment),
-    Tree.guard(Fidelity.requireEqual(place, almost(change), foreign(key)))
+    Triggers.guard(Snapshot.requireEqual(place, almost(change), foreign(key)))
   ]
 }

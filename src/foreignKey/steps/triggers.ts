@@ -3,14 +3,14 @@
  * partitioned tables is a tree of constraints, whose generated names a statement cannot know in
  * advance, so these read the catalogs while they run, under the locks of their step.
  */
-import * as Comment from "../../catalog/comments.js"
-import type * as Fidelity from "../snapshot/snapshot.js"
+import * as Comments from "../../catalog/comments.js"
+import type * as Snapshot from "../snapshot/snapshot.js"
 import * as Lookup from "../../catalog/lookups.js"
 import { block, literal } from "../../sql/identifiers.js"
 import { roleOf } from "../../catalog/triggerRole.js"
 
 /** A constraint by the table it is on and its name. */
-export interface Place extends Fidelity.Place {
+export interface Place extends Snapshot.Place {
   /** Only what concerns this partition, as in {@link Fidelity.concerning}. */
   readonly partition?: number
 }
@@ -22,20 +22,20 @@ export interface Parts {
 }
 
 /**
- * An anonymous block of fragments, each of which may use the variables `vector jsonb` and `r
+ * An anonymous block of fragments, each of which may use the variables `document jsonb` and `r
  * record`.
  */
 export const guard = (...fragments: ReadonlyArray<string>): string =>
   block(`DECLARE
-  vector jsonb;
+  document jsonb;
   r record;
 BEGIN
   ${fragments.join("\n  ")}
 END`)
 
-/** Names and comments of the constraints below the topmost one, as a vector has them. */
-export const restoreRows = (place: Place, vector: Fidelity.Vector): ReadonlyArray<string> => {
-  const [, ...rest] = vector
+/** Names and comments of the constraints below the topmost one, as a snapshot has them. */
+export const restoreRows = (place: Place, snapshot: Snapshot.Snapshot): ReadonlyArray<string> => {
+  const [, ...rest] = snapshot
   if (rest.length === 0) return []
   const wanted = recordset(
     rest.map(({ comment, constraint }) => ({
@@ -46,7 +46,7 @@ export const restoreRows = (place: Place, vector: Fidelity.Vector): ReadonlyArra
     })),
     "relation oid, referenced oid, name text, comment jsonb"
   )
-  const wantedComment = Comment.fromJson("w.comment")
+  const wantedComment = Comments.fromJson("w.comment")
   const rows = `${rowsOf(place)} k JOIN ${wanted} ON w.relation = k.conrelid AND w.referenced = k.confrelid`
   return [
     // A generated name can be the one that another row of the same table should have: it makes way.
@@ -96,15 +96,15 @@ export const renameRows = (
       ]
 
 /**
- * A fragment that gives the triggers of a key the names that a vector has: PostgreSQL fires
+ * A fragment that gives the triggers of a key the names that a snapshot has: PostgreSQL fires
  * triggers in the order of their names.
  */
-export const restoreTriggerNames = (place: Place, vector: Fidelity.Vector): string =>
+export const restoreTriggerNames = (place: Place, snapshot: Snapshot.Snapshot): string =>
   `FOR r IN
     SELECT g.tgrelid::regclass AS relation, g.tgname, w.name
     FROM ${triggersOf(place)} g
     JOIN ${recordset(
-      triggers(vector).map(({ name, role, table }) => ({ relation: table, role, name })),
+      triggers(snapshot).map(({ name, role, table }) => ({ relation: table, role, name })),
       "relation oid, role text, name text"
     )} ON w.relation = g.tgrelid AND w.role = g.role
     WHERE g.tgparentid = 0 AND g.tgname <> w.name
@@ -113,10 +113,10 @@ export const restoreTriggerNames = (place: Place, vector: Fidelity.Vector): stri
   END LOOP;`
 
 /**
- * A fragment that gives the triggers of a key the states and the names that a vector has; a name
+ * A fragment that gives the triggers of a key the states and the names that a snapshot has; a name
  * that is null there is left as it is. Those of one table are read once.
  */
-export const restoreTriggers = (place: Place, vector: Fidelity.Vector): string =>
+export const restoreTriggers = (place: Place, snapshot: Snapshot.Snapshot): string =>
   isOneRow(place)
     ? `FOR r IN
     SELECT g.tgrelid::regclass AS relation,
@@ -125,7 +125,7 @@ export const restoreTriggers = (place: Place, vector: Fidelity.Vector): string =
         FILTER (WHERE g.tgname <> w.name) AS renames
     FROM ${triggersOf(place)} g
     JOIN ${recordset(
-      triggers(vector).map(({ enabled, name, role, table }) => ({ relation: table, role, enabled, name })),
+      triggers(snapshot).map(({ enabled, name, role, table }) => ({ relation: table, role, enabled, name })),
       "relation oid, role text, enabled text, name text"
     )} ON w.relation = g.tgrelid AND w.role = g.role
     GROUP BY g.tgrelid
@@ -133,7 +133,7 @@ export const restoreTriggers = (place: Place, vector: Fidelity.Vector): string =
     IF r.clauses IS NOT NULL THEN EXECUTE format('ALTER TABLE ONLY %s %s', r.relation, r.clauses); END IF;
     IF r.renames IS NOT NULL THEN EXECUTE r.renames; END IF;
   END LOOP;`
-    : `${restoreEnabled(place, vector)}\n  ${restoreTriggerNames(place, vector)}`
+    : `${restoreEnabled(place, snapshot)}\n  ${restoreTriggerNames(place, snapshot)}`
 
 /**
  * A fragment that exchanges the names of two keys' triggers where the second key's would fire
@@ -141,7 +141,7 @@ export const restoreTriggers = (place: Place, vector: Fidelity.Vector): string =
  * when it is renamed, and have had names of their own until then: where one of them is late
  * although its partitioned table's is not, that one is renamed away and back.
  */
-export const fireFirst = (first: Place, second: Place, roles: ReadonlyArray<Fidelity.Role>): string =>
+export const fireFirst = (first: Place, second: Place, roles: ReadonlyArray<Snapshot.Role>): string =>
   `FOR r IN
     WITH pair AS MATERIALIZED (${pairs(first, second)})
     SELECT p.relation::regclass AS relation, p.one, p.other, p.late FROM pair p
@@ -163,7 +163,7 @@ export interface Standing {
    * Where an enabled trigger of the new key fires before the original's: deletes, key updates or
    * error messages follow the new key.
    */
-  readonly late: ReadonlyArray<{ readonly role: Fidelity.Role; readonly table: number }>
+  readonly late: ReadonlyArray<{ readonly role: Snapshot.Role; readonly table: number }>
   /** Whether the new key acts on deletes or key updates at all. */
   readonly acts: boolean
   /** Whether triggers of the new key are disabled that are not so in the original. */
@@ -186,10 +186,10 @@ export const standing = (original: Place, successor: Place | Parts): string =>
  * the new key would fire before the original's on some table.
  */
 export const requireOrder = (original: Place, successor: Place | Parts): string =>
-  `vector := (SELECT jsonb_agg(DISTINCT p.role) FROM (${meetings(original, successor)}) p WHERE p.late);
-  IF vector IS NOT NULL THEN
+  `document := (SELECT jsonb_agg(DISTINCT p.role) FROM (${meetings(original, successor)}) p WHERE p.late);
+  IF document IS NOT NULL THEN
     RAISE EXCEPTION USING ERRCODE = ${literal(outOfOrderCode)},
-      MESSAGE = 'the new key would act before the original', DETAIL = vector::text;
+      MESSAGE = 'the new key would act before the original', DETAIL = document::text;
   END IF;`
 
 /** SQLSTATE of our own: triggers of the new key would fire before the original's. */
@@ -201,21 +201,21 @@ export const outOfOrderCode = "FKG04"
  * {@link Between}. `dropOriginal` is run before the look, because it is what locks that table.
  */
 export const requirePlace = (original: Place, successor: Place, dropOriginal?: string): string =>
-  `vector := (SELECT coalesce(jsonb_agg(to_jsonb(m)), '[]') FROM (${meetings(original, successor)}) m);${
+  `document := (SELECT coalesce(jsonb_agg(to_jsonb(m)), '[]') FROM (${meetings(original, successor)}) m);${
     dropOriginal === undefined ? "" : `\n  ${dropOriginal};`
   }
-  vector := (
+  document := (
     SELECT jsonb_build_object('table', t.tgrelid::regclass::text, 'trigger', quote_ident(t.tgname), 'key', (
       SELECT k.conrelid::regclass::text || '.' || quote_ident(k.conname) FROM pg_catalog.pg_constraint k
       WHERE k.oid = t.tgconstraint AND t.tgconstraint <> 0
     ))
-    FROM jsonb_to_recordset(vector) AS m (relation oid, role text, one text, other text)
+    FROM jsonb_to_recordset(document) AS m (relation oid, role text, one text, other text)
     JOIN pg_catalog.pg_trigger t ON t.tgrelid = m.relation AND ${between("t", "m.role", "m.one", "m.other")}
     ORDER BY t.tgname COLLATE "C" LIMIT 1
   );
-  IF vector IS NOT NULL THEN
+  IF document IS NOT NULL THEN
     RAISE EXCEPTION USING ERRCODE = ${literal(outOfPlaceCode)},
-      MESSAGE = 'the new key would not act where the original did', DETAIL = vector::text;
+      MESSAGE = 'the new key would not act where the original did', DETAIL = document::text;
   END IF;`
 
 /**
@@ -250,7 +250,7 @@ export const between = (trigger: string, role: string, one: string, other: strin
 export const fireLast = (
   original: Place,
   successor: Place | Parts,
-  roles: ReadonlyArray<Fidelity.Role>
+  roles: ReadonlyArray<Snapshot.Role>
 ): string =>
   `FOR r IN
     SELECT s.tgrelid::regclass AS relation, s.tgname, (
@@ -279,18 +279,18 @@ export const mute = (place: Place | Parts): string =>
 
 /**
  * A fragment: a trigger that was disabled, or fires always or on replicas only, is so in the place
- * of this vector too. Only a superuser may do this to such a trigger.
+ * of this snapshot too. Only a superuser may do this to such a trigger.
  */
 export const restoreEnabled = (
   place: Place,
-  vector: Fidelity.Vector,
-  roles: ReadonlyArray<Fidelity.Role> = ["delete", "update", "checkInsert", "checkUpdate"]
+  snapshot: Snapshot.Snapshot,
+  roles: ReadonlyArray<Snapshot.Role> = ["delete", "update", "checkInsert", "checkUpdate"]
 ): string =>
   enable(
     place,
     `${triggersOf(place)} g
     JOIN ${recordset(
-      triggers(vector)
+      triggers(snapshot)
         .filter(({ role }) => roles.includes(role))
         .map(({ enabled, role, table }) => ({ relation: table, role, enabled })),
       "relation oid, role text, enabled text"
@@ -327,7 +327,7 @@ const enabling = `format('%s TRIGGER %I',
 /** Whether it is one constraint, because none of its tables is partitioned. */
 const isOneRow = (place: Place | Parts) => "table" in place && !place.partitioned
 
-const triggers = (vector: Fidelity.Vector) => vector.flatMap((entry) => entry.triggers)
+const triggers = (snapshot: Snapshot.Snapshot) => snapshot.flatMap((entry) => entry.triggers)
 
 /**
  * The triggers of two keys that do the same on the same table, and whether the second key's is the

@@ -3,13 +3,13 @@ import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../../DatabaseError.js"
 import type { Session } from "../../connection/session.js"
 import * as Catalog from "../../catalog/foreignKeys.js"
-import * as Fidelity from "./snapshot.js"
-import * as Name from "./names.js"
+import * as Snapshot from "./snapshot.js"
+import * as Names from "./names.js"
 
-/** The keys of a key's table, and its vector; undefined if it is gone. */
-export interface Seen {
+/** The keys of a key's table, and its snapshot; undefined if it is gone. */
+export interface Observation {
   readonly keys: ReadonlyArray<Catalog.Key>
-  readonly current: Fidelity.Vector | undefined
+  readonly current: Snapshot.Snapshot | undefined
 }
 
 /**
@@ -19,17 +19,17 @@ export interface Seen {
 export const read = (
   session: Session,
   { name, referencing }: Catalog.Named
-): Effect.Effect<Seen, DatabaseError> =>
+): Effect.Effect<Observation, DatabaseError> =>
   session
-    .query<{ readonly keys: string | null; readonly vector: string | null }>(
+    .query<{ readonly keys: string | null; readonly snapshot: string | null }>(
       `SELECT (${Catalog.selectOfTables}) AS keys,
-        (${Fidelity.expression("$4::int8::oid", "$5::name")})::text AS vector`,
-      [false, [referencing.oid], [name, Name.temporary(name), Name.aside(name)], referencing.oid, name],
+        (${Snapshot.expression("$4::int8::oid", "$5::name")})::text AS snapshot`,
+      [false, [referencing.oid], [name, Names.temporary(name), Names.aside(name)], referencing.oid, name],
       { prepare: "at once" }
     )
     .pipe(
       Effect.map(([row]) => ({
         keys: Catalog.parse(row?.keys ?? null),
-        current: Fidelity.parse(row?.vector ?? null)
+        current: Snapshot.parse(row?.snapshot ?? null)
       }))
     )

@@ -10,20 +10,20 @@ import { DatabaseError, shownOf } from "../../DatabaseError.js"
 import type * as Attempt from "./attempt.js"
 import * as Catalog from "../../catalog/foreignKeys.js"
 import type { StepName } from "../steps/steps.js"
-import * as Halfway from "../snapshot/interrupted.js"
+import * as Interrupted from "../snapshot/interrupted.js"
 import * as Ledger from "../ledger/ledger.js"
-import * as Rebuild from "./converge.js"
+import * as Converge from "./converge.js"
 import type * as Rehearsal from "./rehearsal.js"
 import * as Result from "../result.js"
 import type { Effort, PlanOptions, Progress } from "../types.js"
-import * as Seen from "../snapshot/observed.js"
+import * as Observation from "../snapshot/observation.js"
 import * as Selection from "../plan/selection.js"
 import type * as Selectors from "../../catalog/selectors.js"
 import * as Sessions from "./sessions.js"
 import * as Target from "../snapshot/target.js"
-import * as Try from "../plan/limits.js"
+import * as Limits from "../plan/limits.js"
 import * as Warning from "../hazards/warning.js"
-import * as Working from "./progress.js"
+import * as StepProgress from "./progress.js"
 import * as NextStep from "../plan/nextStep.js"
 import * as BuildIndex from "./buildIndex.js"
 
@@ -99,7 +99,7 @@ const change = (
     yield* emit({ _tag: "Started", constraint, from: previous, to: target })
     const longestLock = yield* Ref.make(0)
     const budget = yield* Ref.make(Duration.toMillis(Duration.decode(run.effort.budget ?? "10 minutes")))
-    const bench = { longestLock, budget }
+    const context = { longestLock, budget }
     const attempt = (ledger: Ledger.Ledger | undefined, task: Selection.Selected) =>
       Effect.gen(function* () {
         const { record } = task
@@ -118,10 +118,10 @@ const change = (
         const changed = yield* run.sessions.working((workers) =>
           Effect.gen(function* () {
             // Two sessions, and what is read changes nothing.
-            const seen = yield* Effect.zipRight(recorded, Seen.read(workers.session, task.key), {
+            const seen = yield* Effect.zipRight(recorded, Observation.read(workers.session, task.key), {
               concurrent: true
             })
-            return yield* converge(run, workers, task, bench, emit, seen)
+            return yield* converge(run, workers, task, context, emit, seen)
           })
         )
         yield* end(run, ledger, task, record?.after)
@@ -139,7 +139,7 @@ const change = (
         const message = `not begun, because ${before.constraint} failed: ${before.reason}`
         return yield* new Stopped({ code: before.code, message })
       }
-      let changed: Either.Either<boolean, Rebuild.Failure | Stopped | Refused> = yield* Effect.either(
+      let changed: Either.Either<boolean, Converge.Failure | Stopped | Refused> = yield* Effect.either(
         attempt(ledger, task)
       )
       const limit = run.effort.reconnects ?? 5
@@ -274,19 +274,19 @@ const converge = (
   { effort, sessions }: Run,
   { deadlockTimeout, patient, session, watcher }: Sessions.Workers,
   task: Selection.Selected,
-  kept: Pick<Attempt.Bench, "budget" | "longestLock">,
+  kept: Pick<Attempt.StepContext, "budget" | "longestLock">,
   emit: (event: Progress) => Effect.Effect<void>,
-  seen: Seen.Seen
+  seen: Observation.Observation
 ) =>
   Effect.gen(function* () {
     const { key } = task
     const constraint = Catalog.nameOf(key)
     const told = yield* Ref.make("")
-    const bench: Attempt.Bench = {
+    const context: Attempt.StepContext = {
       session,
       patient,
       watcher,
-      limits: Try.limits(effort.lockTimeout, deadlockTimeout),
+      limits: Limits.limits(effort.lockTimeout, deadlockTimeout),
       ...kept,
       // What runs beside it may fail first. The session with the lock is not cancelled for that.
       stillAlone: Effect.uninterruptible(sessions.confirm),
@@ -297,7 +297,7 @@ const converge = (
           step: wait.step,
           tries: wait.tries,
           slow: wait.slow,
-          lockTimeoutMs: bench.limits.limit,
+          lockTimeoutMs: context.limits.limit,
           elapsedMs: wait.elapsedMillis,
           blockers: wait.blockers
         })
@@ -310,7 +310,7 @@ const converge = (
             : { _tag: "StepDone", constraint, step, durationMs }
         ),
       telling: <A, E>(step: StepName, effect: Effect.Effect<A, E>) =>
-        Working.telling(
+        StepProgress.telling(
           {
             session,
             watcher,
@@ -322,9 +322,11 @@ const converge = (
         )
     }
     if (effort.createIndexes === true) {
-      yield* BuildIndex.build(bench, key, telling, (index) => emit({ _tag: "IndexBuilt", constraint, index }))
+      yield* BuildIndex.build(context, key, telling, (index) =>
+        emit({ _tag: "IndexBuilt", constraint, index })
+      )
     }
-    const change: Rebuild.Task = {
+    const change: Converge.Task = {
       ...task,
       swapTries: effort.swapTries ?? 60,
       settlePatience: Duration.toMillis(Duration.decode(effort.settlePatience ?? "1 minute")),
@@ -336,7 +338,7 @@ const converge = (
         )
     }
     // What was read does not know an index that was built just now.
-    return yield* Rebuild.converge(bench, change, effort.createIndexes === true ? undefined : seen)
+    return yield* Converge.converge(context, change, effort.createIndexes === true ? undefined : seen)
   })
 
 /**
@@ -349,7 +351,7 @@ const transaction = ({ sessions }: Run, statements: ReadonlyArray<string>) =>
       .query(["BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", ...statements, "COMMIT"].join(";\n"))
       .pipe(
         Effect.tapError((error) =>
-          error.fate === "keep" ? Effect.ignore(guard.query("ROLLBACK")) : Effect.void
+          error.disposition === "keep" ? Effect.ignore(guard.query("ROLLBACK")) : Effect.void
         ),
         Effect.asVoid
       )
@@ -397,7 +399,8 @@ const takenBack = (run: Run, ledger: Ledger.Ledger | undefined, task: Selection.
     )
     const asBefore =
       key === undefined ||
-      (!Halfway.isHalfway(key, Halfway.originals(keys)) && Target.equals(Target.of(key), task.record.from))
+      (!Interrupted.isInterrupted(key, Interrupted.originals(keys)) &&
+        Target.equals(Target.of(key), task.record.from))
     if (asBefore)
       yield* end(run, ledger, task, task.record.after === "changed" ? "taken back" : task.record.after)
   })
