@@ -100,11 +100,11 @@ const encoded = <E, R>(
     while (size < pieceSize) {
       const next = pending.next()
       if (next.done === true) return undefined
-      const line = encodeRow(next.value, columns)
-      if ("problem" in line) return `row ${taken} of the COPY (counted from 0) ${line.problem}`
+      const connection = encodeRow(next.value, columns)
+      if ("problem" in connection) return `row ${taken} of the COPY (counted from 0) ${connection.problem}`
       taken++
-      lines.push(line.text)
-      size += line.text.length
+      lines.push(connection.text)
+      size += connection.text.length
     }
     return undefined
   }

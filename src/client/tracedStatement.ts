@@ -1,4 +1,4 @@
-import type { Connection } from "@effect/sql/SqlConnection"
+import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
 import * as Context from "effect/Context"
@@ -15,7 +15,7 @@ import { Summaries } from "./summaries.js"
 /** What the statements of one client share. */
 export interface Tracing {
   /** The connection of the transaction that a context is in, or one that borrows. */
-  readonly connectionIn: (context: Context.Context<never>) => Connection
+  readonly connectionIn: (context: Context.Context<never>) => SqlConnection
   /** The attributes of every span. */
   readonly attributes: Readonly<Record<string, unknown>>
 }
@@ -76,7 +76,7 @@ interface Shared extends Tracing, Named {
   readonly constructor: () => Statement.Constructor
 }
 
-type Call<X> = (connection: Connection, sql: string, params: ReadonlyArray<unknown>) => X
+type Call<X> = (connection: SqlConnection, sql: string, params: ReadonlyArray<unknown>) => X
 
 class Traced<A extends object>
   extends Effectable.Class<ReadonlyArray<A>, SqlError>

@@ -1,6 +1,6 @@
 import * as Effect from "effect/Effect"
 import type { DatabaseError, Reason } from "../DatabaseError.js"
-import type { Line, Response } from "./connection.js"
+import type { Connection, Response } from "./connection.js"
 import type { AppliedErrorPolicy } from "../errors/errorPolicy.js"
 
 /** How a transaction is committed. */
@@ -21,13 +21,13 @@ export interface CommitOptions {
  * error if that refused.
  */
 export const commit = (
-  backend: Line,
+  connection: Connection,
   { decisions, timeoutMillis, transactionId }: CommitOptions
 ): Effect.Effect<void, DatabaseError> =>
   Effect.suspend(() => {
-    const first = backend.abortedBy
-    const sent = backend.isOpen
-    return backend.run({ text: "COMMIT", phase: "commit", timeoutMillis }).pipe(
+    const first = connection.abortedBy
+    const sent = connection.isOpen
+    return connection.run({ text: "COMMIT", phase: "commit", timeoutMillis }).pipe(
       // A COMMIT that never left failed for good; the outcome of one that the server may have got
       // is not known.
       Effect.mapError((error) =>

@@ -37,7 +37,7 @@ export interface DialOptions {
    */
   readonly timeouts: SessionTimeouts | undefined
   readonly prepare: boolean
-  /** Whether a backend may be used again after its statement was cancelled. Not behind a pooler. */
+  /** Whether a connection may be used again after its statement was cancelled. Not behind a pooler. */
   readonly reuseAfterCancel: boolean
   /** Logs the text of every statement at DEBUG, never its parameters. */
   readonly echo: boolean
@@ -52,7 +52,7 @@ export interface DialOptions {
         failure: DatabaseError | undefined
       ) => Effect.Effect<void> | undefined)
     | undefined
-  /** See {@link Backend.answerMillis}; no limit when left out. */
+  /** See {@link PgConnection.answerMillis}; no limit when left out. */
   readonly answerMillis?: number | undefined
   /** Called with what the server says beside its answers. */
   readonly onNotice?: OnNotice | undefined
@@ -119,11 +119,11 @@ export type Response = Pg.QueryResult | ReadonlyArray<Pg.QueryResult>
 export type TransactionStatus = "I" | "T" | "E"
 
 /**
- * One open connection to one PostgreSQL backend: runs one statement at a time, knows whether it is
+ * One open connection to a PostgreSQL server: runs one statement at a time, knows whether it is
  * idle, cancels what was interrupted. It belongs to one user at a time; whoever shares it takes
  * turns outside.
  */
-export class Backend {
+export class PgConnection {
   readonly processId: number
   private open = true
   private running = false
@@ -193,9 +193,9 @@ export class Backend {
   }
 
   /** Opens a connection. An interruption closes the socket; nothing is left behind. */
-  static dial(options: DialOptions): Effect.Effect<Backend, DatabaseError> {
+  static dial(options: DialOptions): Effect.Effect<PgConnection, DatabaseError> {
     return Effect.flatMap(Effect.clock, (clock) =>
-      Effect.async<Backend, DatabaseError>((resume) => {
+      Effect.async<PgConnection, DatabaseError>((resume) => {
         const client = new Pg.Client(clientConfig(options)) as Pg.Client & ClientInternals
         const fail = (error: DatabaseError) => {
           client.connection.stream.destroy()
@@ -209,12 +209,12 @@ export class Backend {
           }
         })
         readSeverities(client.connection, options.endpoint.ssl !== false)
-        let opened: Backend | undefined
+        let opened: PgConnection | undefined
         const { onNotice } = options
         if (onNotice !== undefined) client.on("notice", (message) => onNotice(message, opened?.asked))
         client.connect((error: Error | null) => {
           if (error === null || error === undefined) {
-            opened = new Backend(client, options, passedMillis(clock))
+            opened = new PgConnection(client, options, passedMillis(clock))
             resume(Effect.succeed(opened))
           } else {
             const isAsked = asks()
@@ -642,11 +642,11 @@ export class Backend {
 }
 
 /**
- * A backend as its user sees it. Test Layers put their own between a program and the server: one
+ * A connection as its user sees it. Test Layers put their own between a program and the server: one
  * that turns transactions into savepoints, one that fails.
  */
-export type Line = Pick<
-  Backend,
+export type Connection = Pick<
+  PgConnection,
   | "abortedBy"
   | "answerMillis"
   | "copyIn"

@@ -16,7 +16,7 @@ export type Source<E, R> = Effect.Effect<Buffer, Option.Option<E>, R>
 export type CopyIn = <E, R>(text: string, source: Source<E, R>) => Effect.Effect<number, E | DatabaseError, R>
 
 /** What a COPY needs of the connection that it runs on. */
-export interface Line {
+export interface CopyChannel {
   /**
    * Submits a query and resumes when the server is ready again; an interruption cancels the
    * statement.
@@ -40,7 +40,7 @@ export interface Line {
 export const run = <E, R>(
   text: string,
   source: Source<E, R>,
-  { exchange, watched }: Line
+  { exchange, watched }: CopyChannel
 ): Effect.Effect<number, E | DatabaseError, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function* () {

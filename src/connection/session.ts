@@ -1,7 +1,7 @@
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { DatabaseError } from "../DatabaseError.js"
-import { Backend, type DialOptions, type Response } from "./connection.js"
+import { PgConnection, type DialOptions, type Response } from "./connection.js"
 import { endedError, statementError } from "./serverError.js"
 import { Mutex } from "./mutex.js"
 
@@ -65,8 +65,10 @@ export interface Notification {
 /** Opens a session; it ends with the scope. */
 export const open = (options: DialOptions): Effect.Effect<Session, DatabaseError, Scope.Scope> =>
   Effect.gen(function* () {
-    const backend = yield* Effect.uninterruptibleMask((restore) =>
-      Effect.tap(restore(Backend.dial(options)), (backend) => Effect.addFinalizer(() => backend.close))
+    const connection = yield* Effect.uninterruptibleMask((restore) =>
+      Effect.tap(restore(PgConnection.dial(options)), (connection) =>
+        Effect.addFinalizer(() => connection.close)
+      )
     )
     const mutex = new Mutex()
     let ended = false
@@ -76,7 +78,7 @@ export const open = (options: DialOptions): Effect.Effect<Session, DatabaseError
       })
     )
     return {
-      processId: backend.processId,
+      processId: connection.processId,
       query: <Row extends object>(
         text: string,
         values: ReadonlyArray<unknown> = [],
@@ -87,7 +89,7 @@ export const open = (options: DialOptions): Effect.Effect<Session, DatabaseError
             ended
               ? Effect.fail(endedError)
               : Effect.map(
-                  backend.run({ text, values, prepare, timeoutMillis: answerMillis }),
+                  connection.run({ text, values, prepare, timeoutMillis: answerMillis }),
                   (response) => lastRows(response) as ReadonlyArray<Row>
                 )
           )
@@ -96,7 +98,7 @@ export const open = (options: DialOptions): Effect.Effect<Session, DatabaseError
         Effect.asVoid(
           Effect.acquireRelease(
             Effect.sync(() =>
-              backend.onNotification((message) =>
+              connection.onNotification((message) =>
                 listener({
                   channel: message.channel,
                   payload: message.payload ?? "",
@@ -108,7 +110,9 @@ export const open = (options: DialOptions): Effect.Effect<Session, DatabaseError
           )
         ),
       lost: Effect.async<never, DatabaseError>((resume) => {
-        return Effect.sync(backend.onClose((error) => resume(Effect.fail(statementError(error, "acquire")))))
+        return Effect.sync(
+          connection.onClose((error) => resume(Effect.fail(statementError(error, "acquire"))))
+        )
       })
     }
   })

@@ -1,7 +1,7 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { DatabaseError, PoolState } from "../DatabaseError.js"
-import { Backend, type DialOptions } from "../connection/connection.js"
+import { PgConnection, type DialOptions } from "../connection/connection.js"
 import * as Pool from "./pool.js"
 
 /**
@@ -31,17 +31,17 @@ export const check = (pool: Pool.Pool, dial: DialOptions): Effect.Effect<Health>
       before.busy >= before.max
         ? "no answer"
         : yield* answers(
-            Pool.use(pool, (backend) =>
-              backend.run({ text: "SELECT 1", timeoutMillis: Duration.toMillis(patience) })
+            Pool.use(pool, (connection) =>
+              connection.run({ text: "SELECT 1", timeoutMillis: Duration.toMillis(patience) })
             )
           )
     const after = yield* pool.state
     if (pooled === "answered") return { status: "ready", pool: after }
     const alone = yield* answers(
       Effect.acquireUseRelease(
-        Backend.dial({ ...dial, connectTimeout: Duration.min(dial.connectTimeout, patience) }),
+        PgConnection.dial({ ...dial, connectTimeout: Duration.min(dial.connectTimeout, patience) }),
         () => Effect.void,
-        (backend) => Effect.forkDaemon(Effect.interruptible(backend.close))
+        (connection) => Effect.forkDaemon(Effect.interruptible(connection.close))
       )
     )
     if (alone === "answered") {

@@ -14,7 +14,13 @@ import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import * as Tarn from "tarn"
 import { DatabaseError, type Holder, type PoolState, type Reason } from "../DatabaseError.js"
-import { alarm, Backend, type DialOptions, type Line, passedMillis } from "../connection/connection.js"
+import {
+  alarm,
+  PgConnection,
+  type DialOptions,
+  type Connection,
+  passedMillis
+} from "../connection/connection.js"
 import { standard } from "../errors/errorPolicy.js"
 import { Leases } from "./leases.js"
 import { Generation } from "../connection/statementCache.js"
@@ -60,18 +66,18 @@ export type PoolEvent =
  * A connection that a fiber holds, until it is over: what was forked meanwhile, or waits for the
  * end, goes on without it.
  */
-export interface Hold {
-  readonly line: Line
+export interface Checkout {
+  readonly connection: Connection
   over: boolean
 }
 
 /** The connections that a fiber holds while it asks for another one. */
-export class Held extends Context.Reference<Held>()("promptgrimoire-db/driver/Held", {
-  defaultValue: (): ReadonlyArray<Hold> => []
+export class CheckedOut extends Context.Reference<CheckedOut>()("promptgrimoire-db/pool/CheckedOut", {
+  defaultValue: (): ReadonlyArray<Checkout> => []
 }) {}
 
 /**
- * A pool of backends. `tarn` does the pooling: it keeps to the maximum and hands a free connection
+ * A pool of connections. `tarn` does the pooling: it keeps to the maximum and hands a free connection
  * to whoever waits longest. What is added here is the discipline around it: a connection is lent
  * only if it is open, young enough, outside any transaction and, after a pause, proven alive; a
  * caller's wait is not tied to the one dial that it caused, and leaves nothing behind when it is
@@ -79,15 +85,14 @@ export class Held extends Context.Reference<Held>()("promptgrimoire-db/driver/He
  */
 export interface Pool {
   /**
-   * Lends a backend until `release`. For a caller that cannot be interrupted but in what it
-   * `restore`s, so that a backend is never lost between the pool and its user.
+   * Checks a connection out until `release`. For a caller that cannot be interrupted but in what it
+   * `restore`s, so that a connection is never lost between the pool and its user.
    */
-  readonly acquire: (restore: Restore) => Effect.Effect<Line, DatabaseError>
+  readonly acquire: (restore: Restore) => Effect.Effect<Connection, DatabaseError>
   /**
-   * Takes a backend back that it has lent. One that is not idle and clean is closed, never lent
-   * again.
+   * Checks a connection in. One that is not idle and clean is closed, and nobody gets it again.
    */
-  release(line: Line): Effect.Effect<void>
+  release(connection: Connection): Effect.Effect<void>
   readonly state: Effect.Effect<PoolState>
   /** What happens from now on; who is too slow loses the oldest events. */
   readonly events: Stream.Stream<PoolEvent>
@@ -107,7 +112,7 @@ export const make = Effect.fn("Pool.make")(function* (
   const clock = yield* Effect.clock
   const unsafeNow = () => passedMillis(clock)
 
-  const live = new Map<Backend, Lease>()
+  const live = new Map<PgConnection, Lease>()
   const dialPermits = yield* Effect.makeSemaphore(concurrentDials)
   const closed = yield* Deferred.make<never, DatabaseError>()
   const allReturned = yield* Deferred.make<void>()
@@ -130,7 +135,7 @@ export const make = Effect.fn("Pool.make")(function* (
 
   const state = (): PoolState => {
     let busy = 0
-    for (const [backend, lease] of live) if (lease.lent || !backend.isQuiet) busy++
+    for (const [connection, lease] of live) if (lease.lent || !connection.isQuiet) busy++
     return {
       total: live.size,
       busy,
@@ -147,11 +152,11 @@ export const make = Effect.fn("Pool.make")(function* (
     return lastLoss - before < sameLossMillis
   }
 
-  const condemn = (backend: Backend, error: DatabaseError) => {
+  const evict = (connection: PgConnection, error: DatabaseError) => {
     if (error.disposition === "keep") return
-    if (error.reason._tag === "ReadOnlyTransaction" && backend.expectsReadOnly) return
-    const lease = live.get(backend)
-    if (lease !== undefined) lease.condemned = true
+    if (error.reason._tag === "ReadOnlyTransaction" && connection.expectsReadOnly) return
+    const lease = live.get(connection)
+    if (lease !== undefined) lease.evicted = true
     // Two that are lost at once say that the server or the network is gone, and not a connection.
     if (error.disposition !== "invalidate" && !isSecondLoss(error)) return
     publish({ _tag: "Invalidated", error })
@@ -160,8 +165,8 @@ export const make = Effect.fn("Pool.make")(function* (
   }
 
   /** Closes a connection that is not lent. */
-  const retire = (backend: Backend) => {
-    if (leases.discard(backend)) runFork(backend.close)
+  const retire = (connection: PgConnection) => {
+    if (leases.discard(connection)) runFork(connection.close)
   }
 
   /**
@@ -172,10 +177,10 @@ export const make = Effect.fn("Pool.make")(function* (
   const dialTwice = Effect.suspend(() => {
     let taken = false
     const once = (connectTimeout: Duration.Duration) =>
-      Effect.flatMap(Backend.dial({ ...options.dial, connectTimeout, generation }), (backend) => {
-        if (taken) return Effect.zipRight(backend.close, Effect.never)
+      Effect.flatMap(PgConnection.dial({ ...options.dial, connectTimeout, generation }), (connection) => {
+        if (taken) return Effect.zipRight(connection.close, Effect.never)
         taken = true
-        return Effect.succeed(backend)
+        return Effect.succeed(connection)
       })
     return Effect.raceFirst(
       once(options.dial.connectTimeout),
@@ -185,33 +190,33 @@ export const make = Effect.fn("Pool.make")(function* (
 
   const dial = Effect.gen(function* () {
     const started = performance.now()
-    const backend = yield* dialTwice
+    const connection = yield* dialTwice
     const millis = performance.now() - started
     telemetry.created(millis)
     const ttl = Duration.toMillis(options.connectionTTL)
     const jitter = yield* Random.nextRange(0, maxJitter)
     const lease: Lease = {
       lent: false,
-      condemned: false,
-      idleSince: backend.openedAt,
-      renewAt: backend.openedAt + ttl * (1 - jitter),
-      expiresAt: backend.openedAt + ttl,
+      evicted: false,
+      idleSince: connection.openedAt,
+      renewAt: connection.openedAt + ttl * (1 - jitter),
+      expiresAt: connection.openedAt + ttl,
       lentAt: 0,
       holder: Context.empty(),
       isReported: false,
       waits: { count: 0 }
     }
-    live.set(backend, lease)
-    publish({ _tag: "Opened", processId: backend.processId, millis })
-    backend.onError = (error) => condemn(backend, error)
-    backend.onClose(() => {
-      live.delete(backend)
-      leases.discard(backend)
+    live.set(connection, lease)
+    publish({ _tag: "Opened", processId: connection.processId, millis })
+    connection.onError = (error) => evict(connection, error)
+    connection.onClose(() => {
+      live.delete(connection)
+      leases.discard(connection)
       count()
-      publish({ _tag: "Closed", processId: backend.processId })
+      publish({ _tag: "Closed", processId: connection.processId })
     })
     dialFailure = undefined
-    return backend
+    return connection
   }).pipe(
     Effect.retry({
       while: (error) => error.reason._tag === "ServerStarting" || error.reason._tag === "TooManyConnections",
@@ -240,32 +245,32 @@ export const make = Effect.fn("Pool.make")(function* (
     )
     .pipe(Effect.raceFirst(Deferred.await(closed)))
 
-  const isFit = (backend: Backend): boolean => {
-    const lease = live.get(backend)
+  const isFit = (connection: PgConnection): boolean => {
+    const lease = live.get(connection)
     return (
       lease !== undefined &&
-      !lease.condemned &&
-      backend.isOpen &&
-      backend.transactionStatus === "I" &&
-      backend.openedAt >= invalidBefore &&
+      !lease.evicted &&
+      connection.isOpen &&
+      connection.transactionStatus === "I" &&
+      connection.openedAt >= invalidBefore &&
       unsafeNow() < lease.expiresAt
     )
   }
 
   const pauseMillis = Duration.toMillis(options.validateAfterIdle)
 
-  const wasIdleTooLong = (backend: Backend): boolean =>
-    unsafeNow() - (live.get(backend)?.idleSince ?? 0) >= pauseMillis
+  const wasIdleTooLong = (connection: PgConnection): boolean =>
+    unsafeNow() - (live.get(connection)?.idleSince ?? 0) >= pauseMillis
 
-  const isReady = (backend: Backend): boolean => isFit(backend) && !wasIdleTooLong(backend)
+  const isReady = (connection: PgConnection): boolean => isFit(connection) && !wasIdleTooLong(connection)
 
-  const leases: Leases<Backend> = new Leases<Backend>({
+  const leases: Leases<PgConnection> = new Leases<PgConnection>({
     create: () => runPromise(create),
-    validate: ((backend: Backend): boolean | Promise<boolean> => {
-      if (!isFit(backend)) return false
-      return wasIdleTooLong(backend) ? runPromise(backend.ping(pingMillis)) : true
-    }) as (backend: Backend) => boolean,
-    destroy: (backend) => runPromise(backend.close),
+    validate: ((connection: PgConnection): boolean | Promise<boolean> => {
+      if (!isFit(connection)) return false
+      return wasIdleTooLong(connection) ? runPromise(connection.ping(pingMillis)) : true
+    }) as (connection: PgConnection) => boolean,
+    destroy: (connection) => runPromise(connection.close),
     min: options.min,
     max: options.max,
     acquireTimeoutMillis: maxTimer,
@@ -303,8 +308,12 @@ export const make = Effect.fn("Pool.make")(function* (
     return timeout
   }
 
-  const lend = (backend: Backend, holder: Context.Context<never>, waitedSince: number): Backend => {
-    const lease = live.get(backend)
+  const lend = (
+    connection: PgConnection,
+    holder: Context.Context<never>,
+    waitedSince: number
+  ): PgConnection => {
+    const lease = live.get(connection)
     const now = performance.now()
     if (lease !== undefined) {
       lease.lent = true
@@ -315,17 +324,17 @@ export const make = Effect.fn("Pool.make")(function* (
     lent++
     telemetry.waited(now - waitedSince)
     count()
-    return backend
+    return connection
   }
 
-  const acquire = (restore: Restore): Effect.Effect<Backend, DatabaseError> =>
+  const acquire = (restore: Restore): Effect.Effect<PgConnection, DatabaseError> =>
     Effect.contextWithEffect((context: Context.Context<never>) => {
       if (closing) return Effect.fail(poolClosed)
       const started = performance.now()
       const ready = leases.take(isReady)
       if (ready !== undefined) return Effect.succeed(lend(ready, context, started))
-      const mine = Context.get(context, Held).flatMap(({ line, over }) =>
-        over ? [] : (live.get(line as Backend) ?? [])
+      const mine = Context.get(context, CheckedOut).flatMap(({ connection, over }) =>
+        over ? [] : (live.get(connection as PgConnection) ?? [])
       )
       const refused = refusal(mine)
       return refused === undefined ? wait(restore, context, started, mine) : Effect.fail(refused)
@@ -360,7 +369,7 @@ export const make = Effect.fn("Pool.make")(function* (
     context: Context.Context<never>,
     started: number,
     mine: ReadonlyArray<Lease>
-  ): Effect.Effect<Backend, DatabaseError> => {
+  ): Effect.Effect<PgConnection, DatabaseError> => {
     const pending = leases.acquire()
     const acquireMillis = Math.min(Duration.toMillis(options.acquireTimeout), maxTimer)
     const callOff = alarm(acquireMillis, () => leases.expire(pending))
@@ -370,20 +379,20 @@ export const make = Effect.fn("Pool.make")(function* (
       callOff()
       for (const one of waits) one.count--
     }
-    let given: Backend | undefined
+    let given: PgConnection | undefined
     let left = false
     const promise = pending.promise.finally(stopWaiting).then(
-      (backend) => {
-        given = lend(backend, context, started)
-        if (left) giveBack(backend)
-        if (!closing) return Effect.succeed(backend)
+      (connection) => {
+        given = lend(connection, context, started)
+        if (left) giveBack(connection)
+        if (!closing) return Effect.succeed(connection)
         // It was on its way when the pool closed, and is about to be closed with the others.
         return Effect.fail(poolClosed)
       },
       (error: unknown) => Effect.fail(acquireError(error))
     )
     return Effect.matchCauseEffect(
-      restore(Effect.async<Backend, DatabaseError>((resume) => void promise.then(resume))),
+      restore(Effect.async<PgConnection, DatabaseError>((resume) => void promise.then(resume))),
       {
         onSuccess: Effect.succeed,
         onFailure: (cause) =>
@@ -397,11 +406,11 @@ export const make = Effect.fn("Pool.make")(function* (
     )
   }
 
-  const giveBack = (backend: Backend) => {
+  const giveBack = (connection: PgConnection) => {
     lent--
-    backend.expectsReadOnly = false
-    backend.answerMillis = options.dial.answerMillis
-    const lease = live.get(backend)
+    connection.expectsReadOnly = false
+    connection.answerMillis = options.dial.answerMillis
+    const lease = live.get(connection)
     if (lease !== undefined) {
       telemetry.used(performance.now() - lease.lentAt)
       lease.holder = Context.empty()
@@ -410,22 +419,22 @@ export const make = Effect.fn("Pool.make")(function* (
       lease.idleSince = unsafeNow()
     }
     const isDue = lease !== undefined && unsafeNow() >= lease.renewAt
-    if (isFit(backend) && !isDue && !closing) {
-      leases.release(backend)
+    if (isFit(connection) && !isDue && !closing) {
+      leases.release(connection)
     } else {
-      leases.drop(backend)
-      if (backend.isOpen) runFork(backend.close)
+      leases.drop(connection)
+      if (connection.isOpen) runFork(connection.close)
     }
     count()
     if (closing && lent === 0) Deferred.unsafeDone(allReturned, Exit.void)
   }
 
-  const release = (backend: Backend): Effect.Effect<void> =>
+  const release = (connection: PgConnection): Effect.Effect<void> =>
     Effect.suspend(() => {
-      if (!backend.isQuiet)
-        return Effect.asVoid(Effect.forkDaemon(Effect.zipRight(backend.quiet, release(backend))))
-      const dirty = backend.isOpen && backend.transactionStatus !== "I"
-      giveBack(backend)
+      if (!connection.isQuiet)
+        return Effect.asVoid(Effect.forkDaemon(Effect.zipRight(connection.quiet, release(connection))))
+      const dirty = connection.isOpen && connection.transactionStatus !== "I"
+      giveBack(connection)
       return dirty
         ? Effect.logWarning("A connection was given back inside an open transaction; it is closed")
         : Effect.void
@@ -437,14 +446,14 @@ export const make = Effect.fn("Pool.make")(function* (
    * room for that.
    */
   const renew = (now: number) => {
-    const due = [...live].flatMap(([backend, lease]) =>
-      now >= lease.renewAt && leases.isFree(backend) ? [backend] : []
+    const due = [...live].flatMap(([connection, lease]) =>
+      now >= lease.renewAt && leases.isFree(connection) ? [connection] : []
     )
     const spare = Math.max(leases.open - options.min, 0)
-    for (const backend of due.splice(0, spare)) retire(backend)
+    for (const connection of due.splice(0, spare)) retire(connection)
     if (due.length === 0 || renewing > 0) return
     if (leases.open >= options.max) {
-      for (const backend of due.splice(0, 1)) retire(backend)
+      for (const connection of due.splice(0, 1)) retire(connection)
       return
     }
     for (const opened of leases.topUp(due.length)) {
@@ -461,10 +470,10 @@ export const make = Effect.fn("Pool.make")(function* (
   /** Closes what was idle for too long, down to the minimum. */
   const evictIdle = (now: number) => {
     const spare = Math.max(leases.open - options.min, 0)
-    const idle = [...live].flatMap(([backend, lease]) =>
-      now - lease.idleSince >= idleMillis && leases.isFree(backend) ? [backend] : []
+    const idle = [...live].flatMap(([connection, lease]) =>
+      now - lease.idleSince >= idleMillis && leases.isFree(connection) ? [connection] : []
     )
-    for (const backend of idle.slice(0, spare)) retire(backend)
+    for (const connection of idle.slice(0, spare)) retire(connection)
   }
 
   /**
@@ -492,13 +501,13 @@ export const make = Effect.fn("Pool.make")(function* (
     )
     return Effect.forEach(
       leaks,
-      ([backend, lease]) => {
+      ([connection, lease]) => {
         lease.isReported = true
         const heldMillis = Math.round(now - lease.lentAt)
         const holder = nameOf(lease.holder)
-        publish({ _tag: "Leak", processId: backend.processId, holder, heldMillis })
+        publish({ _tag: "Leak", processId: connection.processId, holder, heldMillis })
         return Effect.logWarning(
-          `A connection has been held for ${heldMillis} ms by ${holder} (backend ${backend.processId})`
+          `A connection has been held for ${heldMillis} ms by ${holder} (backend ${connection.processId})`
         )
       },
       { discard: true }
@@ -514,7 +523,8 @@ export const make = Effect.fn("Pool.make")(function* (
       yield* Effect.timeoutOption(Effect.interruptible(Deferred.await(allReturned)), closeGrace)
       yield* Effect.forEach(
         [...live],
-        ([backend, lease]) => (lease.lent || !backend.isQuiet ? backend.terminate : backend.close),
+        ([connection, lease]) =>
+          lease.lent || !connection.isQuiet ? connection.terminate : connection.close,
         { concurrency: "unbounded", discard: true }
       )
       yield* Effect.promise(() => shutDown)
@@ -529,7 +539,7 @@ export const make = Effect.fn("Pool.make")(function* (
   }
 
   yield* options.min === 0
-    ? Effect.scoped(borrow(pooling))
+    ? Effect.scoped(checkOut(pooling))
     : Effect.tryPromise({
         try: () => Promise.all(leases.topUp()),
         catch: (error) => acquireError(error)
@@ -551,32 +561,34 @@ export const make = Effect.fn("Pool.make")(function* (
   return pooling
 })
 
-/** Lends a backend until the scope closes. The wait can be interrupted; nothing is lost then. */
-export const borrow = (pool: Pool): Effect.Effect<Line, DatabaseError, Scope.Scope> =>
+/**
+ * Checks a connection out until the scope closes. The wait can be interrupted; nothing is lost then.
+ */
+export const checkOut = (pool: Pool): Effect.Effect<Connection, DatabaseError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
-    Effect.tap(pool.acquire(restore), (backend) => Effect.addFinalizer(() => pool.release(backend)))
+    Effect.tap(pool.acquire(restore), (connection) => Effect.addFinalizer(() => pool.release(connection)))
   )
 
-/** Lends a backend while `use` runs. */
+/** Checks a connection out while `use` runs. */
 export const use = <A, E, R>(
   pool: Pool,
-  use: (backend: Line) => Effect.Effect<A, E, R>
+  use: (connection: Connection) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | DatabaseError, R> =>
   Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(pool.acquire(restore), (backend) =>
-      Effect.ensuring(restore(use(backend)), pool.release(backend))
+    Effect.flatMap(pool.acquire(restore), (connection) =>
+      Effect.ensuring(restore(use(connection)), pool.release(connection))
     )
   )
 
 /** Tells the pool, should an effect ask for another connection, that it has this one already. */
 export const holding =
-  (line: Line) =>
+  (connection: Connection) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.suspend(() => {
-      const hold: Hold = { line, over: false }
+      const hold: Checkout = { connection, over: false }
       return effect.pipe(
         Effect.mapInputContext((context: Context.Context<R>) =>
-          Context.add(context, Held, [...Context.get(context, Held), hold])
+          Context.add(context, CheckedOut, [...Context.get(context, CheckedOut), hold])
         ),
         Effect.ensuring(
           Effect.sync(() => {
@@ -586,11 +598,11 @@ export const holding =
       )
     })
 
-/** What the pool knows of a backend. */
+/** What the pool knows of a connection. */
 interface Lease {
   lent: boolean
   /** An error said that it must not be lent again. */
-  condemned: boolean
+  evicted: boolean
   idleSince: number
   /** When another one is opened in its place. */
   readonly renewAt: number

@@ -7,10 +7,10 @@ import * as Pool from "./pool.js"
  * it tells a client, so the backend's own is another one.
  */
 export const isBehindPooler = (pool: Pool.Pool) =>
-  Pool.use(pool, (backend) =>
-    Effect.map(backend.run({ text: "SELECT pg_catalog.pg_backend_pid() AS pid" }), (response) => {
+  Pool.use(pool, (connection) =>
+    Effect.map(connection.run({ text: "SELECT pg_catalog.pg_backend_pid() AS pid" }), (response) => {
       const [row] = "rows" in response ? response.rows : []
-      return row?.pid !== backend.processId
+      return row?.pid !== connection.processId
     })
   )
 

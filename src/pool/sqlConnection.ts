@@ -1,4 +1,4 @@
-import type { Connection } from "@effect/sql/SqlConnection"
+import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -8,7 +8,7 @@ import * as Stream from "effect/Stream"
 import { DatabaseError } from "../DatabaseError.js"
 import {
   controlMillis,
-  type Line,
+  type Connection,
   type PortalHandle,
   type Request,
   type Response
@@ -26,7 +26,7 @@ type Run = (request: Request) => Effect.Effect<Response, DatabaseError>
 const batchRows = 128
 
 /** The `Connection` of `@effect/sql`, and COPY beside it. */
-export interface CopyConnection extends Connection {
+export interface CopyConnection extends SqlConnection {
   readonly copyIn: CopyIn
 }
 
@@ -64,14 +64,15 @@ export const makeConnection = (
  */
 export const autocommit = (pool: Pool.Pool, begin: string, decisions: AppliedErrorPolicy): CopyConnection =>
   makeConnection(
-    (request) => Pool.use(pool, (backend) => runFresh(backend, request, Effect.void)),
+    (request) => Pool.use(pool, (connection) => runFresh(connection, request, Effect.void)),
     (text, values) =>
       scopedStream(
-        Effect.flatMap(Pool.borrow(pool), (backend) =>
-          pullInOwnTransaction(backend, { begin, decisions }, text, values)
+        Effect.flatMap(Pool.checkOut(pool), (connection) =>
+          pullInOwnTransaction(connection, { begin, decisions }, text, values)
         )
       ),
-    (text, source) => Pool.use(pool, (backend) => backend.copyIn(text, Pool.holding(backend)(source)))
+    (text, source) =>
+      Pool.use(pool, (connection) => connection.copyIn(text, Pool.holding(connection)(source)))
   )
 
 /**
@@ -88,8 +89,8 @@ export const reserved = (
   }: { readonly begin: string; readonly decisions: AppliedErrorPolicy; readonly resets: boolean }
 ) =>
   Effect.gen(function* () {
-    const backend = yield* Pool.borrow(pool)
-    if (resets) yield* Effect.addFinalizer(() => reset(backend))
+    const connection = yield* Pool.checkOut(pool)
+    if (resets) yield* Effect.addFinalizer(() => reset(connection))
     const mutex = new Mutex()
     let refused: DatabaseError | undefined
     yield* Effect.addFinalizer(() =>
@@ -110,21 +111,21 @@ export const reserved = (
     )
     const isOver = () => refused === endedError
     return makeConnection(
-      (request) => guarded(Effect.suspend(() => runAlone(backend, request))),
+      (request) => guarded(Effect.suspend(() => runAlone(connection, request))),
       (text, values) =>
         scopedStream(
           guarded(
             Effect.suspend(() =>
-              backend.transactionStatus === "I"
+              connection.transactionStatus === "I"
                 ? Effect.zipRight(
                     alone,
-                    pullInOwnTransaction(backend, { begin, decisions }, text, values, isOver)
+                    pullInOwnTransaction(connection, { begin, decisions }, text, values, isOver)
                   )
-                : pullPortal(backend.portal(text, values), guarded)
+                : pullPortal(connection.portal(text, values), guarded)
             )
           )
         ),
-      (text, source) => guarded(backend.copyIn(text, source))
+      (text, source) => guarded(connection.copyIn(text, source))
     )
   })
 
@@ -133,12 +134,12 @@ export const reserved = (
  * and SELECT alone can do all of that: it is ended in any case before anybody else gets the
  * connection, or the connection is.
  */
-const reset = (backend: Line): Effect.Effect<void> =>
+const reset = (connection: Connection): Effect.Effect<void> =>
   Effect.zipRight(
-    backend.quiet,
+    connection.quiet,
     Effect.suspend(() =>
-      backend.isOpen && backend.transactionStatus === "I"
-        ? Effect.catchAll(backend.reset, () => Effect.sync(() => backend.destroy()))
+      connection.isOpen && connection.transactionStatus === "I"
+        ? Effect.catchAll(connection.reset, () => Effect.sync(() => connection.destroy()))
         : Effect.void
     )
   )
@@ -199,7 +200,7 @@ const pullPortal = (portal: PortalHandle, turn: Turn): Effect.Effect<Pull, never
  * back when it fails. Nothing is sent any more once `isOver`: the connection is another's then.
  */
 const pullInOwnTransaction = (
-  backend: Line,
+  connection: Connection,
   { begin, decisions }: { readonly begin: string; readonly decisions: AppliedErrorPolicy },
   text: string,
   values: ReadonlyArray<unknown>,
@@ -208,12 +209,16 @@ const pullInOwnTransaction = (
   Effect.gen(function* () {
     let done = false
     yield* Effect.addFinalizer((exit) =>
-      done || isOver() ? Effect.void : Exit.isSuccess(exit) ? commitRest(backend) : rollbackRest(backend)
+      done || isOver()
+        ? Effect.void
+        : Exit.isSuccess(exit)
+          ? commitRest(connection)
+          : rollbackRest(connection)
     )
-    yield* backend.run({ text: begin, isControl: true })
+    yield* connection.run({ text: begin, isControl: true })
     const own: Turn = (step) => Effect.suspend(() => (isOver() ? Effect.fail(endedError) : step))
-    const pull = yield* pullPortal(backend.portal(text, values), own)
-    const commit = own(Commit.commit(backend, { decisions })).pipe(
+    const pull = yield* pullPortal(connection.portal(text, values), own)
+    const commit = own(Commit.commit(connection, { decisions })).pipe(
       Effect.mapBoth({
         onFailure: Option.some,
         onSuccess: () => {
@@ -227,48 +232,48 @@ const pullInOwnTransaction = (
   })
 
 /** Ends the transaction of a stream that nobody read to its end. */
-const commitRest = (backend: Line): Effect.Effect<void> =>
-  isInTransaction(backend)
-    ? Effect.catchAll(backend.run({ text: "COMMIT", timeoutMillis: controlMillis }), (error) =>
+const commitRest = (connection: Connection): Effect.Effect<void> =>
+  isInTransaction(connection)
+    ? Effect.catchAll(connection.run({ text: "COMMIT", timeoutMillis: controlMillis }), (error) =>
         Effect.logError("A stream that was left before its end could not be committed", error)
       )
     : Effect.void
 
-const rollbackRest = (backend: Line): Effect.Effect<void> =>
+const rollbackRest = (connection: Connection): Effect.Effect<void> =>
   Effect.zipRight(
-    backend.quiet,
+    connection.quiet,
     Effect.suspend(() =>
-      isInTransaction(backend)
-        ? Effect.ignore(backend.run({ text: "ROLLBACK", timeoutMillis: controlMillis }))
+      isInTransaction(connection)
+        ? Effect.ignore(connection.run({ text: "ROLLBACK", timeoutMillis: controlMillis }))
         : Effect.void
     )
   )
 
-const isInTransaction = (backend: Line) => backend.isOpen && backend.transactionStatus !== "I"
+const isInTransaction = (connection: Connection) => connection.isOpen && connection.transactionStatus !== "I"
 
 /**
  * On a reserved connection: whatever a transaction that is open there did before is not ours to
  * repeat.
  */
-const runAlone = (backend: Line, request: Request): Effect.Effect<Response, DatabaseError> =>
-  backend.transactionStatus === "I" ? runFresh(backend, request, Effect.void) : backend.run(request)
+const runAlone = (connection: Connection, request: Request): Effect.Effect<Response, DatabaseError> =>
+  connection.transactionStatus === "I" ? runFresh(connection, request, Effect.void) : connection.run(request)
 
 /**
  * Runs a statement and, when only the way in which it had been prepared made it fail, runs it
  * again, once and unprepared. What the error has undone is made good by `restart`.
  */
 export const runFresh = (
-  backend: Line,
+  connection: Connection,
   request: Request,
   restart: Effect.Effect<void, DatabaseError>
 ): Effect.Effect<Response, DatabaseError> =>
   Effect.catchIf(
-    backend.run(request),
-    ({ reason }) => reason === backend.outdated,
+    connection.run(request),
+    ({ reason }) => reason === connection.outdated,
     () =>
       Effect.zipRight(
         restart,
-        Effect.suspend(() => backend.run({ ...request, prepare: false }))
+        Effect.suspend(() => connection.run({ ...request, prepare: false }))
       )
   )
 

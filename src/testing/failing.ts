@@ -5,10 +5,10 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import { DatabaseError } from "../DatabaseError.js"
-import type { Line, PortalHandle, Request, Response } from "../connection/connection.js"
+import type { Connection, PortalHandle, Request, Response } from "../connection/connection.js"
 import type { Source } from "../connection/copyIn.js"
-import { Held, type Pool } from "../pool/pool.js"
-import { WrappedLine } from "./wrappedConnection.js"
+import { CheckedOut, type Pool } from "../pool/pool.js"
+import { WrappedConnection } from "./wrappedConnection.js"
 
 /** What goes wrong. */
 export type Fault =
@@ -54,24 +54,27 @@ export const make = (points: ReadonlyArray<FaultPoint>): ((pool: Pool) => Pool) 
   }
   return (pool) => {
     /** The pool's own connections, by what the program has instead of them. */
-    const lent = new WeakMap<Line, Line>()
-    const own = (line: Line) => lent.get(line) ?? line
+    const lent = new WeakMap<Connection, Connection>()
+    const own = (connection: Connection) => lent.get(connection) ?? connection
     return {
       acquire: (restore) =>
         Effect.mapInputContext(pool.acquire(restore), (context: Context.Context<never>) =>
           Context.add(
             context,
-            Held,
-            Context.get(context, Held).map(({ line, over }) => ({ line: own(line), over }))
+            CheckedOut,
+            Context.get(context, CheckedOut).map(({ connection, over }) => ({
+              connection: own(connection),
+              over
+            }))
           )
         ).pipe(
-          Effect.map((backend) => {
-            const line = new FailingLine(backend, strike)
-            lent.set(line, backend)
-            return line
+          Effect.map((inner) => {
+            const connection = new FailingConnection(inner, strike)
+            lent.set(connection, inner)
+            return connection
           })
         ),
-      release: (line) => pool.release(own(line)),
+      release: (connection) => pool.release(own(connection)),
       state: pool.state,
       events: pool.events
     }
@@ -100,12 +103,12 @@ const matching = (at: string | RegExp): ((text: string) => boolean) => {
 }
 
 /** A connection on which chosen statements go wrong. */
-class FailingLine extends WrappedLine {
+class FailingConnection extends WrappedConnection {
   constructor(
-    line: Line,
+    connection: Connection,
     private readonly strike: (text: string) => Fault | undefined
   ) {
-    super(line)
+    super(connection)
   }
 
   override run(request: Request): Effect.Effect<Response, DatabaseError> {
@@ -132,7 +135,7 @@ class FailingLine extends WrappedLine {
         case undefined:
           return statement
         case "Fail":
-          return Effect.zipRight(this.line.run({ text: raise(fault.code) }), statement)
+          return Effect.zipRight(this.inner.run({ text: raise(fault.code) }), statement)
         case "Die":
           return Effect.die(fault.defect)
         case "Delay":
@@ -146,7 +149,7 @@ class FailingLine extends WrappedLine {
   }
 
   /** The network goes: this side loses the connection at once, the server when it looks. */
-  private readonly cut = Effect.sync(() => this.line.destroy())
+  private readonly cut = Effect.sync(() => this.inner.destroy())
 }
 
 /** A real error of a real server, with the code that was asked for. */

@@ -4,7 +4,7 @@
  */
 import * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
-import type { Line, Request } from "../connection/connection.js"
+import type { Connection, Request } from "../connection/connection.js"
 
 /**
  * Settings by name, as they were before a transaction changed them; undefined for one that did not
@@ -16,12 +16,16 @@ export type Before = Map<string, string | null>
  * Notes how the settings are that a statement is about to make for its transaction, by SET LOCAL or
  * set_config. What a function of the database sets by itself is not seen.
  */
-export const note = (line: Line, before: Before, request: Request): Effect.Effect<void, DatabaseError> =>
+export const note = (
+  connection: Connection,
+  before: Before,
+  request: Request
+): Effect.Effect<void, DatabaseError> =>
   Effect.suspend(() => {
     const names = namesIn(request).filter((name) => !before.has(name))
     if (names.length === 0) return Effect.void
     return Effect.map(
-      line.run({
+      connection.run({
         text: "SELECT name, pg_catalog.current_setting(name, true) AS value FROM unnest($1::text[]) AS name",
         values: [names],
         isControl: true
@@ -34,11 +38,11 @@ export const note = (line: Line, before: Before, request: Request): Effect.Effec
   })
 
 /** Takes them back, in a transaction that is not aborted. */
-export const restore = (line: Line, before: Before): Effect.Effect<void, DatabaseError> =>
+export const restore = (connection: Connection, before: Before): Effect.Effect<void, DatabaseError> =>
   before.size === 0
     ? Effect.void
     : Effect.asVoid(
-        line.run({
+        connection.run({
           // Most settings refuse an empty text, which is what one of a program's own has after the
           // transaction that made it.
           text: `

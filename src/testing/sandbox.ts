@@ -4,12 +4,12 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { DatabaseError, type PoolState } from "../DatabaseError.js"
-import { endOfSession, type Line, type Request, type Response } from "../connection/connection.js"
+import { endOfSession, type Connection, type Request, type Response } from "../connection/connection.js"
 import type { Source } from "../connection/copyIn.js"
 import * as Pool from "../pool/pool.js"
 import { Mutex } from "../connection/mutex.js"
 import * as LocalSettings from "./localSettings.js"
-import { WrappedLine } from "./wrappedConnection.js"
+import { WrappedConnection } from "./wrappedConnection.js"
 
 /**
  * A pool of one connection that stays inside one transaction, which is rolled back with the scope.
@@ -26,17 +26,21 @@ export const make = (
   acquireTimeout: Duration.Duration
 ): Effect.Effect<Pool.Pool, DatabaseError, Scope.Scope> =>
   Effect.gen(function* () {
-    const backend = yield* Pool.borrow(pool)
-    yield* backend.run({ text: "BEGIN" })
-    const { answerMillis } = backend
+    const inner = yield* Pool.checkOut(pool)
+    yield* inner.run({ text: "BEGIN" })
+    const { answerMillis } = inner
     const turns = new Mutex()
-    const lines = new WeakSet<Line>()
-    yield* Effect.addFinalizer(() => Effect.ignore(backend.run({ text: "ROLLBACK" })))
+    const connections = new WeakSet<Connection>()
+    yield* Effect.addFinalizer(() => Effect.ignore(inner.run({ text: "ROLLBACK" })))
     const state = Effect.map(pool.state, (all) => ({ ...all, max: 1 }))
     return {
       acquire: (restore) =>
         Effect.contextWithEffect((context: Context.Context<never>) => {
-          if (Context.get(context, Pool.Held).some(({ line, over }) => !over && lines.has(line))) {
+          if (
+            Context.get(context, Pool.CheckedOut).some(
+              ({ connection, over }) => !over && connections.has(connection)
+            )
+          ) {
             return Effect.fail(secondConnection)
           }
           const turn = turns.take<DatabaseError>((wait) =>
@@ -51,16 +55,16 @@ export const make = (
             )
           )
           return Effect.map(turn, () => {
-            const line = new SandboxLine(backend)
-            lines.add(line)
-            return line
+            const connection = new SandboxConnection(inner)
+            connections.add(connection)
+            return connection
           })
         }),
       release: () =>
         Effect.zipRight(
           Effect.sync(() => {
-            backend.answerMillis = answerMillis
-            backend.expectsReadOnly = false
+            inner.answerMillis = answerMillis
+            inner.expectsReadOnly = false
           }),
           turns.pass
         ),
@@ -72,7 +76,7 @@ export const make = (
 /** A sandbox, whose only connection is put back as it was opened when the scope closes. */
 export const isolated = (sandbox: Pool.Pool): Effect.Effect<Pool.Pool, never, Scope.Scope> =>
   Effect.as(
-    Effect.addFinalizer(() => Effect.ignore(Pool.use(sandbox, (line) => line.reset))),
+    Effect.addFinalizer(() => Effect.ignore(Pool.use(sandbox, (connection) => connection.reset))),
     sandbox
   )
 
@@ -101,7 +105,7 @@ const tooLong = (acquireTimeout: Duration.Duration, pool: PoolState) =>
   })
 
 /** The connection of a sandbox, while it is lent to somebody. */
-class SandboxLine extends WrappedLine {
+class SandboxConnection extends WrappedConnection {
   private inTransaction = false
   private settings: LocalSettings.Before = new Map()
 
@@ -114,7 +118,7 @@ class SandboxLine extends WrappedLine {
   }
 
   override get reset(): Effect.Effect<void, DatabaseError> {
-    return Effect.asVoid(this.line.run({ text: endOfSession }))
+    return Effect.asVoid(this.inner.run({ text: endOfSession }))
   }
 
   override copyIn<E, R>(text: string, source: Source<E, R>): Effect.Effect<number, E | DatabaseError, R> {
@@ -144,7 +148,7 @@ class SandboxLine extends WrappedLine {
       // Nothing can be asked in an aborted transaction, and nothing be set.
       return super.transactionStatus === "E"
         ? statement
-        : Effect.zipRight(LocalSettings.note(this.line, this.settings, request), statement)
+        : Effect.zipRight(LocalSettings.note(this.inner, this.settings, request), statement)
     })
   }
 
@@ -166,11 +170,11 @@ class SandboxLine extends WrappedLine {
 
   private commit(): Effect.Effect<Response, DatabaseError> {
     return Effect.suspend(() => {
-      if (this.line.transactionStatus === "E") return this.rollback()
-      return checkDeferred(this.line).pipe(
-        Effect.zipRight(LocalSettings.restore(this.line, this.settings)),
+      if (this.inner.transactionStatus === "E") return this.rollback()
+      return checkDeferred(this.inner).pipe(
+        Effect.zipRight(LocalSettings.restore(this.inner, this.settings)),
         Effect.tapError(() => this.rollback()),
-        Effect.zipRight(this.line.run({ text: `${deferAgain};RELEASE SAVEPOINT ${transaction}` })),
+        Effect.zipRight(this.inner.run({ text: `${deferAgain};RELEASE SAVEPOINT ${transaction}` })),
         Effect.as(answered("COMMIT")),
         Effect.tap(() =>
           Effect.sync(() => {
@@ -182,7 +186,7 @@ class SandboxLine extends WrappedLine {
   }
 
   private rollback(): Effect.Effect<Response, DatabaseError> {
-    return this.line
+    return this.inner
       .run({ text: `ROLLBACK TO SAVEPOINT ${transaction};RELEASE SAVEPOINT ${transaction}` })
       .pipe(
         Effect.as(answered("ROLLBACK")),
@@ -214,10 +218,10 @@ const transaction = "sandbox_transaction"
 /** An answer as `pg` gives it to a statement without rows. */
 const answered = (command: string): Response => ({ command, rowCount: null, oid: 0, fields: [], rows: [] })
 
-const checkDeferred = (backend: Line) =>
-  backend.transactionStatus === "E" || !backend.isOpen
+const checkDeferred = (inner: Connection) =>
+  inner.transactionStatus === "E" || !inner.isOpen
     ? Effect.void
-    : Effect.asVoid(backend.run({ text: "SET CONSTRAINTS ALL IMMEDIATE" }))
+    : Effect.asVoid(inner.run({ text: "SET CONSTRAINTS ALL IMMEDIATE" }))
 
 /**
  * The check made them immediate for the rest of the transaction around; the next transaction of the

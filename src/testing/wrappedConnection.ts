@@ -1,77 +1,77 @@
 import type * as Effect from "effect/Effect"
 import type { DatabaseError } from "../DatabaseError.js"
-import type { Line, PortalHandle, Request, Response } from "../connection/connection.js"
+import type { Connection, PortalHandle, Request, Response } from "../connection/connection.js"
 import type { Source } from "../connection/copyIn.js"
 
 /** A connection that passes on what it is asked, for those that change some of it. */
-export class WrappedLine implements Line {
-  constructor(protected readonly line: Line) {}
+export class WrappedConnection implements Connection {
+  constructor(protected readonly inner: Connection) {}
 
   get processId() {
-    return this.line.processId
+    return this.inner.processId
   }
 
   get isOpen() {
-    return this.line.isOpen
+    return this.inner.isOpen
   }
 
   get isQuiet() {
-    return this.line.isQuiet
+    return this.inner.isQuiet
   }
 
   get quiet() {
-    return this.line.quiet
+    return this.inner.quiet
   }
 
   get abortedBy() {
-    return this.line.abortedBy
+    return this.inner.abortedBy
   }
 
   get outdated() {
-    return this.line.outdated
+    return this.inner.outdated
   }
 
   get transactionStatus() {
-    return this.line.transactionStatus
+    return this.inner.transactionStatus
   }
 
   get expectsReadOnly() {
-    return this.line.expectsReadOnly
+    return this.inner.expectsReadOnly
   }
 
   set expectsReadOnly(expects) {
-    this.line.expectsReadOnly = expects
+    this.inner.expectsReadOnly = expects
   }
 
   get answerMillis() {
-    return this.line.answerMillis
+    return this.inner.answerMillis
   }
 
   set answerMillis(millis) {
-    this.line.answerMillis = millis
+    this.inner.answerMillis = millis
   }
 
   onClose(listener: (error: unknown) => void): () => void {
-    return this.line.onClose(listener)
+    return this.inner.onClose(listener)
   }
 
   destroy(cause?: Error): void {
-    this.line.destroy(cause)
+    this.inner.destroy(cause)
   }
 
   get reset() {
-    return this.line.reset
+    return this.inner.reset
   }
 
   run(request: Request): Effect.Effect<Response, DatabaseError> {
-    return this.line.run(request)
+    return this.inner.run(request)
   }
 
   portal(text: string, values: ReadonlyArray<unknown>): PortalHandle {
-    return this.line.portal(text, values)
+    return this.inner.portal(text, values)
   }
 
   copyIn<E, R>(text: string, source: Source<E, R>): Effect.Effect<number, E | DatabaseError, R> {
-    return this.line.copyIn(text, source)
+    return this.inner.copyIn(text, source)
   }
 }

@@ -1,5 +1,5 @@
 import * as SqlClient from "@effect/sql/SqlClient"
-import type { Connection } from "@effect/sql/SqlConnection"
+import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
 import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Context from "effect/Context"
@@ -11,7 +11,7 @@ import { DatabaseError, type Reason, reasonOf } from "../DatabaseError.js"
 import {
   answerMillis,
   controlMillis,
-  type Line,
+  type Connection,
   type Response,
   serverMillis
 } from "../connection/connection.js"
@@ -21,7 +21,7 @@ import { endedError } from "../connection/serverError.js"
 import { type AppliedErrorPolicy, isEndOfServer } from "../errors/errorPolicy.js"
 import { isMarked } from "../errors/expected.js"
 import { Hooks, type Outcome } from "./hooks.js"
-import { Held, type Hold, type Pool } from "../pool/pool.js"
+import { CheckedOut, type Checkout, type Pool } from "../pool/pool.js"
 import * as Retry from "./retry.js"
 import { type Attempt, once, type RetryOptions } from "./retry.js"
 import type { Telemetry } from "../telemetry/metrics.js"
@@ -110,8 +110,8 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
    * batch. Another client would take it for a connection of its own, and run its statements in a
    * database that they are not meant for, so that it runs none.
    */
-  const carrierOf = (level: Level): readonly [Connection, number] => [
-    { ...foreignConnection, [levelOf]: level } as Connection,
+  const carrierOf = (level: Level): readonly [SqlConnection, number] => [
+    { ...foreignConnection, [levelOf]: level } as SqlConnection,
     level.depth
   ]
 
@@ -139,22 +139,22 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       Effect.logDebug("The first statement was prepared before a change of the schema; it is sent again"),
       Effect.uninterruptible(restart)
     )
-    const connection = makeConnection(
+    const sqlConnection = makeConnection(
       (request) =>
         guarded(
           Effect.suspend(() =>
-            level.isUntouched ? runFresh(root.backend, request, first) : root.backend.run(request)
+            level.isUntouched ? runFresh(root.connection, request, first) : root.connection.run(request)
           )
         ),
-      (text, values) => streamPortal(root.backend.portal(text, values), guarded),
-      (text, source) => guarded(root.backend.copyIn(text, beside(level, source)))
+      (text, values) => streamPortal(root.connection.portal(text, values), guarded),
+      (text, source) => guarded(root.connection.copyIn(text, beside(level, source)))
     )
     const level: Level = {
       root,
       depth,
       limits,
       mutex,
-      connection,
+      sqlConnection,
       hooks: new Hooks(),
       isUntouched: true,
       ended: false
@@ -164,7 +164,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
 
   /** Lets the source of a COPY find the connection busy, where it would wait for its own end. */
   const beside = <A, E, R>(level: Level, source: Effect.Effect<A, E, R>) => {
-    const busy: Level = { ...level, mutex: new Mutex(), connection: busyConnection, refused: busyError }
+    const busy: Level = { ...level, mutex: new Mutex(), sqlConnection: busyConnection, refused: busyError }
     return source.pipe(
       Effect.provideService(CurrentLevel, busy),
       Effect.provideService(SqlClient.TransactionConnection, carrierOf(busy))
@@ -178,7 +178,8 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
       services.set(CurrentLevel.key, level)
       services.set(SqlClient.TransactionConnection.key, carrierOf(level))
       // Tells the pool, should the body ask for another connection, that it has this one already.
-      if (level.depth === 0) services.set(Held.key, [...Context.get(context, Held), level.root.hold])
+      if (level.depth === 0)
+        services.set(CheckedOut.key, [...Context.get(context, CheckedOut), level.root.hold])
       return Context.unsafeMake<R>(services)
     })
 
@@ -191,7 +192,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
   ) =>
     Effect.suspend(() => {
       // Whoever waits for somebody who waits for the server would wait for ever.
-      const forget = level.root.backend.onClose(() => level.mutex.free())
+      const forget = level.root.connection.onClose(() => level.mutex.free())
       return Effect.flatMap(Effect.exit(restore(inside(level, body))), (exit) =>
         level.mutex.run(
           Effect.suspend(() => {
@@ -212,15 +213,15 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
     options: TransactionOptions<never>,
     limits: Limits,
     isLastTry: boolean
-  ): Effect.Effect<readonly [Line, Response], DatabaseError> =>
-    Effect.flatMap(pool.acquire(restore), (backend) => {
-      backend.expectsReadOnly = options.readOnly === true
-      backend.answerMillis = answerMillis(Duration.decode(limits.statementTimeout ?? Duration.infinity))
-      return restore(backend.run({ text: begin(options, defaults.session), isControl: true })).pipe(
-        Effect.map((response) => [backend, response] as const),
-        Effect.onError(() => Effect.zipRight(Effect.ignore(undoBegin(backend)), pool.release(backend))),
+  ): Effect.Effect<readonly [Connection, Response], DatabaseError> =>
+    Effect.flatMap(pool.acquire(restore), (connection) => {
+      connection.expectsReadOnly = options.readOnly === true
+      connection.answerMillis = answerMillis(Duration.decode(limits.statementTimeout ?? Duration.infinity))
+      return restore(connection.run({ text: begin(options, defaults.session), isControl: true })).pipe(
+        Effect.map((response) => [connection, response] as const),
+        Effect.onError(() => Effect.zipRight(Effect.ignore(undoBegin(connection)), pool.release(connection))),
         Effect.catchAll((error) =>
-          isLastTry || backend.isOpen || error.retry !== "unsent"
+          isLastTry || connection.isOpen || error.retry !== "unsent"
             ? Effect.fail(error)
             : Effect.zipRight(
                 Effect.logDebug("BEGIN found its connection dead; it is sent on another one", error),
@@ -237,10 +238,10 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
   ) =>
     Effect.uninterruptibleMask((restore) => {
       const limits = { ...defaults.limits, ...limitsOf(options) }
-      return Effect.flatMap(beginOn(restore, options, limits, false), ([backend, response]) => {
-        const hold: Hold = { line: backend, over: false }
+      return Effect.flatMap(beginOn(restore, options, limits, false), ([connection, response]) => {
+        const hold: Checkout = { connection, over: false }
         const root: Root = {
-          backend,
+          connection,
           hold,
           options,
           attempt,
@@ -256,7 +257,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           Effect.zipRight(
             control(root, ["ROLLBACK"]),
             Effect.map(
-              backend.run({
+              connection.run({
                 text: begin(options, defaults.session),
                 isControl: true,
                 timeoutMillis: controlMillis
@@ -273,7 +274,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           Effect.ensuring(
             Effect.suspend(() => {
               hold.over = true
-              return pool.release(backend)
+              return pool.release(connection)
             })
           ),
           Effect.onExit((exit) => {
@@ -371,7 +372,7 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
           attributes: defaults.spanAttributes
         })
       ),
-    connectionIn: (context) => levelIn(context)?.connection,
+    connectionIn: (context) => levelIn(context)?.sqlConnection,
     after: <A, E, R>(when: Outcome, effect: Effect.Effect<A, E, R>) =>
       Effect.flatMap(currentLevel, (level) => {
         if (level === undefined) {
@@ -402,8 +403,8 @@ export const make = (pool: Pool, id: string, defaults: TransactionDefaults): Tra
 
 /** The outermost transaction. */
 interface Root {
-  readonly backend: Line
-  readonly hold: Hold
+  readonly connection: Connection
+  readonly hold: Checkout
   readonly options: TransactionOptions<never>
   readonly attempt: Attempt
   readonly decisions: AppliedErrorPolicy
@@ -421,7 +422,7 @@ interface Level {
   readonly depth: number
   readonly limits: Limits
   readonly mutex: Mutex
-  readonly connection: CopyConnection
+  readonly sqlConnection: CopyConnection
   readonly hooks: Hooks
   /** Why nothing can be run on it, now or ever. */
   readonly refused?: DatabaseError
@@ -525,21 +526,21 @@ const notInsideAnother = (
  * Whether a statement of the body has ended the transaction: what follows would run, and be kept,
  * outside of it.
  */
-const isOver = ({ backend }: Root): boolean =>
-  backend.isOpen && backend.isQuiet && backend.transactionStatus === "I"
+const isOver = ({ connection }: Root): boolean =>
+  connection.isOpen && connection.isQuiet && connection.transactionStatus === "I"
 
 /**
  * Names the error that aborted a transaction in the errors that follow from it, and says of a
  * server's end that nothing of the transaction was kept.
  */
 const naming = <A, E, R>(
-  { backend, decisions }: Root,
+  { connection, decisions }: Root,
   step: Effect.Effect<A, E | DatabaseError, R>
 ): Effect.Effect<A, E | DatabaseError, R> =>
   Effect.catchAll(step, (error): Effect.Effect<never, E | DatabaseError> => {
     if (!DatabaseError.is(error)) return Effect.fail(error)
     if (isAborted(error.reason)) {
-      const reason: Reason = { _tag: "TransactionAborted", first: backend.abortedBy }
+      const reason: Reason = { _tag: "TransactionAborted", first: connection.abortedBy }
       return Effect.fail(decisions.error({ operation: "execute", reason, cause: error }))
     }
     return Effect.fail(
@@ -553,14 +554,14 @@ const isAborted = (reason: Reason) => "code" in reason && reason.code === "25P02
 
 const commit = (root: Root): Effect.Effect<void, DatabaseError> =>
   Effect.suspend(() => {
-    const { backend } = root
+    const { connection } = root
     if (isOver(root)) return Effect.fail(endedError)
-    return Commit.commit(backend, {
+    return Commit.commit(connection, {
       decisions: root.decisions,
       transactionId: root.transactionId,
       // It cannot be interrupted, so that it has the transaction's limit also where a program set
       // another one that is not known.
-      timeoutMillis: backend.answerMillis ?? Number.POSITIVE_INFINITY
+      timeoutMillis: connection.answerMillis ?? Number.POSITIVE_INFINITY
     })
   }).pipe(
     Effect.tapError((error) => {
@@ -583,7 +584,7 @@ const rollback = <E>(
   options: TransactionOptions<E>
 ): Effect.Effect<never, E> =>
   Effect.suspend(() => {
-    const aborted = root.backend.abortedBy
+    const aborted = root.connection.abortedBy
     const again =
       !Cause.isInterrupted(cause) &&
       [aborted, ...Chunk.map(Cause.failures(cause), reasonOf)].some((reason) => willRetry(root, reason))
@@ -639,10 +640,10 @@ const rollbackToSavepoint = <E>(
 const releaseSavepoint = (savepoint: Savepoint): Effect.Effect<void, DatabaseError> =>
   Effect.suspend(() => {
     const { name, restoreLimits, root } = savepoint
-    if (root.backend.transactionStatus !== "E") {
+    if (root.connection.transactionStatus !== "E") {
       return naming(root, control(root, [`RELEASE SAVEPOINT ${name}`, ...restoreLimits]))
     }
-    const reason: Reason = { _tag: "TransactionRolledBack", first: root.backend.abortedBy }
+    const reason: Reason = { _tag: "TransactionRolledBack", first: root.connection.abortedBy }
     const error = root.decisions.error({ operation: "savepoint", reason })
     return rollbackToSavepoint(savepoint, Cause.fail(error))
   })
@@ -654,7 +655,7 @@ const endWith = <E>(
   statements: ReadonlyArray<string>
 ): Effect.Effect<never, E> =>
   Effect.flatMap(
-    root.backend.isOpen ? Effect.exit(control(root, statements)) : Effect.succeed(Exit.void),
+    root.connection.isOpen ? Effect.exit(control(root, statements)) : Effect.succeed(Exit.void),
     (back) =>
       Effect.failCause(
         Exit.isSuccess(back) ? cause : Cause.sequential(cause, Cause.die(Cause.squash(back.cause)))
@@ -662,27 +663,27 @@ const endWith = <E>(
   )
 
 /** Ends what BEGIN began although it failed or was interrupted. */
-const undoBegin = (backend: Line): Effect.Effect<void, DatabaseError> =>
+const undoBegin = (connection: Connection): Effect.Effect<void, DatabaseError> =>
   Effect.zipRight(
-    backend.quiet,
+    connection.quiet,
     Effect.suspend(() =>
-      backend.isOpen && backend.transactionStatus !== "I"
-        ? Effect.asVoid(backend.run({ text: "ROLLBACK", timeoutMillis: controlMillis }))
+      connection.isOpen && connection.transactionStatus !== "I"
+        ? Effect.asVoid(connection.run({ text: "ROLLBACK", timeoutMillis: controlMillis }))
         : Effect.void
     )
   )
 
 /** Gives the server time for a limit of a nested transaction, until the outermost one ends. */
-const allow = ({ backend }: Root, statementTimeout: Duration.Duration): void => {
+const allow = ({ connection }: Root, statementTimeout: Duration.Duration): void => {
   const longest = Math.max(
-    backend.answerMillis ?? Number.POSITIVE_INFINITY,
+    connection.answerMillis ?? Number.POSITIVE_INFINITY,
     answerMillis(statementTimeout) ?? Number.POSITIVE_INFINITY
   )
-  backend.answerMillis = Number.isFinite(longest) ? longest : undefined
+  connection.answerMillis = Number.isFinite(longest) ? longest : undefined
 }
 
 /** Statements of our own that no interruption reaches, so that they need a limit. */
 const control = (root: Root, statements: ReadonlyArray<string>): Effect.Effect<void, DatabaseError> =>
   Effect.asVoid(
-    root.backend.run({ text: statements.join(";"), timeoutMillis: controlMillis, isControl: true })
+    root.connection.run({ text: statements.join(";"), timeoutMillis: controlMillis, isControl: true })
   )
