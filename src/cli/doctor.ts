@@ -11,6 +11,6 @@ export const command = Command.make(
   loaded(() => import("./doctorHandler.js").then(({ doctor }) => doctor))
 ).pipe(
   Command.withDescription(
-    "Says what a program would meet: server version, pooler, limits in effect, pool, pending migrations, foreign keys without an index."
+    "Says what a program would meet on a database. That is the server's version, a pooler, the limits in effect, the pool, pending migrations, and foreign keys without an index."
   )
 )

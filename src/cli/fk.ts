@@ -2,6 +2,7 @@ import * as Command from "@effect/cli/Command"
 import * as Options from "@effect/cli/Options"
 import * as FkOptions from "./fkOptions.js"
 import * as Undo from "./fkUndo.js"
+import type { Tree } from "./help.js"
 import { loaded } from "./options.js"
 import * as Purge from "./purge.js"
 
@@ -36,7 +37,7 @@ const plan = Command.make(
   loaded(() => import("./fkHandlers.js").then(({ plan }) => plan))
 ).pipe(
   Command.withDescription(
-    "Prints every statement that `rebuild` would run, its locks and what they block. Reads the tables too, and takes no lock above ACCESS SHARE."
+    "Prints what `rebuild` would run, with its locks. It reads the tables too, and takes no lock above ACCESS SHARE."
   )
 )
 
@@ -49,7 +50,7 @@ const rebuild = Command.make(
   loaded(() => import("./fkHandlers.js").then(({ rebuild }) => rebuild))
 ).pipe(
   Command.withDescription(
-    "Changes the ON DELETE action of foreign keys while the database is in use. Stopped at any point, it is resumed by running it again."
+    "Changes the ON DELETE action of keys while they are in use. Stopped at any point, it is resumed by running it again."
   )
 )
 
@@ -59,12 +60,18 @@ const check = Command.make(
   loaded(() => import("./fkHandlers.js").then(({ check }) => check))
 ).pipe(
   Command.withDescription(
-    "Looks for foreign keys that do not do what their catalog entry says, have no triggers, or are not valid. Exits with 3 when there are any. Keys that are NOT ENFORCED are named too, and do not count: they do what they say, which is nothing."
+    "Looks for keys that do not do what the catalog says. It names those without triggers or not valid, and exits with 3 when there are any. Keys that are NOT ENFORCED are named too, and do not count: they do what they say, which is nothing."
   )
 )
 
-/** `fk` and what belongs to it. */
-export const command = Command.make("fk").pipe(
-  Command.withDescription("Foreign keys of a live database: list them, and change what a delete does."),
-  Command.withSubcommands([list, plan, rebuild, ...Undo.commands, check, Purge.command])
+const own = Command.make("fk").pipe(
+  Command.withDescription("Lists the foreign keys of a live database, and changes what a delete does.")
 )
+
+const below = [list, plan, rebuild, ...Undo.commands, check, Purge.command] as const
+
+/** `fk` and what belongs to it. */
+export const command = own.pipe(Command.withSubcommands(below))
+
+/** The same, for help. */
+export const tree: Tree = { command: own, below: below.map((one) => ({ command: one })) }

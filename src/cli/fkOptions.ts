@@ -20,6 +20,7 @@ export const named = <A>(
   parse: (text: string) => A | undefined
 ): Options.Options<ReadonlyArray<A>> =>
   Options.text(name).pipe(
+    Options.withPseudoName(form.startsWith("[") ? form : form.startsWith("the number") ? "NUMBER" : "NAME"),
     Options.withDescription(description),
     Options.repeated,
     Options.mapEffect((texts) =>
@@ -44,24 +45,9 @@ export const selectorOptions = {
     "The keys of the tables of a schema. Repeatable, like the others below. Names as SQL writes them, as `list` prints them.",
     Selectors.name
   ),
-  tables: named(
-    "table",
-    "[SCHEMA.]TABLE",
-    "The keys of a referencing table, [SCHEMA.]TABLE.",
-    Selectors.table
-  ),
-  constraints: named(
-    "constraint",
-    "[SCHEMA.]TABLE.NAME",
-    "One key, [SCHEMA.]TABLE.NAME.",
-    Selectors.constraint
-  ),
-  references: named(
-    "references",
-    "[SCHEMA.]TABLE",
-    "The keys that reference a table, [SCHEMA.]TABLE.",
-    Selectors.table
-  )
+  tables: named("table", "[SCHEMA.]TABLE", "The keys of a referencing table.", Selectors.table),
+  constraints: named("constraint", "[SCHEMA.]TABLE.NAME", "One key.", Selectors.constraint),
+  references: named("references", "[SCHEMA.]TABLE", "The keys that reference a table.", Selectors.table)
 }
 
 /** What the options of {@link selectorOptions} parse to. */
@@ -117,8 +103,9 @@ export const allowRowMovement = Options.boolean("allow-row-movement").pipe(
 
 /** The table of the changes. */
 export const ledgerTable = Options.text("ledger").pipe(
+  Options.withPseudoName("[SCHEMA.]TABLE"),
   Options.withDescription(
-    `The table that records the changes for \`undo\`, [SCHEMA.]TABLE; created with the first one. Default: ${defaultLedger}, in the schema that CREATE TABLE would use.`
+    `The table that records the changes for \`undo\`; created with the first one. Default: ${defaultLedger}, in the schema that CREATE TABLE would use.`
   ),
   Options.filterMap(
     (text) => Option.fromNullable(Selectors.table(text)),
@@ -192,6 +179,7 @@ export const createIndexes = Options.boolean("create-indexes").pipe(
 /** A duration of at least a millisecond. */
 const duration = (name: string, description: string) =>
   Options.text(name).pipe(
+    Options.withPseudoName("DURATION"),
     Options.withDescription(description),
     Options.filterMap(
       (value) => Option.filter(Duration.decodeUnknown(value), (decoded) => Duration.toMillis(decoded) >= 1),
@@ -219,6 +207,7 @@ const patience = duration(
 
 const count = (name: string, description: string) =>
   Options.integer(name).pipe(
+    Options.withPseudoName("NUMBER"),
     Options.withDescription(description),
     Options.filterMap(
       (number) => (number >= 0 ? Option.some(number) : Option.none()),

@@ -28,7 +28,7 @@ const undo = Command.make(
   loaded(() => import("./fkHandlers.js").then(({ undo }) => undo))
 ).pipe(
   Command.withDescription(
-    "Gives foreign keys the action that they had before their last recorded change, finished or interrupted, as `rebuild` does. Run again, it changes nothing."
+    "Gives keys the action from before their last change. The change is a recorded one, finished or interrupted, and is taken back in the steps of `rebuild`. Run again, it changes nothing."
   )
 )
 
@@ -40,9 +40,7 @@ const history = Command.make(
   historyOptions,
   loaded(() => import("./fkHandlers.js").then(({ history }) => history))
 ).pipe(
-  Command.withDescription(
-    "Lists the changes that were recorded, the oldest first. All of them without selectors."
-  )
+  Command.withDescription("Lists the recorded changes, the oldest first. All of them without selectors.")
 )
 
 /** `fk undo` and `fk history`. */

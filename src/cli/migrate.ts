@@ -2,9 +2,11 @@ import * as Args from "@effect/cli/Args"
 import * as Command from "@effect/cli/Command"
 import * as Options from "@effect/cli/Options"
 import { defaultTable } from "../migrator/defaultTable.js"
+import type { Tree } from "./help.js"
 import { json, loaded, url } from "./options.js"
 
 const directory = Options.directory("directory", { exists: "yes" }).pipe(
+  Options.withPseudoName("DIRECTORY"),
   Options.withDescription(
     "The directory of the migrations, files named <id>_<name>.js (or .ts where Node can load it). Without it those of this package."
   ),
@@ -16,8 +18,9 @@ const allowEmpty = Options.boolean("allow-empty").pipe(
 )
 
 const table = Options.text("table").pipe(
+  Options.withPseudoName("[SCHEMA.]TABLE"),
   Options.withDescription(
-    `The ledger, [SCHEMA.]TABLE, as it is spelled in the catalog. Default: ${defaultTable}, in the schema that CREATE TABLE would use.`
+    `The ledger, as it is spelled in the catalog. Default: ${defaultTable}, in the schema that CREATE TABLE would use.`
   ),
   Options.optional
 )
@@ -50,7 +53,7 @@ const stamp = Command.make(
   loaded(() => import("./migrateHandlers.js").then(({ stamp }) => stamp))
 ).pipe(
   Command.withDescription(
-    "Writes down that every migration up to an id is applied, and runs none: for a database that has its schema already."
+    "Records migrations as applied, and runs none. For a database that has its schema already: all up to ID count as applied."
   )
 )
 
@@ -58,6 +61,7 @@ const stamp = Command.make(
 export const downOptions = {
   ...options,
   to: Options.integer("to").pipe(
+    Options.withPseudoName("ID"),
     Options.withDescription("The migration to go back to; 0 undoes all of them.")
   )
 }
@@ -74,7 +78,7 @@ const plan = Command.make(
   loaded(() => import("./migrateHandlers.js").then(({ plan }) => plan))
 ).pipe(
   Command.withDescription(
-    "Prints the statements and locks of what is pending, and takes none: it runs the migrations on a temporary database of the same server, without rows."
+    "Prints the statements and locks of what is pending. It runs the migrations on a temporary database of the same server, without rows, and leaves yours alone."
   )
 )
 
@@ -84,9 +88,14 @@ const check = Command.make(
   loaded(() => import("./migrateHandlers.js").then(({ check }) => check))
 ).pipe(
   Command.withDescription(
-    "Compares the schema with what the applied migrations make of an empty, temporary database. Exits with 3 when they differ."
+    "Compares the schema with what its migrations make. It runs the applied ones on an empty, temporary database. Exits with 3 when the two differ."
   )
 )
 
+const below = [status, plan, check, stamp, down] as const
+
 /** `migrate` and what belongs to it. */
-export const command = migrateUp.pipe(Command.withSubcommands([status, plan, check, stamp, down]))
+export const command = migrateUp.pipe(Command.withSubcommands(below))
+
+/** The same, for help. */
+export const tree: Tree = { command: migrateUp, below: below.map((one) => ({ command: one })) }

@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 
 /** Which database a command works on. */
 export const url = Options.redacted("url").pipe(
+  Options.withPseudoName("URL"),
   Options.withDescription(
     "The database, postgresql://user:password@host:5432/name. Without it DATABASE_URL is used, and without that an embedded PostgreSQL in .data/."
   ),

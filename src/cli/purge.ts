@@ -14,7 +14,8 @@ import { json, loaded, url } from "./options.js"
 const invalid = (message: string) => ValidationError.invalidValue(HelpDoc.p(message))
 
 const from = Options.text("from").pipe(
-  Options.withDescription("The table of the row, [SCHEMA.]TABLE."),
+  Options.withPseudoName("[SCHEMA.]TABLE"),
+  Options.withDescription("The table of the row."),
   Options.mapEffect((text) =>
     Option.match(Option.fromNullable(table(text)), {
       onNone: () => Effect.fail(invalid(`--from takes [SCHEMA.]TABLE, and "${text}" is not that`)),
@@ -26,8 +27,9 @@ const from = Options.text("from").pipe(
 /** The text after the first equals sign is the value, and in no message. */
 const where = Options.text("where").pipe(
   Options.withDescription(
-    "COLUMN=VALUE, for each column of a primary or unique key of the table. Repeatable. VALUE as PostgreSQL writes it."
+    "For each column of a primary or unique key of the table. Repeatable. VALUE as PostgreSQL writes it."
   ),
+  Options.withPseudoName("COLUMN=VALUE"),
   Options.atLeast(1),
   Options.mapEffect((texts) =>
     Effect.forEach(texts, (text) => {
@@ -47,7 +49,8 @@ export const options = {
   from,
   where,
   batch: Options.integer("batch").pipe(
-    Options.withDescription("The most rows that one transaction deletes. Default 1000."),
+    Options.withPseudoName("ROWS"),
+    Options.withDescription("The most rows that one transaction deletes, default 1000."),
     Options.withDefault(1000),
     Options.mapEffect((batch) =>
       batch > 0 ? Effect.succeed(batch) : Effect.fail(invalid("--batch takes a number above 0"))
@@ -68,13 +71,12 @@ export const options = {
 // -----------------------------------------------------------------------------
 
 /** `purge`. */
-/** `purge`. */
 export const command = Command.make(
   "purge",
   options,
   loaded(() => import("./purgeHandlers.js").then(({ purge }) => purge))
 ).pipe(
   Command.withDescription(
-    "Deletes a row and everything that its delete cascades to, in small transactions. Stopped at any point, it is resumed by running it again."
+    "Deletes a row and all that cascades from it, in batches. Each batch is a transaction of its own. Stopped at any point, it is resumed by running it again."
   )
 )

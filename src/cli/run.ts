@@ -5,23 +5,31 @@ import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as NodePath from "@effect/platform-node/NodePath"
 import * as NodeTerminal from "@effect/platform-node/NodeTerminal"
 import * as Cause from "effect/Cause"
+import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Doctor from "./doctor.js"
 import * as Fk from "./fk.js"
+import * as Help from "./help.js"
 import * as Migrate from "./migrate.js"
 import * as Report from "./report.js"
 import { type Process, Surroundings } from "./surroundings.js"
 import { version } from "./version.js"
 
-const command = Command.make("promptgrimoire-db").pipe(
+const own = Command.make("promptgrimoire-db").pipe(
   Command.withDescription(
     "Migrates a PostgreSQL database, and changes foreign keys to ON DELETE CASCADE while it is in use."
-  ),
-  Command.withSubcommands([Migrate.command, Fk.command, Doctor.command])
+  )
 )
+
+const command = own.pipe(Command.withSubcommands([Migrate.command, Fk.command, Doctor.command]))
+
+const tree: Help.Tree = {
+  command: own,
+  below: [Migrate.tree, Fk.tree, { command: Doctor.command }]
+}
 
 const parsed = Command.run(command, { name: "promptgrimoire-db", version })
 
@@ -46,7 +54,10 @@ const platform = Layer.mergeAll(
  * exits has to.
  */
 export const run = (args: ReadonlyArray<string>, process: Process): Effect.Effect<Report.ExitCode> =>
-  Effect.suspend(() => parsed(["", "", ...args])).pipe(
+  Effect.suspend(() => {
+    const help = Help.of(tree, args)
+    return help === undefined ? parsed(["", "", ...args]) : Console.log(help.join("\n"))
+  }).pipe(
     Effect.provide(platform),
     Effect.provide(Surroundings.layer(process)),
     Effect.exit,

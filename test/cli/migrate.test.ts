@@ -201,28 +201,6 @@ describe("promptgrimoire-db migrate", () => {
     })
   )
 
-  it.scopedLive("shows a helpful help", () =>
-    Effect.gen(function* () {
-      const { code, stdout } = yield* promptgrimoireDb(["migrate", "--help"])
-      assert.strictEqual(code, 0)
-      for (const word of [
-        "--url",
-        "--json",
-        "--directory",
-        "--allow-empty",
-        "--table",
-        "status",
-        "plan",
-        "check",
-        "stamp",
-        "down",
-        "DATABASE_URL"
-      ]) {
-        assert.include(stdout, word)
-      }
-    })
-  )
-
   inFull(it).scopedLive(
     "works on the embedded server in .data without any setting, keeps it, and leaves nothing running",
     () =>
