@@ -25,21 +25,21 @@ const modes = [
 const effects: {
   readonly [M in Mode]: { readonly conflicts: ReadonlyArray<string>; readonly blocks: string }
 } = {
-  "ROW SHARE": { conflicts: modes.slice(6), blocks: "nothing but schema changes" },
-  "ROW EXCLUSIVE": { conflicts: modes.slice(4), blocks: "nothing but schema changes" },
+  "ROW SHARE": { conflicts: modes.slice(6), blocks: "Blocks other schema changes only" },
+  "ROW EXCLUSIVE": { conflicts: modes.slice(4), blocks: "Blocks schema changes only" },
   "SHARE UPDATE EXCLUSIVE": {
     conflicts: modes.slice(3),
-    blocks: "vacuum and schema changes, no reads and no writes"
+    blocks: "Blocks vacuum and schema changes, but no reads or writes"
   },
-  SHARE: { conflicts: [...modes.slice(2, 4), ...modes.slice(5)], blocks: "writes, no reads" },
-  "SHARE ROW EXCLUSIVE": { conflicts: modes.slice(2), blocks: "writes, no reads" },
-  "ACCESS EXCLUSIVE": { conflicts: modes, blocks: "reads and writes" }
+  SHARE: { conflicts: [...modes.slice(2, 4), ...modes.slice(5)], blocks: "Blocks writes, but no reads" },
+  "SHARE ROW EXCLUSIVE": { conflicts: modes.slice(2), blocks: "Blocks writes, but no reads" },
+  "ACCESS EXCLUSIVE": { conflicts: modes, blocks: "Blocks reads and writes" }
 }
 
 /** The modes that a lock of this mode conflicts with, as `pg_locks.mode` spells them. */
 export const conflicts = (mode: Mode): ReadonlyArray<string> => effects[mode].conflicts
 
-/** What a lock of this mode keeps other sessions from doing, in a few words. */
+/** What a lock of this mode keeps other sessions from doing: a sentence without its full stop. */
 export const blocks = (mode: Mode): string => effects[mode].blocks
 
 /**

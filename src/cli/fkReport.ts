@@ -151,7 +151,7 @@ const describe = (event: ForeignKey.Progress): string => {
     case "StepDone":
       return `${event.constraint}: ${event.step} done in ${Report.duration(event.durationMs)}`
     case "Working":
-      return `${event.constraint}: ${event.step} works since ${Report.duration(event.elapsedMs)}${phase(event)} ...`
+      return `${event.constraint}: ${event.step} has worked for ${Report.duration(event.elapsedMs)}${phase(event)} ...`
     case "Waiting":
       return `${event.constraint}: ${event.step} ${
         event.slow === 0

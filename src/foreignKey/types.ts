@@ -174,7 +174,7 @@ export interface PlannedStep {
     /** True where a statement takes it by itself, because the role may not LOCK that table. */
     readonly implicit?: true
   }>
-  /** What other sessions cannot do while the locks are held, and for how long that is. */
+  /** A sentence: what other sessions cannot do while the locks are held, and for how long. */
   readonly blocks: string
 }
 

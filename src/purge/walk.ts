@@ -49,7 +49,7 @@ export class Blocked extends Data.TaggedError("Blocked")<{
   readonly constraint: string
 }> {
   override get message() {
-    return `rows that refer by ${this.constraint} forbid to delete the rest: remove them and run it again`
+    return `rows that refer by ${this.constraint} keep the rest from being deleted: remove them and run it again`
   }
 }
 

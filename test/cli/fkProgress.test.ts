@@ -51,13 +51,13 @@ describe("the progress of fk rebuild", () => {
         yield* admin.query(slow)
         yield* admin.query("SELECT pg_advisory_lock(7)")
         const { code, stderr, stdout } = yield* whenItSays(
-          /fk: validate works since/,
+          /fk: validate has worked for/,
           [...change(url), "--json", "--create-indexes", "--report-every", "1 millis"],
           () => Effect.runFork(admin.query("SELECT pg_advisory_unlock(7)"))
         )
         assert.strictEqual(code, 0, stderr)
         assert.match(stderr, /fk: index \.\.\.\n/)
-        assert.match(stderr, /fk: index works since \d+ ms \([a-z: ]+(, \d+ %)?\) \.\.\.\n/)
+        assert.match(stderr, /fk: index has worked for \d+ ms \([a-z: ]+(, \d+ %)?\) \.\.\.\n/)
         assert.match(stderr, /fk: index done in .*\n.*fk: built index child_parent_id_/)
         assert.match(stderr, /fk: validate \.\.\.\n/)
         assert.match(stderr, /fk: done\n$/)

@@ -82,7 +82,10 @@ export const recorded = (
     when: "always",
     sql: ["BEGIN", ...statements, "COMMIT"],
     locks: name === "create-ledger" ? [] : [{ relation: Ledger.name(ledger), mode: "ROW EXCLUSIVE" }],
-    blocks: name === "create-ledger" ? "nothing: the table is new" : TableLocks.blocks("ROW EXCLUSIVE")
+    blocks:
+      name === "create-ledger"
+        ? "Blocks nothing: the table is new."
+        : `${TableLocks.blocks("ROW EXCLUSIVE")}.`
   })
   const creates = !ledger.exists && steps.every((planned) => planned.step !== "create-ledger")
   return {
@@ -122,7 +125,7 @@ const planned = (
       ...(implicit === undefined ? {} : { implicit })
     }))
   ),
-  blocks: `${TableLocks.blocks(step.locks[0]?.mode ?? "ACCESS EXCLUSIVE")}${durations[step.name] ?? ", for milliseconds, at most the lock timeout"}`
+  blocks: `${TableLocks.blocks(step.locks[0]?.mode ?? "ACCESS EXCLUSIVE")}${durations[step.name] ?? ", for milliseconds and at most for the lock timeout"}.`
 })
 
 const statements = (step: Steps.Step, limits: Limits.Limits): ReadonlyArray<string> => {

@@ -58,7 +58,7 @@ const section = (planned: PlannedStep) =>
     ...planned.locks.flatMap(({ implicit, mode, relation }) =>
       comment(`  ${mode} on ${relation}${implicit === true ? ", by the statement" : ""}`)
     ),
-    ...comment(`  blocks ${planned.blocks}`),
+    ...comment(`  ${planned.blocks}`),
     ...statements(planned).map((statement) => `${statement};`)
   ].join("\n")
 
