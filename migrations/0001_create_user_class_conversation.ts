@@ -3,9 +3,8 @@ import * as Effect from "effect/Effect"
 import * as Migrator from "../src/Migrator.js"
 
 /**
- * The tables of PromptGrimoire as its Alembic revision 59d4ef6caf5d makes them, with the same names
- * of constraints and indexes: users own classes, classes and users own conversations. Ids and times
- * come from the program.
+ * The tables of PromptGrimoire as its Alembic revision 59d4ef6caf5d makes them, with the same names of constraints and
+ * indexes: users own classes, classes and users own conversations. Ids and times come from the program.
  *
  * Locks nothing that exists: every object is new.
  */

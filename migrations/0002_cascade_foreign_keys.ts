@@ -5,10 +5,9 @@ import * as ForeignKey from "../src/ForeignKey.js"
 import * as Migrator from "../src/Migrator.js"
 
 /**
- * Deleting a user deletes their classes and conversations, and deleting a class its conversations:
- * what PromptGrimoire's Alembic revision 995de44465b7 does under locks that last as long as a scan
- * of the tables, done here without stopping writers. See `ForeignKey` for the steps and their
- * locks. Stopped at any point, it is resumed by running it again.
+ * Deleting a user deletes their classes and conversations, and deleting a class its conversations: what PromptGrimoire's
+ * Alembic revision 995de44465b7 does under locks that last as long as a scan of the tables, done here without stopping
+ * writers. See `ForeignKey` for the steps and their locks. Stopped at any point, it is resumed by running it again.
  */
 export default Migrator.define({
   online: true,

@@ -1,6 +1,7 @@
 /**
  * The PostgreSQL data layer for Effect programs, and online changes of foreign keys. One namespace
- * per module. What is marked as internal, and modules that are not here, may change with any version.
+ * per module. What is marked as internal, and modules that are not here, may change with any
+ * version.
  */
 export * as Copy from "./Copy.js"
 export * as Database from "./Database.js"

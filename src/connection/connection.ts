@@ -37,7 +37,9 @@ export interface DialOptions {
    */
   readonly timeouts: SessionTimeouts | undefined
   readonly prepare: boolean
-  /** Whether a connection may be used again after its statement was cancelled. Not behind a pooler. */
+  /**
+   * Whether a connection may be used again after its statement was cancelled. Not behind a pooler.
+   */
   readonly reuseAfterCancel: boolean
   /** Logs the text of every statement at DEBUG, never its parameters. */
   readonly echo: boolean

@@ -77,11 +77,11 @@ export class CheckedOut extends Context.Reference<CheckedOut>()("promptgrimoire-
 }) {}
 
 /**
- * A pool of connections. `tarn` does the pooling: it keeps to the maximum and hands a free connection
- * to whoever waits longest. What is added here is the discipline around it: a connection is lent
- * only if it is open, young enough, outside any transaction and, after a pause, proven alive; a
- * caller's wait is not tied to the one dial that it caused, and leaves nothing behind when it is
- * interrupted.
+ * A pool of connections. `tarn` does the pooling: it keeps to the maximum and hands a free
+ * connection to whoever waits longest. What is added here is the discipline around it: a connection
+ * is lent only if it is open, young enough, outside any transaction and, after a pause, proven
+ * alive; a caller's wait is not tied to the one dial that it caused, and leaves nothing behind when
+ * it is interrupted.
  */
 export interface Pool {
   /**
@@ -562,7 +562,8 @@ export const make = Effect.fn("Pool.make")(function* (
 })
 
 /**
- * Checks a connection out until the scope closes. The wait can be interrupted; nothing is lost then.
+ * Checks a connection out until the scope closes. The wait can be interrupted; nothing is lost
+ * then.
  */
 export const checkOut = (pool: Pool): Effect.Effect<Connection, DatabaseError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>

@@ -176,22 +176,11 @@ export const decide = (
     }
     if (aside !== undefined) {
       if (recorded === undefined && !fits(key, aside)) {
-        // Somebody dropped the new key and made one of that name: the original has no successor any
-        // more.
+        // Somebody dropped the new key and made one of that name: the original has no successor.
         const drop = [{ at: key.referencing, name: aside.name }]
         return next("drop-temporary", current, target, { ...nothing, drop })
       }
-      if (!key.referenced.owned) return yield* ownerNeeded(key)
-      const stepped = yield* Snapshot.read(session, key.referencing.oid, aside.name)
-      if (stepped === undefined) return yield* new Disappeared({ constraint: Catalog.nameOf(aside) })
-      if (record !== undefined) {
-        return next("finish", Snapshot.ofRecordedAside(stepped, record, current), Target.of(key))
-      }
-      // A partition that was detached has no record of its own.
-      const before = Snapshot.ofAside(stepped, current)
-      return before === undefined
-        ? yield* new RecordLost({ constraint: Catalog.nameOf(key), aside: Catalog.nameOf(aside) })
-        : next("finish", Snapshot.reconcile(before, current), Target.of(key))
+      return next("finish", yield* steppedAside(session, key, aside, current, record), Target.of(key))
     }
     if (temporaries.length === 0) {
       const unsettled = recorded ?? (key.initiallyDeferred ? kept : undefined)
@@ -264,6 +253,26 @@ export const isOfReferenced = (role: Snapshot.Role) => role === "delete" || role
 // -----------------------------------------------------------------------------
 
 const nothing: Todo = { order: undefined, drop: [], reindex: [], add: [], validate: [], attach: false }
+
+/** The original that stepped aside, as it was before that. */
+const steppedAside = (
+  session: Session,
+  key: Catalog.Key,
+  aside: Catalog.Key,
+  current: Snapshot.Snapshot,
+  record: Snapshot.Snapshot | undefined
+): Effect.Effect<Snapshot.Snapshot, DatabaseError | Disappeared | RecordLost | OwnerNeeded> =>
+  Effect.gen(function* () {
+    if (!key.referenced.owned) return yield* ownerNeeded(key)
+    const stepped = yield* Snapshot.read(session, key.referencing.oid, aside.name)
+    if (stepped === undefined) return yield* new Disappeared({ constraint: Catalog.nameOf(aside) })
+    if (record !== undefined) return Snapshot.ofRecordedAside(stepped, record, current)
+    // A partition that was detached has no record of its own.
+    const before = Snapshot.ofAside(stepped, current)
+    return before === undefined
+      ? yield* new RecordLost({ constraint: Catalog.nameOf(key), aside: Catalog.nameOf(aside) })
+      : Snapshot.reconcile(before, current)
+  })
 
 /** How the temporary key stands to the original. */
 const look = (session: Session, key: Catalog.Key, isCut: boolean) =>

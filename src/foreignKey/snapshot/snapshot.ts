@@ -134,8 +134,8 @@ export const withAction = (
   }))
 
 /**
- * The snapshot of a key while its checks wait for the end of the transaction, and its comment is this
- * one.
+ * The snapshot of a key while its checks wait for the end of the transaction, and its comment is
+ * this one.
  */
 export const unsettled = (snapshot: Snapshot, comment: string): Snapshot =>
   mapEntries(snapshot, (entry, index) => ({
@@ -382,13 +382,14 @@ const isRecord = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null
 
 /**
- * The snapshot of one key, as an SQL expression of type jsonb. Left out, because a new key cannot be
- * made to have the same: OIDs of constraints and triggers; connoinherit, which depends on whether
- * the table is or was a partition, and on how it became one, and which nothing reads; convalidated
- * of the rows for partitions of the referenced table, which VALIDATE leaves alone (13 to 17) and
- * nothing reads; connamespace of the rows of partitions up to 14, which is the partitioned table's
- * schema or the partition's own, depending on which of the two was there first; names of triggers
- * that are renamed together with the one of their partitioned table (15 and later).
+ * The snapshot of one key, as an SQL expression of type jsonb. Left out, because a new key cannot
+ * be made to have the same: OIDs of constraints and triggers; connoinherit, which depends on
+ * whether the table is or was a partition, and on how it became one, and which nothing reads;
+ * convalidated of the rows for partitions of the referenced table, which VALIDATE leaves alone (13
+ * to 17) and nothing reads; connamespace of the rows of partitions up to 14, which is the
+ * partitioned table's schema or the partition's own, depending on which of the two was there first;
+ * names of triggers that are renamed together with the one of their partitioned table (15 and
+ * later).
  */
 export const expression = (table: string, name: string, shown: Shown = {}): string => `
 SELECT json_agg(v.entry ORDER BY v.depth, v.conrelid, v.confrelid)::jsonb
