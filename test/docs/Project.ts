@@ -93,7 +93,8 @@ const surroundings = {
   VITEST: undefined
 }
 
-const nameOf = (page: string) => Path.basename(page, ".md")
+/** The path of a page without its extension: two pages can have one name, such as README. */
+const nameOf = (page: string) => page.replace(/\.md$/, "")
 
 const installed = "node_modules/promptgrimoire-db"
 

@@ -4,6 +4,14 @@ import * as Path from "node:path"
 import { repository } from "../support/command.js"
 import { pages } from "./Block.js"
 
+/** Whether a file is there and, if a name is given, declares it. */
+const isThere = (path: string, name: string | undefined): boolean => {
+  const file = Path.join(repository, path)
+  if (!Fs.existsSync(file)) return false
+  const declaration = `^\\s*(?:(?:export|const|private|static|readonly) )*${name ?? ""}\\b\\s*[(<:=]`
+  return name === undefined || new RegExp(declaration, "m").test(Fs.readFileSync(file, "utf8"))
+}
+
 for (const page of pages) {
   it(`links from ${page} lead somewhere`, () => {
     const text = Fs.readFileSync(Path.join(repository, page), "utf8")
@@ -14,11 +22,11 @@ for (const page of pages) {
     assert.deepStrictEqual(missing, [])
   })
 
-  it(`paths of files that ${page} names are there`, () => {
+  it(`files and functions that ${page} names are there`, () => {
     const text = Fs.readFileSync(Path.join(repository, page), "utf8")
-    const named = [...text.matchAll(/`((?:src|test|migrations|examples|bench)\/[\w./-]+\.\w+)`/g)]
-    const missing = named.flatMap(([, path = ""]) =>
-      Fs.existsSync(Path.join(repository, path)) ? [] : [path]
+    const named = [...text.matchAll(/`((?:src|test|migrations|examples|bench)\/[\w./-]+\.\w+)(?::(\w+))?`/g)]
+    const missing = named.flatMap(([, path = "", name]) =>
+      isThere(path, name) ? [] : [`${path}:${name ?? ""}`]
     )
     assert.deepStrictEqual(missing, [])
   })

@@ -320,7 +320,7 @@ describe("a key is refused with a reason, and nothing touched, when", () => {
   }
 
   it("for one of the reasons in the documentation, which has all of them", () => {
-    const text = Fs.readFileSync(Path.join(repository, "docs/changing-foreign-keys-online.md"), "utf8")
+    const text = Fs.readFileSync(Path.join(repository, "docs/foreign-key-reference.md"), "utf8")
     const section = text.slice(text.indexOf("## What is refused"), text.indexOf("## Limits"))
     const documented = [...section.matchAll(/^\| (`[^|]+) \|/gm)].flatMap(([, cell = ""]) =>
       [...cell.matchAll(/`([^`]+)`/g)].map(([, code]) => code)
