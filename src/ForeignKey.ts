@@ -126,7 +126,7 @@ export const rebuild = (
  * their last change that the ledger has, finished or interrupted, in the same way and with the same
  * result as {@link rebuild}. Run again, it changes nothing: an undo is recorded too, and is no
  * change to take back. `changes` names others, among them undos. A key of which no change is
- * recorded is refused.
+ * recorded is left as it is.
  */
 export const undo = (
   options: Types.UndoOptions

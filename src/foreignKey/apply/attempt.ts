@@ -612,7 +612,7 @@ const otherwise = (
     : Effect.fail(error)
 
 /**
- * No locks in time (by {@link Try.noLocksCode}), lock timeout and NOWAIT (55P03), the cap or the
+ * No locks in time (by {@link Limits.noLocksCode}), lock timeout and NOWAIT (55P03), the cap or the
  * watcher's cancel (57014), and a deadlock in which we are the victim (40P01).
  */
 export const isLostTry = (error: DatabaseError): boolean =>

@@ -103,7 +103,7 @@ export interface Task extends NextStep.Aim {
   readonly swapTries: number
   /**
    * Milliseconds to wait for the transactions that may have deferred the original by name (see
-   * {@link Change.settle}).
+   * {@link Steps.settle}).
    */
   readonly settlePatience: number
   readonly onStep: (

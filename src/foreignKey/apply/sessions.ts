@@ -62,7 +62,7 @@ export interface Sessions {
 }
 
 /**
- * Opens the session that holds the lock; fails with {@link Exclusive.Busy} if another process holds
+ * Opens the session that holds the lock; fails with {@link AdvisoryLock.Busy} if another process holds
  * it for longer than `patience`.
  */
 export const make = (

@@ -99,7 +99,7 @@ export interface Todo {
   readonly order: Disorder | undefined
   /** Constraints of ours that are not the right ones. */
   readonly drop: ReadonlyArray<Part>
-  /** Statements of {@link Change.reindex}. */
+  /** Statements of {@link Steps.reindex}. */
   readonly reindex: ReadonlyArray<string>
   readonly add: ReadonlyArray<Catalog.Relation>
   readonly validate: ReadonlyArray<Part>

@@ -17,7 +17,7 @@ export interface Target {
 export const of = (key: Key): Target => ({ action: key.onDelete, columns: key.onDeleteColumns })
 
 /** The action that a key had when its snapshot was read. */
-export const ofVector = (key: Key, snapshot: Snapshot.Snapshot): Target => {
+export const ofSnapshot = (key: Key, snapshot: Snapshot.Snapshot): Target => {
   const { confdelsetcols, confdeltype, conkey } = snapshot[0].constraint
   const numbers = conkey as ReadonlyArray<number>
   return {

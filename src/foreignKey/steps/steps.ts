@@ -108,7 +108,7 @@ export const places = (change: Pick<Change, "key" | "version">): ReadonlyArray<R
     : [change.key.referencing]
 
 /**
- * Lets the indexes step behind that a new key would be bound to (see `Rival`). Reads and writes go
+ * Lets the indexes step behind that a new key would be bound to (see `CompetingIndexes`). Reads and writes go
  * on.
  */
 export const reindex = ({ key }: Pick<Change, "key">, statements: ReadonlyArray<string>): Step => ({
@@ -625,11 +625,11 @@ const comment = (table: Relation, name: string, text: Comments.Comment) =>
 
 /** The comment that records the original. */
 const marker = ({ key, original, target }: Change) =>
-  Marker.encode({ constraint: key.name, from: Target.ofVector(key, original), to: target, original })
+  Marker.encode({ constraint: key.name, from: Target.ofSnapshot(key, original), to: target, original })
 
 /** The comment on one partition's part: the original is as it was, so it needs no record. */
 const partMarker = ({ key, original, target }: Change) =>
-  Marker.encode({ constraint: key.name, from: Target.ofVector(key, original), to: target })
+  Marker.encode({ constraint: key.name, from: Target.ofSnapshot(key, original), to: target })
 
 /**
  * The locks were asked for by name: another table can have come to have it while they were waited

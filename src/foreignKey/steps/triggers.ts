@@ -11,7 +11,7 @@ import { roleOf } from "../../catalog/triggerRole.js"
 
 /** A constraint by the table it is on and its name. */
 export interface Place extends Snapshot.Place {
-  /** Only what concerns this partition, as in {@link Fidelity.concerning}. */
+  /** Only what concerns this partition, as in {@link Snapshot.concerning}. */
   readonly partition?: number
 }
 
