@@ -62,8 +62,8 @@ export interface Sessions {
 }
 
 /**
- * Opens the session that holds the lock; fails with {@link AdvisoryLock.Busy} if another process holds
- * it for longer than `patience`.
+ * Opens the session that holds the lock; fails with {@link AdvisoryLock.Busy} if another process
+ * holds it for longer than `patience`.
  */
 export const make = (
   open: Open,

@@ -108,8 +108,8 @@ export const places = (change: Pick<Change, "key" | "version">): ReadonlyArray<R
     : [change.key.referencing]
 
 /**
- * Lets the indexes step behind that a new key would be bound to (see `CompetingIndexes`). Reads and writes go
- * on.
+ * Lets the indexes step behind that a new key would be bound to (see `CompetingIndexes`). Reads and
+ * writes go on.
  */
 export const reindex = ({ key }: Pick<Change, "key">, statements: ReadonlyArray<string>): Step => ({
   name: "reindex",
