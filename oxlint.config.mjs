@@ -3,8 +3,8 @@
  * rooms below it, type imports included. docs/architecture.md says why each is there.
  */
 const rooms = [
-  ["DatabaseError"],
   ["errors"],
+  ["DatabaseError"],
   ["connection"],
   ["DatabaseConfig"],
   ["telemetry"],

@@ -8,6 +8,8 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as util from "node:util"
 import * as DatabaseError from "../src/DatabaseError.js"
+import { classify } from "../src/errors/classify.js"
+import { policy } from "../src/errors/policy.js"
 import { testLayer } from "./support/database.js"
 
 class Taken extends Data.TaggedError("Taken")<{ readonly constraint: string | undefined }> {}
@@ -70,10 +72,7 @@ layer(Layer.merge(testLayer(), Logger.remove(Logger.defaultLogger)), { excludeTe
           const reason = reasonOf(error)
           assert.instanceOf(error, SqlError)
           assert.strictEqual(error._tag, "SqlError")
-          assert.deepStrictEqual(
-            [code, reason._tag, DatabaseError.policy(reason)],
-            [code, tag, { retry, disposition }]
-          )
+          assert.deepStrictEqual([code, reason._tag, policy(reason)], [code, tag, { retry, disposition }])
         }
       })
     )
@@ -219,9 +218,9 @@ describe("The reason of an error", () => {
   it("says in its message what to do about it", () => {
     const pool = { total: 1, idle: 0, busy: 1, waiting: 3, max: 1 }
     const oldestHolder = { span: "orders", heldMillis: 5012 }
-    const raised = (code: string) => DatabaseError.classify({ code })
+    const raised = (code: string) => classify({ code })
     const cases: ReadonlyArray<readonly [DatabaseError.Reason, RegExp]> = [
-      [DatabaseError.classify({ code: "57014" }, undefined, true), /raise statementTimeout/],
+      [classify({ code: "57014" }, undefined, true), /raise statementTimeout/],
       [raised("55P03"), /raise lockTimeout/],
       [raised("25P03"), /raise idleInTransactionTimeout/],
       [raised("40001"), /option retry/],
@@ -268,28 +267,28 @@ describe("The reason of an error", () => {
   })
 
   it("destroys the connection when it is FATAL, whatever the code", () => {
-    const reason = DatabaseError.classify({ code: "XX000", severity: "FATAL" })
-    assert.deepStrictEqual(DatabaseError.policy(reason), { retry: "never", disposition: "destroy" })
+    const reason = classify({ code: "XX000", severity: "FATAL" })
+    assert.deepStrictEqual(policy(reason), { retry: "never", disposition: "destroy" })
   })
 
   it("is the same in every language of the server's messages", () => {
     for (const { changed, conflict, deadlock, lock, timeout, cancel, severity } of translations) {
-      const classify = (code: string, routine: string, message: string, isOverdue?: boolean) =>
-        DatabaseError.classify({ code, routine, message, severity }, undefined, isOverdue)._tag
+      const tagOf = (code: string, routine: string, message: string, isOverdue?: boolean) =>
+        classify({ code, routine, message, severity }, undefined, isOverdue)._tag
       assert.deepStrictEqual(
         [
-          classify("0A000", "RevalidateCachedQuery", changed),
-          classify("0A000", "ExecInitPartitionInfo", changed),
-          classify("40001", "ProcessInterrupts", conflict),
-          classify("40001", "ProcessRecoveryConflictInterrupt", conflict),
-          classify("40001", "ExecUpdate", conflict),
-          classify("40P01", "DeadLockReport", deadlock),
-          classify("55P03", "ProcessInterrupts", lock),
-          classify("57014", "ProcessInterrupts", timeout, true),
-          classify("57014", "ProcessInterrupts", cancel, false),
+          tagOf("0A000", "RevalidateCachedQuery", changed),
+          tagOf("0A000", "ExecInitPartitionInfo", changed),
+          tagOf("40001", "ProcessInterrupts", conflict),
+          tagOf("40001", "ProcessRecoveryConflictInterrupt", conflict),
+          tagOf("40001", "ExecUpdate", conflict),
+          tagOf("40P01", "DeadLockReport", deadlock),
+          tagOf("55P03", "ProcessInterrupts", lock),
+          tagOf("57014", "ProcessInterrupts", timeout, true),
+          tagOf("57014", "ProcessInterrupts", cancel, false),
           // What nobody measured, and what has a limit that nobody knows.
-          classify("57014", "ProcessInterrupts", timeout),
-          classify("57014", "ProcessInterrupts", cancel)
+          tagOf("57014", "ProcessInterrupts", timeout),
+          tagOf("57014", "ProcessInterrupts", cancel)
         ],
         [
           "StalePreparedStatement",
@@ -318,7 +317,7 @@ describe("The reason of an error", () => {
 
   it("makes the retry of what was lost after COMMIT unknown", () => {
     const lost = (phase: DatabaseError.Phase) =>
-      DatabaseError.policy({ _tag: "ConnectionLost", phase, systemCode: undefined }).retry
+      policy({ _tag: "ConnectionLost", phase, systemCode: undefined }).retry
     assert.strictEqual(lost("commit"), "unknown")
     assert.strictEqual(lost("sent"), "unsent")
   })

@@ -2,6 +2,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
 import * as Database from "../Database.js"
 import * as DatabaseError from "../DatabaseError.js"
+import { describePool } from "../errors/wording.js"
 import * as ForeignKey from "../ForeignKey.js"
 import * as Migrator from "../Migrator.js"
 import * as Transaction from "../Transaction.js"
@@ -86,7 +87,7 @@ const lines = (diagnosis: Diagnosis): ReadonlyArray<string> => [
   `Server           PostgreSQL ${diagnosis.server.version}, database ${diagnosis.server.database}, role ${diagnosis.server.role}`,
   `Pooler           ${diagnosis.pooler}, and the setting is ${diagnosis.poolerSetting}`,
   ...(diagnosis.poolerProblem === null ? [] : [`Pooler problem   ${diagnosis.poolerProblem}`]),
-  `Pool             ${DatabaseError.describePool(diagnosis.health.pool)}`,
+  `Pool             ${describePool(diagnosis.health.pool)}`,
   ...Object.entries(diagnosis.timeouts).map(([name, value]) => `${name} is ${value}`),
   `Health           ${diagnosis.health.status}${"reason" in diagnosis.health ? `: ${diagnosis.health.reason}` : ""}`,
   ...list("Pending migrations", diagnosis.pendingMigrations),

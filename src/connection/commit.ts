@@ -1,7 +1,8 @@
 import * as Effect from "effect/Effect"
 import type { DatabaseError, Reason } from "../DatabaseError.js"
+import { isCompletionUnknown, isFatal } from "../errors/policy.js"
 import type { Connection, Response } from "./connection.js"
-import type { AppliedErrorPolicy } from "../errors/errorPolicy.js"
+import type { AppliedErrorPolicy } from "./errorPolicy.js"
 
 /** How a transaction is committed. */
 export interface CommitOptions {
@@ -67,10 +68,7 @@ const isUnknown = (reason: Reason): boolean => {
     case "TransactionTimeout":
       return false
     default:
-      return (
-        ("severity" in reason && (reason.severity === "FATAL" || reason.severity === "PANIC")) ||
-        ("code" in reason && (reason.code === "40003" || reason.code === "08007"))
-      )
+      return isFatal(reason) || isCompletionUnknown(reason)
   }
 }
 

@@ -7,17 +7,11 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Pg from "pg"
 import { prepareValue } from "pg/lib/utils.js"
-import {
-  DatabaseError,
-  isChangedResult,
-  isServerError,
-  type Phase,
-  type Reason,
-  type ServerErrorLike
-} from "../DatabaseError.js"
+import { DatabaseError, type Phase, type Reason } from "../DatabaseError.js"
+import { isChangedResult, isServerError, type ServerErrorLike } from "../errors/classify.js"
 import { type Peer, cancel } from "./cancel.js"
 import * as Copy from "./copyIn.js"
-import { type AppliedErrorPolicy, isBroken, standard } from "../errors/errorPolicy.js"
+import { type AppliedErrorPolicy, isBroken, standard } from "./errorPolicy.js"
 import type { Endpoint } from "./endpoint.js"
 import { connectError, dialError, isOtherRefusal, statementError } from "./serverError.js"
 import { type HandshakeStream, watchAuthentication, watchHandshake } from "./handshake.js"

@@ -5,7 +5,8 @@ import { dual } from "effect/Function"
 import { globalValue } from "effect/GlobalValue"
 import * as LogLevel from "effect/LogLevel"
 import * as Runtime from "effect/Runtime"
-import { classify, type ServerErrorLike, type Shown, withoutRaised } from "../DatabaseError.js"
+import { type Shown } from "../DatabaseError.js"
+import { classify, type ServerErrorLike, withoutRaised } from "../errors/classify.js"
 
 /** What the server says beside an answer: PostgreSQL's NoticeResponse. */
 export interface Notice extends Shown {

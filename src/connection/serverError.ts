@@ -1,12 +1,6 @@
-import {
-  type ConnectProblem,
-  classify,
-  DatabaseError,
-  isServerError,
-  type Phase,
-  type Reason
-} from "../DatabaseError.js"
-import { type AppliedErrorPolicy, standard } from "../errors/errorPolicy.js"
+import { type ConnectProblem, DatabaseError, type Phase, type Reason } from "../DatabaseError.js"
+import { classify, isServerError } from "../errors/classify.js"
+import { type AppliedErrorPolicy, standard } from "./errorPolicy.js"
 import { type Endpoint, target } from "./endpoint.js"
 
 /**

@@ -21,7 +21,7 @@ import {
   type Connection,
   passedMillis
 } from "../connection/connection.js"
-import { standard } from "../errors/errorPolicy.js"
+import { standard } from "../connection/errorPolicy.js"
 import { Leases } from "./leases.js"
 import { Generation } from "../connection/statementCache.js"
 import type { Telemetry } from "../telemetry/metrics.js"

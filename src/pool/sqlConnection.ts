@@ -15,7 +15,7 @@ import {
 } from "../connection/connection.js"
 import * as Commit from "../connection/commit.js"
 import type { CopyIn } from "../connection/copyIn.js"
-import type { AppliedErrorPolicy } from "../errors/errorPolicy.js"
+import type { AppliedErrorPolicy } from "../connection/errorPolicy.js"
 import { endedError } from "../connection/serverError.js"
 import * as Pool from "./pool.js"
 import { Mutex } from "../connection/mutex.js"

@@ -18,7 +18,7 @@ import {
 import * as Commit from "../connection/commit.js"
 import { type CopyConnection, makeConnection, runFresh, streamPortal } from "../pool/sqlConnection.js"
 import { endedError } from "../connection/serverError.js"
-import { type AppliedErrorPolicy, isEndOfServer } from "../errors/errorPolicy.js"
+import { type AppliedErrorPolicy, isEndOfServer } from "../connection/errorPolicy.js"
 import { isMarked } from "../errors/expected.js"
 import { Hooks, type Outcome } from "./hooks.js"
 import { CheckedOut, type Checkout, type Pool } from "../pool/pool.js"

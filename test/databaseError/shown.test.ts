@@ -4,14 +4,15 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as DatabaseError from "../../src/DatabaseError.js"
+import { classify, type ServerErrorLike } from "../../src/errors/classify.js"
 import * as Transaction from "../../src/Transaction.js"
 import { databaseLayer, TestServer } from "../support/database.js"
 
 const text = { message: "the message", detail: "the detail", hint: "the hint" }
 const none = { message: undefined, detail: undefined, hint: undefined }
 
-const shown = (error: Partial<DatabaseError.ServerErrorLike>, statement?: string) => {
-  const reason = DatabaseError.classify({ code: "XX000", ...text, ...error }, statement)
+const shown = (error: Partial<ServerErrorLike>, statement?: string) => {
+  const reason = classify({ code: "XX000", ...text, ...error }, statement)
   return "shown" in reason ? reason.shown : none
 }
 

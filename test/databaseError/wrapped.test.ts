@@ -9,6 +9,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as util from "node:util"
 import * as DatabaseError from "../../src/DatabaseError.js"
+import { classify } from "../../src/errors/classify.js"
 import { testLayer } from "../support/database.js"
 
 class Taken extends Data.TaggedError("Taken")<{ readonly cause?: unknown }> {}
@@ -22,7 +23,7 @@ class LibraryError extends Error {
 
 const missing = new DatabaseError.DatabaseError({
   operation: "execute",
-  reason: DatabaseError.classify({ code: "42P01", severity: "ERROR", routine: "parserOpenTable" })
+  reason: classify({ code: "42P01", severity: "ERROR", routine: "parserOpenTable" })
 })
 
 /** What an error has besides its message. */

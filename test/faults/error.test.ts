@@ -9,14 +9,9 @@ import * as Net from "node:net"
 import * as Database from "../../src/Database.js"
 import type { Settings } from "../../src/DatabaseConfig.js"
 import { InvalidSettings } from "../../src/DatabaseConfig.js"
-import {
-  classify,
-  DatabaseError,
-  type Disposition,
-  policy,
-  reasonOf,
-  type Retry
-} from "../../src/DatabaseError.js"
+import { DatabaseError, type Disposition, reasonOf, type Retry } from "../../src/DatabaseError.js"
+import { classify } from "../../src/errors/classify.js"
+import { policy } from "../../src/errors/policy.js"
 import { eventually } from "../support/eventually.js"
 import * as Proxy from "../support/Proxy.js"
 import { check, kill, makeRig, processId, running } from "./support.js"

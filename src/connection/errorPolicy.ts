@@ -1,12 +1,6 @@
-import {
-  DatabaseError,
-  type ErrorPolicy,
-  isFatal,
-  type Policy,
-  policy as standardPolicy,
-  type Reason,
-  withoutRaised
-} from "../DatabaseError.js"
+import { DatabaseError, type ErrorPolicy, type Policy, type Reason } from "../DatabaseError.js"
+import { isFatal, policy as standardPolicy } from "../errors/policy.js"
+import { withoutRaised } from "../errors/classify.js"
 
 /**
  * What one database decides about its errors: the standard decisions, changed by the program's own
