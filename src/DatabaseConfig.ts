@@ -248,6 +248,63 @@ const durationRule = (off: boolean) =>
 
 type Raw = { readonly [Name in keyof Settings]?: unknown }
 
+type Reject = (setting: keyof Settings, value: unknown, rule: string) => void
+
+/**
+ * How the settings of each type are read. What is wrong is rejected, and something is read all the
+ * same.
+ */
+const readers = (raw: Raw, reject: Reject) => {
+  const given = (name: keyof typeof defaults): unknown => raw[name] ?? defaults[name]
+
+  const integer = (name: "minConnections" | "maxConnections" | "maxWaiting", least: number): number => {
+    const value = given(name)
+    const number = typeof value === "string" && /^\d+$/.test(value) ? Number(value) : value
+    if (typeof number === "number" && Number.isInteger(number) && number >= least && number <= 10_000) {
+      return number
+    }
+    reject(name, value, `a whole number from ${least} to 10000`)
+    return Number.NaN
+  }
+  const duration = (
+    name: Extract<
+      keyof typeof defaults,
+      `${string}${"Timeout" | "TTL" | "Idle"}` | "leakWarning" | "slowStatement"
+    >,
+    rule: { readonly zero: boolean; readonly off: boolean }
+  ): Duration.Duration => {
+    const value = given(name)
+    const decoded = value === "off" ? Duration.infinity : decodeDuration(value)
+    if (decoded === undefined || (!Duration.isFinite(decoded) && !rule.off)) {
+      reject(name, value, durationRule(rule.off))
+      return refused
+    }
+    const millis = Duration.toMillis(decoded)
+    if (millis < 1 && !(rule.zero && millis === 0)) {
+      reject(name, value, "at least 1 millisecond")
+      return refused
+    }
+    if (Duration.isFinite(decoded) && millis > maxMillis) reject(name, value, "at most 24 days")
+    return decoded
+  }
+  const boolean = (name: "prepare" | "echo" | "showRaised"): boolean => {
+    const value = given(name)
+    if (typeof value === "boolean") return value
+    if (value === "true" || value === "1") return true
+    if (value !== "false" && value !== "0") reject(name, value, "true or false")
+    return false
+  }
+
+  /** A default that a given setting limits is that limit: only what was said can be wrong. */
+  const within = <A>(
+    name: keyof typeof defaults,
+    value: A,
+    limit: A,
+    exceeds: (value: A, limit: A) => boolean
+  ): A => (raw[name] === undefined && exceeds(value, limit) ? limit : value)
+  return { boolean, duration, given, integer, within }
+}
+
 const resolveRaw = (own: Raw): Effect.Effect<DatabaseConfig, InvalidSettings> =>
   Effect.suspend(() => {
     const problems: Array<Problem> = []
@@ -276,53 +333,7 @@ const resolveRaw = (own: Raw): Effect.Effect<DatabaseConfig, InvalidSettings> =>
     }
     // What the url says stands before a default, and behind a setting.
     const raw: Raw = { ...url?.settings, ...withoutUndefined(own) }
-    const given = (name: keyof typeof defaults): unknown => raw[name] ?? defaults[name]
-
-    const integer = (name: "minConnections" | "maxConnections" | "maxWaiting", least: number): number => {
-      const value = given(name)
-      const number = typeof value === "string" && /^\d+$/.test(value) ? Number(value) : value
-      if (typeof number === "number" && Number.isInteger(number) && number >= least && number <= 10_000) {
-        return number
-      }
-      reject(name, value, `a whole number from ${least} to 10000`)
-      return Number.NaN
-    }
-    const duration = (
-      name: Extract<
-        keyof typeof defaults,
-        `${string}${"Timeout" | "TTL" | "Idle"}` | "leakWarning" | "slowStatement"
-      >,
-      rule: { readonly zero: boolean; readonly off: boolean }
-    ): Duration.Duration => {
-      const value = given(name)
-      const decoded = value === "off" ? Duration.infinity : decodeDuration(value)
-      if (decoded === undefined || (!Duration.isFinite(decoded) && !rule.off)) {
-        reject(name, value, durationRule(rule.off))
-        return refused
-      }
-      const millis = Duration.toMillis(decoded)
-      if (millis < 1 && !(rule.zero && millis === 0)) {
-        reject(name, value, "at least 1 millisecond")
-        return refused
-      }
-      if (Duration.isFinite(decoded) && millis > maxMillis) reject(name, value, "at most 24 days")
-      return decoded
-    }
-    const boolean = (name: "prepare" | "echo" | "showRaised"): boolean => {
-      const value = given(name)
-      if (typeof value === "boolean") return value
-      if (value === "true" || value === "1") return true
-      if (value !== "false" && value !== "0") reject(name, value, "true or false")
-      return false
-    }
-
-    // A default gives way to a setting that was given: only what was said can be wrong.
-    const within = <A>(
-      name: keyof typeof defaults,
-      value: A,
-      limit: A,
-      exceeds: (value: A, limit: A) => boolean
-    ): A => (raw[name] === undefined && exceeds(value, limit) ? limit : value)
+    const { boolean, duration, given, integer, within } = readers(raw, reject)
 
     const maxConnections = integer("maxConnections", 1)
     const minConnections = within(
