@@ -48,64 +48,14 @@ export const make = (
 ): Effect.Effect<NotificationHub, never, Scope.Scope> =>
   Effect.gen(function* () {
     const hubScope = yield* Effect.scope
-    const listeners = new Map<string, Set<Listener>>()
+    const listeners: Listeners = new Map()
     let keeper: Keeper | undefined
-
-    const everybody = () => [...listeners.values()].flatMap((set) => [...set])
-
-    /** One session, from its opening to its loss or to the leave of the last listener. */
-    const serve = (self: Keeper): Effect.Effect<void, DatabaseError> =>
-      Effect.scoped(
-        Effect.gen(function* () {
-          const session = yield* open
-          yield* session.onNotification((notification) => {
-            for (const listener of listeners.get(notification.channel) ?? []) {
-              listener.offer({ _tag: "Notification", ...notification })
-            }
-          })
-          // A channel that comes while this goes on is visited, too.
-          for (const channel of listeners.keys()) yield* session.query(`LISTEN ${identifier(channel)}`)
-          self.session = session
-          for (const listener of everybody()) if (listener.hasJoined) listener.gap("reconnected")
-          self.wasConnected = true
-          self.failures = 0
-          yield* Deferred.succeed(self.ready, undefined)
-          yield* Effect.raceFirst(session.lost, beating(session, heartbeat))
-        })
-      ).pipe(
-        Effect.ensuring(
-          Effect.sync(() => {
-            if (self.session !== undefined) self.ready = Deferred.unsafeMake(FiberId.none)
-            self.session = undefined
-          })
-        )
-      )
-
-    /**
-     * Serves for as long as somebody listens. Only the very first failure to connect is told to
-     * those who wait.
-     */
-    const keep = (self: Keeper): Effect.Effect<void> =>
-      serve(self).pipe(
-        Effect.tapError((error) =>
-          self.wasConnected
-            ? Effect.zipRight(
-                Effect.logWarning("The connection for notifications was lost; reconnecting", error),
-                pause(self.failures++)
-              )
-            : Effect.zipRight(
-                Effect.sync(() => dismiss(self)),
-                Deferred.fail(self.ready, error)
-              )
-        ),
-        Effect.retry({ while: () => self.wasConnected }),
-        Effect.raceFirst(Deferred.await(self.abandoned)),
-        Effect.ignore
-      )
 
     const dismiss = (self: Keeper) => {
       if (keeper === self) keeper = undefined
     }
+
+    const keep = keeping({ open, heartbeat, listeners, dismiss })
 
     /** Becomes the keeper before anything else can run, so that there is never a second one. */
     const startKeeper = Effect.suspend(() => {
@@ -156,7 +106,7 @@ export const make = (
 
     yield* Effect.addFinalizer(() =>
       Effect.sync(() => {
-        for (const listener of everybody()) listener.end()
+        for (const listener of everybody(listeners)) listener.end()
       })
     )
 
@@ -200,6 +150,73 @@ export const invalid = (operation: string, problem: string) =>
 // -----------------------------------------------------------------------------
 // internal
 // -----------------------------------------------------------------------------
+
+type Listeners = Map<string, Set<Listener>>
+
+const everybody = (listeners: Listeners) => [...listeners.values()].flatMap((set) => [...set])
+
+/** What a keeper does with the sessions of a hub. */
+const keeping = ({
+  dismiss,
+  heartbeat,
+  listeners,
+  open
+}: {
+  readonly open: Effect.Effect<Session, DatabaseError, Scope.Scope>
+  readonly heartbeat: Heartbeat
+  readonly listeners: Listeners
+  readonly dismiss: (self: Keeper) => void
+}) => {
+  /** One session, from its opening to its loss or to the leave of the last listener. */
+  const serve = (self: Keeper): Effect.Effect<void, DatabaseError> =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        const session = yield* open
+        yield* session.onNotification((notification) => {
+          for (const listener of listeners.get(notification.channel) ?? []) {
+            listener.offer({ _tag: "Notification", ...notification })
+          }
+        })
+        // A channel that comes while this goes on is visited, too.
+        for (const channel of listeners.keys()) yield* session.query(`LISTEN ${identifier(channel)}`)
+        self.session = session
+        for (const listener of everybody(listeners)) if (listener.hasJoined) listener.gap("reconnected")
+        self.wasConnected = true
+        self.failures = 0
+        yield* Deferred.succeed(self.ready, undefined)
+        yield* Effect.raceFirst(session.lost, beating(session, heartbeat))
+      })
+    ).pipe(
+      Effect.ensuring(
+        Effect.sync(() => {
+          if (self.session !== undefined) self.ready = Deferred.unsafeMake(FiberId.none)
+          self.session = undefined
+        })
+      )
+    )
+
+  /**
+   * Serves for as long as somebody listens. Only the very first failure to connect is told to
+   * those who wait.
+   */
+  return (self: Keeper): Effect.Effect<void> =>
+    serve(self).pipe(
+      Effect.tapError((error) =>
+        self.wasConnected
+          ? Effect.zipRight(
+              Effect.logWarning("The connection for notifications was lost; reconnecting", error),
+              pause(self.failures++)
+            )
+          : Effect.zipRight(
+              Effect.sync(() => dismiss(self)),
+              Deferred.fail(self.ready, error)
+            )
+      ),
+      Effect.retry({ while: () => self.wasConnected }),
+      Effect.raceFirst(Deferred.await(self.abandoned)),
+      Effect.ignore
+    )
+}
 
 /** What keeps one session open, and opens the next. */
 interface Keeper {
