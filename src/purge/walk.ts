@@ -117,6 +117,51 @@ interface Frame {
  */
 const batchesOfLeaves = 20
 
+/**
+ * The children of an edge that are to be worked on now: those that nothing refers to (`leaves`),
+ * and the others (`found`), which `known` gets. Without `known` all of them are leaves.
+ */
+const met = (
+  frame: Frame,
+  edge: Graph.Edge,
+  rows: ReadonlyArray<Row>,
+  children: ReadonlyArray<{ readonly identity: ReadonlyArray<string>; readonly ord: number }>,
+  known: Map<string, Row> | undefined
+) => {
+  const found: Array<Row> = []
+  const leaves: Array<Row> = []
+  for (const { identity, ord } of children) {
+    const parent = rows[ord - 1]
+    if (parent === undefined) continue
+    const child = newRow(edge.child, identity, edge, parent)
+    const name = nameOfRow(child)
+    const same = known?.get(name)
+    if (known === undefined) leaves.push(child)
+    else if (same === undefined) {
+      known.set(name, child)
+      found.push(child)
+    } else {
+      const row = same
+      if (row.frame !== undefined && row.low >= row.frame.depth && !isAbove(row, parent)) {
+        // It is still to be worked on, higher up: down here it comes before the row that it
+        // refers to.
+        row.edge = edge
+        row.via = parent
+        row.parents.push(parent)
+        row.frame = undefined
+        found.push(row)
+      } else {
+        if (row.frame !== undefined || row.low < Number.POSITIVE_INFINITY) {
+          lower(parent, Math.min(row.low, row.frame?.depth ?? row.low))
+          row.parents.push(parent)
+        }
+        frame.skip.push(row)
+      }
+    }
+  }
+  return { found, leaves }
+}
+
 const pass = (
   task: Task
 ): Effect.Effect<
@@ -200,37 +245,7 @@ const pass = (
       const isLeaf = edge.kind === "cascade" && !Graph.isInner(graph, edge.child)
       const limit = isLeaf ? batch * batchesOfLeaves : batch
       const children = yield* childrenOf(task, edge, rows, frame.skip, limit)
-      const found: Array<Row> = []
-      const leaves: Array<Row> = []
-      for (const { identity, ord } of children) {
-        const parent = rows[ord - 1]
-        if (parent === undefined) continue
-        const child = newRow(edge.child, identity, edge, parent)
-        const name = nameOfRow(child)
-        const same = isLeaf ? undefined : known.get(name)
-        if (isLeaf) leaves.push(child)
-        else if (same === undefined) {
-          known.set(name, child)
-          found.push(child)
-        } else {
-          const row = same
-          if (row.frame !== undefined && row.low >= row.frame.depth && !isAbove(row, parent)) {
-            // It is still to be worked on, higher up: down here it comes before the row that it
-            // refers to.
-            row.edge = edge
-            row.via = parent
-            row.parents.push(parent)
-            row.frame = undefined
-            found.push(row)
-          } else {
-            if (row.frame !== undefined || row.low < Number.POSITIVE_INFINITY) {
-              lower(parent, Math.min(row.low, row.frame?.depth ?? row.low))
-              row.parents.push(parent)
-            }
-            frame.skip.push(row)
-          }
-        }
-      }
+      const { found, leaves } = met(frame, edge, rows, children, isLeaf ? undefined : known)
       yield* inSlices(leaves, batch, emit)
       if (children.length >= limit) frame.more = true
       else nextEdge(frame)
