@@ -9,6 +9,8 @@
 import * as Reactivity from "@effect/experimental/Reactivity"
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as SqlClient from "@effect/sql/SqlClient"
+import * as Config from "effect/Config"
+import type { ConfigError } from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -113,13 +115,23 @@ export const layer = (
   layerFrom(DatabaseConfig.resolve(settings))
 
 /**
+ * A database with settings that are read by `Config`, as `PgClient.layerConfig` takes them:
+ * `Database.layerConfig({ url: Config.redacted("PRIMARY_URL"), maxConnections: Config.integer("POOL_SIZE") })`.
+ */
+export const layerConfig = (
+  config: Config.Config.Wrap<DatabaseConfig.Settings>
+): Layer.Layer<Provided, ConfigError | DatabaseConfig.InvalidSettings | DatabaseError> =>
+  layerFrom(Effect.flatMap(Config.unwrap(config), DatabaseConfig.resolve))
+
+/**
  * A database with settings from the environment: `DATABASE_URL` and the others of `DatabaseConfig`.
  */
-export const layerConfig: Layer.Layer<Provided, DatabaseConfig.InvalidSettings | DatabaseError> =
-  Layer.suspend(() => layerConfigWith({}))
+export const layerEnv: Layer.Layer<Provided, DatabaseConfig.InvalidSettings | DatabaseError> = Layer.suspend(
+  () => layerEnvWith({})
+)
 
 /** The same, with settings from code that stand before those of the environment. */
-export const layerConfigWith = (
+export const layerEnvWith = (
   settings: Partial<DatabaseConfig.Settings>
 ): Layer.Layer<Provided, DatabaseConfig.InvalidSettings | DatabaseError> =>
   layerFrom(DatabaseConfig.fromEnvironment(settings))

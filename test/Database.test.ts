@@ -5,6 +5,9 @@ import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
+import * as Config from "effect/Config"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Either from "effect/Either"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -55,6 +58,36 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
         assert.deepStrictEqual(refused.reason, { _tag: "SessionUnavailable" })
         assert.include(refused.message, "set directUrl (DATABASE_DIRECT_URL)")
       }).pipe(Effect.provide(databaseLayer({ pooler: "transaction", directUrl: undefined })))
+  )
+
+  it.effect("takes settings that Config reads, as its namesake of the stock client does", () =>
+    Effect.gen(function* () {
+      const { url } = yield* TestServer
+      const configured = Database.layerConfig({
+        url: Config.redacted("PRIMARY_URL"),
+        maxConnections: Config.integer("POOL_SIZE"),
+        minConnections: Config.succeed(0),
+        idleTimeout: Config.duration("IDLE").pipe(Config.withDefault(Duration.minutes(1)))
+      })
+      const stats = Effect.flatMap(Database.Database, ({ stats }) => stats)
+      const given = (entries: ReadonlyArray<readonly [string, string]>) =>
+        Effect.provide(stats, configured).pipe(
+          Effect.withConfigProvider(ConfigProvider.fromMap(new Map(entries))),
+          Effect.either
+        )
+      const right = yield* given([
+        ["PRIMARY_URL", Redacted.value(url)],
+        ["POOL_SIZE", "3"]
+      ])
+      assert.deepInclude(Either.getOrThrow(right), { total: 1, max: 3 })
+      const missing = yield* given([["POOL_SIZE", "3"]])
+      assert.include(String(Either.flip(missing).pipe(Either.getOrThrow)), "PRIMARY_URL")
+      const wrong = yield* given([
+        ["PRIMARY_URL", Redacted.value(url)],
+        ["POOL_SIZE", "0"]
+      ])
+      assert.include(Either.getOrThrow(Either.flip(wrong)), { _tag: "InvalidSettings" })
+    })
   )
 
   it.effect("opens sessions over directUrl, and says when it is built that they can be had", () =>

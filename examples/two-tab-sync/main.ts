@@ -32,10 +32,10 @@ import * as Server from "./Server.js"
 const database = Layer.scopedContext(
   Effect.gen(function* () {
     const given = yield* Effect.option(Config.nonEmptyString("DATABASE_URL"))
-    if (Option.isSome(given)) return yield* Layer.build(Database.layerConfig)
+    if (Option.isSome(given)) return yield* Layer.build(Database.layerEnv)
     const { url } = yield* EmbeddedPostgres.make({ dataDirectory: ".data" })
     const settings = new Map([["DATABASE_URL", Redacted.value(url)]])
-    return yield* Layer.build(Database.layerConfig).pipe(
+    return yield* Layer.build(Database.layerEnv).pipe(
       Effect.withConfigProvider(
         ConfigProvider.orElse(ConfigProvider.fromMap(settings), () => ConfigProvider.fromEnv())
       )

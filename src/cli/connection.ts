@@ -57,7 +57,7 @@ const databaseAt = (target: string, environment: Environment, way: Way) => {
     settings.delete(environmentVariables.directUrl)
     settings.delete(environmentVariables.pooler)
   }
-  return Database.layerConfig.pipe(Layer.provide(Layer.setConfigProvider(ConfigProvider.fromMap(settings))))
+  return Database.layerEnv.pipe(Layer.provide(Layer.setConfigProvider(ConfigProvider.fromMap(settings))))
 }
 
 /** Whether the url itself has a limit, before which the command's own stands back. */
