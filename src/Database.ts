@@ -115,8 +115,14 @@ export const layer = (
   layerFrom(DatabaseConfig.resolve(settings))
 
 /**
- * A database with settings that are read by `Config`, as `PgClient.layerConfig` takes them:
- * `Database.layerConfig({ url: Config.redacted("PRIMARY_URL"), maxConnections: Config.integer("POOL_SIZE") })`.
+ * A database with settings that `Config` reads, as `PgClient.layerConfig` takes them.
+ *
+ * ```ts
+ * Database.layerConfig({
+ *   url: Config.redacted("PRIMARY_URL"),
+ *   maxConnections: Config.integer("POOL_SIZE")
+ * })
+ * ```
  */
 export const layerConfig = (
   config: Config.Config.Wrap<DatabaseConfig.Settings>
