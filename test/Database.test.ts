@@ -81,7 +81,7 @@ layer(Layer.merge(TestServer.layer, silent), { excludeTestServices: true })("Dat
       ])
       assert.deepInclude(Either.getOrThrow(right), { total: 1, max: 3 })
       const missing = yield* given([["POOL_SIZE", "3"]])
-      assert.include(String(Either.flip(missing).pipe(Either.getOrThrow)), "PRIMARY_URL")
+      assert.include(JSON.stringify(Either.getOrThrow(Either.flip(missing))), "PRIMARY_URL")
       const wrong = yield* given([
         ["PRIMARY_URL", Redacted.value(url)],
         ["POOL_SIZE", "0"]
