@@ -56,8 +56,8 @@ export interface Settings {
   /** A connection this old is closed when it is not in use, less a random 0 to 15 percent. */
   readonly connectionTTL?: DurationSetting | undefined
   /**
-   * A connection that was idle for so long is asked whether it is alive before it is lent. Zero
-   * asks every time.
+   * A connection that was idle for so long is asked whether it is alive before it is checked out.
+   * Zero asks every time.
    */
   readonly validateAfterIdle?: DurationSetting | undefined
   /** The server's `statement_timeout`. */

@@ -51,8 +51,8 @@ const allowed: ReadonlyArray<readonly [file: string, line: string, why: string]>
   ["support/witness.ts", "safetyNet(", "the longest wait for an answer"],
 
   // Interruptions at any moment: the moment is random.
-  ["driver/Pool.test.ts", "1 millis", "a connection that is held for a moment"],
-  ["driver/Pool.test.ts", "patience - 6", "a random moment"],
+  ["pool/Pool.test.ts", "1 millis", "a connection that is held for a moment"],
+  ["pool/Pool.test.ts", "patience - 6", "a random moment"],
   ["faults/acquire.test.ts", "nextRange(0, 250)", "a random moment"],
   ["faults/cancel.test.ts", "Duration.millis(millis)", "a random moment"],
 

@@ -4,7 +4,7 @@ import { withoutRaised } from "../errors/classify.js"
 
 /**
  * What one database decides about its errors: the standard decisions, changed by the program's own
- * `errorPolicy` within what is safe. Whoever makes an error, lends a connection again or runs a
+ * `errorPolicy` within what is safe. Whoever makes an error, checks a connection in or runs a
  * transaction again asks here.
  */
 export class AppliedErrorPolicy {

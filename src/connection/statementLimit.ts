@@ -17,7 +17,7 @@ export class StatementLimit {
   note(text: string, values: ReadonlyArray<unknown>, inTransaction: boolean): void {
     if (!relevant.test(text)) return
     const rest = text.replaceAll(setting, (_, scope: string | undefined, amount: string, unit = "ms") => {
-      this.set(Number(amount) * (unitMillis[unit.toLowerCase()] ?? Number.NaN), {
+      this.set(Number(amount) * (millisPerUnit[unit.toLowerCase()] ?? Number.NaN), {
         isLocal: scope?.toUpperCase() === "LOCAL",
         inTransaction
       })
@@ -65,7 +65,8 @@ const relevant = /statement_timeout|set_config|\b(?:reset|discard)\s+all\b/i
 const setting =
   /\bSET\s+(?:(LOCAL|SESSION)\s+)?statement_timeout\s*(?:=|\bTO\b)\s*(?:'\s*)?(\d+(?:\.\d+)?)\s*(us|ms|s|min|h|d)?(?![\w.])(?:\s*')?/gi
 
-const unitMillis: Readonly<Record<string, number>> = {
+/** The units of PostgreSQL's limits (chapter "Parameter Names and Values"). */
+export const millisPerUnit: Readonly<Record<string, number>> = {
   us: 0.001,
   ms: 1,
   s: 1000,

@@ -1,3 +1,4 @@
+import { millisPerUnit } from "./statementLimit.js"
 import * as Duration from "effect/Duration"
 
 /** What a url says beside the way to the server; a setting of the program's own overrides it. */
@@ -260,20 +261,11 @@ const limits: Readonly<Record<string, "statementTimeout" | "lockTimeout" | "idle
   idle_in_transaction_session_timeout: "idleInTransactionTimeout"
 }
 
-const millisOf: Readonly<Record<string, number>> = {
-  us: 0.001,
-  ms: 1,
-  s: 1000,
-  min: 60_000,
-  h: 3_600_000,
-  d: 86_400_000
-}
-
 /** A limit as PostgreSQL reads it; 0 is none (chapter "Parameter Names and Values"). */
 const serverDuration = (value: string): Duration.Duration | undefined => {
   const [, number = "", unit = "ms"] = /^\s*(\d+(?:\.\d+)?)\s*(us|ms|s|min|h|d)?\s*$/.exec(value) ?? []
   if (number === "") return undefined
-  const millis = Math.round(Number(number) * (millisOf[unit] ?? 1))
+  const millis = Math.round(Number(number) * (millisPerUnit[unit] ?? 1))
   return millis === 0 ? Duration.infinity : Duration.millis(millis)
 }
 

@@ -22,7 +22,7 @@ import {
   passedMillis
 } from "../connection/connection.js"
 import { standard } from "../connection/errorPolicy.js"
-import { Leases } from "./leases.js"
+import { TarnPool } from "./tarnPool.js"
 import { Generation } from "../connection/statementCache.js"
 import type { Telemetry } from "../telemetry/metrics.js"
 import type { Restore } from "../connection/mutex.js"
@@ -38,7 +38,7 @@ export interface PoolOptions {
   readonly validateAfterIdle: Duration.Duration
   /** More callers than this do not wait: they fail with `Overloaded`. */
   readonly maxWaiting: number
-  /** A connection that is lent for longer is reported, once. */
+  /** A connection that is checked out for longer is reported, once. */
   readonly leakWarning: Duration.Duration
   readonly telemetry: Telemetry
 }
@@ -53,7 +53,8 @@ export type PoolEvent =
   /** Every connection older than an error was given up. */
   | { readonly _tag: "Invalidated"; readonly error: DatabaseError }
   /**
-   * A connection has been lent for longer than `leakWarning`. `holder` is the span that took it.
+   * A connection has been checked out for longer than `leakWarning`. `holder` is the span that took
+   * it.
    */
   | {
       readonly _tag: "Leak"
@@ -79,9 +80,9 @@ export class CheckedOut extends Context.Reference<CheckedOut>()("promptgrimoire-
 /**
  * A pool of connections. `tarn` does the pooling: it keeps to the maximum and hands a free
  * connection to whoever waits longest. What is added here is the discipline around it: a connection
- * is lent only if it is open, young enough, outside any transaction and, after a pause, proven
- * alive; a caller's wait is not tied to the one dial that it caused, and leaves nothing behind when
- * it is interrupted.
+ * is checked out only if it is open, young enough, outside any transaction and, after a pause,
+ * proven alive; a caller's wait is not tied to the one dial that it caused, and leaves nothing
+ * behind when it is interrupted.
  */
 export interface Pool {
   /**
@@ -112,7 +113,7 @@ export const make = Effect.fn("Pool.make")(function* (
   const clock = yield* Effect.clock
   const unsafeNow = () => passedMillis(clock)
 
-  const live = new Map<PgConnection, Lease>()
+  const live = new Map<PgConnection, PoolEntry>()
   const dialPermits = yield* Effect.makeSemaphore(concurrentDials)
   const closed = yield* Deferred.make<never, DatabaseError>()
   const allReturned = yield* Deferred.make<void>()
@@ -121,11 +122,11 @@ export const make = Effect.fn("Pool.make")(function* (
   const { telemetry } = options
   const decisions = options.dial.decisions ?? standard
   const generation = new Generation()
-  const count = () => telemetry.connections(live.size - lent, lent, leases.numPendingAcquires())
+  const count = () => telemetry.connections(live.size - checkedOut, checkedOut, tarn.numPendingAcquires())
   let closing = false
   /** How many connections wait for the one that takes their place. */
   let renewing = 0
-  let lent = 0
+  let checkedOut = 0
   let invalidBefore = 0
   /** When a connection was lost last, in a statement. */
   let lastLoss = Number.NEGATIVE_INFINITY
@@ -135,12 +136,12 @@ export const make = Effect.fn("Pool.make")(function* (
 
   const state = (): PoolState => {
     let busy = 0
-    for (const [connection, lease] of live) if (lease.lent || !connection.isQuiet) busy++
+    for (const [connection, entry] of live) if (entry.checkedOut || !connection.isQuiet) busy++
     return {
       total: live.size,
       busy,
       idle: live.size - busy,
-      waiting: leases.numPendingAcquires(),
+      waiting: tarn.numPendingAcquires(),
       max: options.max
     }
   }
@@ -155,8 +156,8 @@ export const make = Effect.fn("Pool.make")(function* (
   const evict = (connection: PgConnection, error: DatabaseError) => {
     if (error.disposition === "keep") return
     if (error.reason._tag === "ReadOnlyTransaction" && connection.expectsReadOnly) return
-    const lease = live.get(connection)
-    if (lease !== undefined) lease.evicted = true
+    const entry = live.get(connection)
+    if (entry !== undefined) entry.evicted = true
     // Two that are lost at once say that the server or the network is gone, and not a connection.
     if (error.disposition !== "invalidate" && !isSecondLoss(error)) return
     publish({ _tag: "Invalidated", error })
@@ -164,9 +165,9 @@ export const make = Effect.fn("Pool.make")(function* (
     for (const other of live.keys()) if (other.openedAt < invalidBefore) retire(other)
   }
 
-  /** Closes a connection that is not lent. */
+  /** Closes a connection that is not checked out. */
   const retire = (connection: PgConnection) => {
-    if (leases.discard(connection)) runFork(connection.close)
+    if (tarn.discard(connection)) runFork(connection.close)
   }
 
   /**
@@ -195,23 +196,23 @@ export const make = Effect.fn("Pool.make")(function* (
     telemetry.created(millis)
     const ttl = Duration.toMillis(options.connectionTTL)
     const jitter = yield* Random.nextRange(0, maxJitter)
-    const lease: Lease = {
-      lent: false,
+    const entry: PoolEntry = {
+      checkedOut: false,
       evicted: false,
       idleSince: connection.openedAt,
       renewAt: connection.openedAt + ttl * (1 - jitter),
       expiresAt: connection.openedAt + ttl,
-      lentAt: 0,
+      checkedOutAt: 0,
       holder: Context.empty(),
       isReported: false,
       waits: { count: 0 }
     }
-    live.set(connection, lease)
+    live.set(connection, entry)
     publish({ _tag: "Opened", processId: connection.processId, millis })
     connection.onError = (error) => evict(connection, error)
     connection.onClose(() => {
       live.delete(connection)
-      leases.discard(connection)
+      tarn.discard(connection)
       count()
       publish({ _tag: "Closed", processId: connection.processId })
     })
@@ -227,7 +228,7 @@ export const make = Effect.fn("Pool.make")(function* (
     Effect.tapError((error) => {
       // While other connections are alive, whoever waits gets one of them; without any, nobody
       // will.
-      if (live.size === 0) leases.failFirst(error)
+      if (live.size === 0) tarn.failFirst(error)
       dialFailure = error
       publish({ _tag: "DialFailed", error })
       return Effect.void
@@ -238,7 +239,7 @@ export const make = Effect.fn("Pool.make")(function* (
   const create = dialPermits
     .withPermits(1)(
       Effect.suspend(() =>
-        leases.numPendingAcquires() === 0 && !leases.isBelowMinimum && renewing === 0
+        tarn.numPendingAcquires() === 0 && !tarn.isBelowMinimum && renewing === 0
           ? Effect.fail(noLongerWanted)
           : dial
       )
@@ -246,14 +247,14 @@ export const make = Effect.fn("Pool.make")(function* (
     .pipe(Effect.raceFirst(Deferred.await(closed)))
 
   const isFit = (connection: PgConnection): boolean => {
-    const lease = live.get(connection)
+    const entry = live.get(connection)
     return (
-      lease !== undefined &&
-      !lease.evicted &&
+      entry !== undefined &&
+      !entry.evicted &&
       connection.isOpen &&
       connection.transactionStatus === "I" &&
       connection.openedAt >= invalidBefore &&
-      unsafeNow() < lease.expiresAt
+      unsafeNow() < entry.expiresAt
     )
   }
 
@@ -264,7 +265,7 @@ export const make = Effect.fn("Pool.make")(function* (
 
   const isReady = (connection: PgConnection): boolean => isFit(connection) && !wasIdleTooLong(connection)
 
-  const leases: Leases<PgConnection> = new Leases<PgConnection>({
+  const tarn: TarnPool<PgConnection> = new TarnPool<PgConnection>({
     create: () => runPromise(create),
     validate: ((connection: PgConnection): boolean | Promise<boolean> => {
       if (!isFit(connection)) return false
@@ -281,13 +282,14 @@ export const make = Effect.fn("Pool.make")(function* (
   })
 
   const oldestHolder = (): Holder | undefined => {
-    let oldest: Lease | undefined
-    for (const lease of live.values()) {
-      if (lease.lent && (oldest === undefined || lease.lentAt < oldest.lentAt)) oldest = lease
+    let oldest: PoolEntry | undefined
+    for (const entry of live.values()) {
+      if (entry.checkedOut && (oldest === undefined || entry.checkedOutAt < oldest.checkedOutAt))
+        oldest = entry
     }
     return oldest === undefined
       ? undefined
-      : { span: nameOf(oldest.holder), heldMillis: Math.round(performance.now() - oldest.lentAt) }
+      : { span: nameOf(oldest.holder), heldMillis: Math.round(performance.now() - oldest.checkedOutAt) }
   }
 
   const acquireError = (error: unknown): DatabaseError => {
@@ -308,20 +310,20 @@ export const make = Effect.fn("Pool.make")(function* (
     return timeout
   }
 
-  const lend = (
+  const handOver = (
     connection: PgConnection,
     holder: Context.Context<never>,
     waitedSince: number
   ): PgConnection => {
-    const lease = live.get(connection)
+    const entry = live.get(connection)
     const now = performance.now()
-    if (lease !== undefined) {
-      lease.lent = true
-      lease.lentAt = now
-      lease.holder = holder
-      lease.isReported = false
+    if (entry !== undefined) {
+      entry.checkedOut = true
+      entry.checkedOutAt = now
+      entry.holder = holder
+      entry.isReported = false
     }
-    lent++
+    checkedOut++
     telemetry.waited(now - waitedSince)
     count()
     return connection
@@ -331,8 +333,8 @@ export const make = Effect.fn("Pool.make")(function* (
     Effect.contextWithEffect((context: Context.Context<never>) => {
       if (closing) return Effect.fail(poolClosed)
       const started = performance.now()
-      const ready = leases.take(isReady)
-      if (ready !== undefined) return Effect.succeed(lend(ready, context, started))
+      const ready = tarn.take(isReady)
+      if (ready !== undefined) return Effect.succeed(handOver(ready, context, started))
       const mine = Context.get(context, CheckedOut).flatMap(({ connection, over }) =>
         over ? [] : (live.get(connection as PgConnection) ?? [])
       )
@@ -344,18 +346,18 @@ export const make = Effect.fn("Pool.make")(function* (
    * Why a caller must not even wait: too many do for whom there is neither a free connection nor
    * room for one, or whoever could give it a connection waits for one, too.
    */
-  const refusal = (mine: ReadonlyArray<Lease>): DatabaseError | undefined => {
+  const refusal = (mine: ReadonlyArray<PoolEntry>): DatabaseError | undefined => {
     const everybodyWaits =
       mine.length > 0 &&
-      lent >= options.max &&
-      [...live.values()].every((lease) => lease.waits.count > 0 || mine.includes(lease))
+      checkedOut >= options.max &&
+      [...live.values()].every((entry) => entry.waits.count > 0 || mine.includes(entry))
     const reason: Reason | undefined = everybodyWaits
       ? {
           _tag: "NestedAcquire",
           holders: [...live.values()].map(({ holder }) => nameOf(holder)),
           pool: state()
         }
-      : leases.numPendingAcquires() >= options.maxWaiting + options.max - leases.numUsed()
+      : tarn.numPendingAcquires() >= options.maxWaiting + options.max - tarn.numUsed()
         ? { _tag: "Overloaded", pool: state(), oldestHolder: oldestHolder() }
         : undefined
     if (reason === undefined) return undefined
@@ -368,12 +370,12 @@ export const make = Effect.fn("Pool.make")(function* (
     restore: Restore,
     context: Context.Context<never>,
     started: number,
-    mine: ReadonlyArray<Lease>
+    mine: ReadonlyArray<PoolEntry>
   ): Effect.Effect<PgConnection, DatabaseError> => {
-    const pending = leases.acquire()
+    const pending = tarn.acquire()
     const acquireMillis = Math.min(Duration.toMillis(options.acquireTimeout), maxTimer)
-    const callOff = alarm(acquireMillis, () => leases.expire(pending))
-    const waits = mine.map((lease) => lease.waits)
+    const callOff = alarm(acquireMillis, () => tarn.expire(pending))
+    const waits = mine.map((entry) => entry.waits)
     for (const one of waits) one.count++
     const stopWaiting = () => {
       callOff()
@@ -383,8 +385,8 @@ export const make = Effect.fn("Pool.make")(function* (
     let left = false
     const promise = pending.promise.finally(stopWaiting).then(
       (connection) => {
-        given = lend(connection, context, started)
-        if (left) giveBack(connection)
+        given = handOver(connection, context, started)
+        if (left) checkIn(connection)
         if (!closing) return Effect.succeed(connection)
         // It was on its way when the pool closed, and is about to be closed with the others.
         return Effect.fail(poolClosed)
@@ -398,35 +400,35 @@ export const make = Effect.fn("Pool.make")(function* (
         onFailure: (cause) =>
           Effect.suspend(() => {
             left = true
-            if (given === undefined) leases.withdraw(pending)
-            else giveBack(given)
+            if (given === undefined) tarn.withdraw(pending)
+            else checkIn(given)
             return Effect.failCause(cause)
           })
       }
     )
   }
 
-  const giveBack = (connection: PgConnection) => {
-    lent--
+  const checkIn = (connection: PgConnection) => {
+    checkedOut--
     connection.expectsReadOnly = false
     connection.answerMillis = options.dial.answerMillis
-    const lease = live.get(connection)
-    if (lease !== undefined) {
-      telemetry.used(performance.now() - lease.lentAt)
-      lease.holder = Context.empty()
-      lease.waits = { count: 0 }
-      lease.lent = false
-      lease.idleSince = unsafeNow()
+    const entry = live.get(connection)
+    if (entry !== undefined) {
+      telemetry.used(performance.now() - entry.checkedOutAt)
+      entry.holder = Context.empty()
+      entry.waits = { count: 0 }
+      entry.checkedOut = false
+      entry.idleSince = unsafeNow()
     }
-    const isDue = lease !== undefined && unsafeNow() >= lease.renewAt
+    const isDue = entry !== undefined && unsafeNow() >= entry.renewAt
     if (isFit(connection) && !isDue && !closing) {
-      leases.release(connection)
+      tarn.release(connection)
     } else {
-      leases.drop(connection)
+      tarn.drop(connection)
       if (connection.isOpen) runFork(connection.close)
     }
     count()
-    if (closing && lent === 0) Deferred.unsafeDone(allReturned, Exit.void)
+    if (closing && checkedOut === 0) Deferred.unsafeDone(allReturned, Exit.void)
   }
 
   const release = (connection: PgConnection): Effect.Effect<void> =>
@@ -434,9 +436,9 @@ export const make = Effect.fn("Pool.make")(function* (
       if (!connection.isQuiet)
         return Effect.asVoid(Effect.forkDaemon(Effect.zipRight(connection.quiet, release(connection))))
       const dirty = connection.isOpen && connection.transactionStatus !== "I"
-      giveBack(connection)
+      checkIn(connection)
       return dirty
-        ? Effect.logWarning("A connection was given back inside an open transaction; it is closed")
+        ? Effect.logWarning("A connection was checked in inside an open transaction; it is closed")
         : Effect.void
     })
 
@@ -446,17 +448,17 @@ export const make = Effect.fn("Pool.make")(function* (
    * room for that.
    */
   const renew = (now: number) => {
-    const due = [...live].flatMap(([connection, lease]) =>
-      now >= lease.renewAt && leases.isFree(connection) ? [connection] : []
+    const due = [...live].flatMap(([connection, entry]) =>
+      now >= entry.renewAt && tarn.isFree(connection) ? [connection] : []
     )
-    const spare = Math.max(leases.open - options.min, 0)
+    const spare = Math.max(tarn.open - options.min, 0)
     for (const connection of due.splice(0, spare)) retire(connection)
     if (due.length === 0 || renewing > 0) return
-    if (leases.open >= options.max) {
+    if (tarn.open >= options.max) {
       for (const connection of due.splice(0, 1)) retire(connection)
       return
     }
-    for (const opened of leases.topUp(due.length)) {
+    for (const opened of tarn.topUp(due.length)) {
       renewing++
       opened
         .then(() => due.splice(0, 1).forEach(retire))
@@ -469,9 +471,9 @@ export const make = Effect.fn("Pool.make")(function* (
 
   /** Closes what was idle for too long, down to the minimum. */
   const evictIdle = (now: number) => {
-    const spare = Math.max(leases.open - options.min, 0)
-    const idle = [...live].flatMap(([connection, lease]) =>
-      now - lease.idleSince >= idleMillis && leases.isFree(connection) ? [connection] : []
+    const spare = Math.max(tarn.open - options.min, 0)
+    const idle = [...live].flatMap(([connection, entry]) =>
+      now - entry.idleSince >= idleMillis && tarn.isFree(connection) ? [connection] : []
     )
     for (const connection of idle.slice(0, spare)) retire(connection)
   }
@@ -483,7 +485,7 @@ export const make = Effect.fn("Pool.make")(function* (
   const housekeeping = Effect.suspend(() => {
     renew(unsafeNow())
     evictIdle(unsafeNow())
-    for (const opened of leases.topUp()) opened.catch(ignore)
+    for (const opened of tarn.topUp()) opened.catch(ignore)
     const isNews = dialFailure !== undefined && !reported
     reported = dialFailure !== undefined
     const dialWarning = isNews
@@ -497,14 +499,14 @@ export const make = Effect.fn("Pool.make")(function* (
     const now = performance.now()
     const limit = Duration.toMillis(options.leakWarning)
     const leaks = [...live].filter(
-      ([, lease]) => lease.lent && !lease.isReported && now - lease.lentAt > limit
+      ([, entry]) => entry.checkedOut && !entry.isReported && now - entry.checkedOutAt > limit
     )
     return Effect.forEach(
       leaks,
-      ([connection, lease]) => {
-        lease.isReported = true
-        const heldMillis = Math.round(now - lease.lentAt)
-        const holder = nameOf(lease.holder)
+      ([connection, entry]) => {
+        entry.isReported = true
+        const heldMillis = Math.round(now - entry.checkedOutAt)
+        const holder = nameOf(entry.holder)
         publish({ _tag: "Leak", processId: connection.processId, holder, heldMillis })
         return Effect.logWarning(
           `A connection has been held for ${heldMillis} ms by ${holder} (backend ${connection.processId})`
@@ -517,14 +519,14 @@ export const make = Effect.fn("Pool.make")(function* (
   yield* Effect.addFinalizer(() =>
     Effect.gen(function* () {
       closing = true
-      if (lent === 0) yield* Deferred.succeed(allReturned, undefined)
+      if (checkedOut === 0) yield* Deferred.succeed(allReturned, undefined)
       yield* Deferred.fail(closed, poolClosed)
-      const shutDown = leases.shutDown(poolClosed)
+      const shutDown = tarn.shutDown(poolClosed)
       yield* Effect.timeoutOption(Effect.interruptible(Deferred.await(allReturned)), closeGrace)
       yield* Effect.forEach(
         [...live],
-        ([connection, lease]) =>
-          lease.lent || !connection.isQuiet ? connection.terminate : connection.close,
+        ([connection, entry]) =>
+          entry.checkedOut || !connection.isQuiet ? connection.terminate : connection.close,
         { concurrency: "unbounded", discard: true }
       )
       yield* Effect.promise(() => shutDown)
@@ -541,7 +543,7 @@ export const make = Effect.fn("Pool.make")(function* (
   yield* options.min === 0
     ? Effect.scoped(checkOut(pooling))
     : Effect.tryPromise({
-        try: () => Promise.all(leases.topUp()),
+        try: () => Promise.all(tarn.topUp()),
         catch: (error) => acquireError(error)
       })
   yield* housekeeping.pipe(
@@ -600,18 +602,18 @@ export const holding =
     })
 
 /** What the pool knows of a connection. */
-interface Lease {
-  lent: boolean
-  /** An error said that it must not be lent again. */
+interface PoolEntry {
+  checkedOut: boolean
+  /** An error said that nobody may have it again. */
   evicted: boolean
   idleSince: number
   /** When another one is opened in its place. */
   readonly renewAt: number
-  /** When it is not lent any more. */
+  /** From when on nobody may have it. */
   readonly expiresAt: number
   /** Time of `performance.now()`. */
-  lentAt: number
-  /** The context of who it is lent to. */
+  checkedOutAt: number
+  /** The context of whoever has checked it out. */
   holder: Context.Context<never>
   /** Whether it was reported as held for too long. */
   isReported: boolean
@@ -654,8 +656,8 @@ const sameLossMillis = 1000
 const maxJitter = 0.15
 
 /**
- * How long a pool that closes waits for what is lent; then statements are cancelled and connections
- * cut.
+ * How long a pool that closes waits for what is checked out; then statements are cancelled and
+ * connections cut.
  */
 const closeGrace = Duration.seconds(3)
 

@@ -16,7 +16,7 @@ export interface Telemetry {
   readonly connections: (idle: number, used: number, pending: number) => void
   /** A caller got its connection after so many milliseconds. */
   readonly waited: (millis: number) => void
-  /** A connection was given back after so many milliseconds. */
+  /** A connection was checked in after so many milliseconds. */
   readonly used: (millis: number) => void
   /** A connection was opened in so many milliseconds. */
   readonly created: (millis: number) => void

@@ -54,8 +54,8 @@ export const make = (points: ReadonlyArray<FaultPoint>): ((pool: Pool) => Pool) 
   }
   return (pool) => {
     /** The pool's own connections, by what the program has instead of them. */
-    const lent = new WeakMap<Connection, Connection>()
-    const own = (connection: Connection) => lent.get(connection) ?? connection
+    const inners = new WeakMap<Connection, Connection>()
+    const own = (connection: Connection) => inners.get(connection) ?? connection
     return {
       acquire: (restore) =>
         Effect.mapInputContext(pool.acquire(restore), (context: Context.Context<never>) =>
@@ -70,7 +70,7 @@ export const make = (points: ReadonlyArray<FaultPoint>): ((pool: Pool) => Pool) 
         ).pipe(
           Effect.map((inner) => {
             const connection = new FailingConnection(inner, strike)
-            lent.set(connection, inner)
+            inners.set(connection, inner)
             return connection
           })
         ),

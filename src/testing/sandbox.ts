@@ -104,7 +104,7 @@ const tooLong = (acquireTimeout: Duration.Duration, pool: PoolState) =>
     }
   })
 
-/** The connection of a sandbox, while it is lent to somebody. */
+/** The connection of a sandbox, while somebody has it. */
 class SandboxConnection extends WrappedConnection {
   private inTransaction = false
   private settings: LocalSettings.Before = new Map()

@@ -50,7 +50,7 @@ describe("F26: behind a transaction pooler", () => {
     const sources = [
       "../Database.test.ts",
       "../transaction/run.test.ts",
-      "../driver/Statement.test.ts",
+      "../connection/Statement.test.ts",
       "../transaction/errorPolicy.test.ts"
     ].map((file) => Fs.readFileSync(new URL(file, import.meta.url), "utf8"))
     const titles = sources.flatMap((text) =>

@@ -16,7 +16,7 @@ export default defineConfig(
       "test/model/**/*.test.ts",
       "test/testing/**/*.test.ts",
       "test/transaction/!(faults).test.ts",
-      "test/driver/Statement.test.ts",
+      "test/connection/Statement.test.ts",
       // The others of security/ have servers of their own, or look at what is on the way to one.
       "test/security/limits.test.ts",
       "test/Copy.test.ts",

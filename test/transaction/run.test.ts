@@ -725,7 +725,7 @@ layer(Layer.merge(testLayer({ maxConnections: 8 }), silent), { excludeTestServic
           assert.strictEqual(yield* processId, before)
           assert.notInclude(
             records.map(({ message }) => message).join("\n"),
-            "given back inside an open transaction"
+            "checked in inside an open transaction"
           )
         }).pipe(Effect.provide(databaseLayer({ maxConnections: 1 })))
       )

@@ -5,10 +5,10 @@ import * as Tarn from "tarn"
  * Three things of it are not enough here, and subclasses may do them: a free connection is handed
  * over at once, without a promise and two timers; whoever gives up waiting leaves the queue in the
  * same instant (`abort` leaves the queue some microtasks later, and a connection that is released
- * meanwhile is lent to nobody, and stays lent); and what was idle for too long is for the user of
- * this class to find and {@link discard}: `tarn` measures it by the time of day, which can jump.
+ * meanwhile goes to nobody, and never comes back); and what was idle for too long is for the user
+ * of this class to find and {@link discard}: `tarn` measures it by the time of day, which can jump.
  */
-export class Leases<T> extends Tarn.Pool<T> {
+export class TarnPool<T> extends Tarn.Pool<T> {
   /** A free resource that is `ready`, unless others wait. */
   take(ready: (resource: T) => boolean): T | undefined {
     const free = this.pendingAcquires.length === 0 ? this.free.at(-1) : undefined
@@ -38,7 +38,7 @@ export class Leases<T> extends Tarn.Pool<T> {
   }
 
   /**
-   * Takes a resource out that is not to be lent again; `false` when it is lent. Closing it is left
+   * Removes a free resource for good; `false` when it is in use. Closing it is left
    * to the caller.
    */
   discard(resource: T): boolean {
@@ -46,7 +46,8 @@ export class Leases<T> extends Tarn.Pool<T> {
   }
 
   /**
-   * Takes a lent resource out, which makes room for another one. Closing it is left to the caller.
+   * Removes a resource in use for good, which makes room for another one. Closing it is left to the
+   * caller.
    */
   drop(resource: T): void {
     if (remove(this.used, (used) => used.resource === resource)) this._tryAcquireOrCreate()
@@ -70,7 +71,7 @@ export class Leases<T> extends Tarn.Pool<T> {
     )
   }
 
-  /** Whether it is open and not lent. */
+  /** Whether it is open and nobody uses it. */
   isFree(resource: T): boolean {
     return this.free.some((free) => free.resource === resource)
   }
@@ -90,7 +91,7 @@ export class Leases<T> extends Tarn.Pool<T> {
     this.pendingAcquires.shift()?.reject(error as Error)
   }
 
-  /** Fails everybody who waits and stops; what is lent is not waited for. */
+  /** Fails everybody who waits and stops; what is in use is not waited for. */
   async shutDown(error: unknown): Promise<void> {
     while (this.pendingAcquires.length > 0) this.failFirst(error)
     for (const used of this.used) used.settle()
